@@ -1,0 +1,199 @@
+"""The dataset on disk: what `prep` writes and `loaders` read, and nothing else.
+
+One folder a split holds WebDataset tars, DALI's index beside each (`.idx`), `samples.arrow` (one row an
+image), `ledger.jsonl` and `manifest.json`. The manifest is written last: a split that has one is whole.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),  # position in the manifest's list of shards
+        pa.field("offset", pa.int64(), nullable=False),  # of the JPEG's first byte in its tar
+        pa.field("size", pa.int64(), nullable=False),  # of the JPEG, in bytes
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # pixels as stored, EXIF orientation ignored
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),  # of the JPEG
+    ]
+)
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used; the message is one line that names it and the fix."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes the bytes of a prepared split, beside the source itself."""
+
+    images_per_shard: int = 2000
+    limit: int | None = None
+    decode_check: bool = True
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a split came from: `revision` is a commit, or a digest of the source's listing."""
+
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a split."""
+
+    name: str
+    num_images: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The facts of one split: no date, no path, no worker count, so equal inputs give equal bytes."""
+
+    split: str
+    source: Origin
+    options: Options
+    class_names: tuple[str, ...]
+    num_images: int
+    num_rejected: int
+    size_bytes: int
+    samples_sha256: str
+    shards: tuple[Shard, ...]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        fields: dict[str, Any] = json.loads(text)
+        fields["source"] = Origin(**fields["source"])
+        fields["options"] = Options(**fields["options"])
+        fields["class_names"] = tuple(fields["class_names"])
+        fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
+        return cls(**fields)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a split's folder.
+
+    Raises:
+        InputError: the folder has none, or it is damaged or of another format version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist: prepare the data with `python prep/shard.py --source SRC --out {folder.parent}`"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text).get("format_version")
+        if version == FORMAT_VERSION:
+            return Manifest.from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete {folder} and prepare it again") from error
+    raise InputError(f"{path} is of format {version}, this is Penstock for format {FORMAT_VERSION}: prepare it again")
+
+
+class Split:
+    """One prepared split, its sample index memory-mapped. Columns are numpy views without a copy."""
+
+    def __init__(self, root: str | os.PathLike[str], name: str) -> None:
+        self.folder = Path(root) / name
+        self.manifest = read_manifest(self.folder)
+        self._check_shards()
+        self.samples = self._map_samples()
+
+    def __len__(self) -> int:
+        return self.manifest.num_images
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.manifest.class_names
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the manifest, which itself holds the digests of the index and of every shard."""
+        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+
+    @cached_property
+    def shard_paths(self) -> list[Path]:
+        return [self.folder / shard.name for shard in self.manifest.shards]
+
+    def column(self, name: str) -> np.ndarray:
+        """An integer column of the sample index, one value an image."""
+        return self.samples.column(name).chunk(0).to_numpy(zero_copy_only=True)
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        """The keys of some rows of the sample index."""
+        return self.samples.column("key").take(pa.array(rows)).to_pylist()
+
+    def _check_shards(self) -> None:
+        for shard in self.manifest.shards:
+            path = self.folder / shard.name
+            size_bytes = path.stat().st_size if path.is_file() else None
+            if size_bytes != shard.size_bytes:
+                found = "is missing" if size_bytes is None else f"has {size_bytes:,} bytes, not {shard.size_bytes:,}"
+                raise InputError(f"{path} {found}: run prep/shard.py again as before, it writes just that shard anew")
+
+    def _map_samples(self) -> pa.Table:
+        path = self.folder / SAMPLES
+        mend = f"delete {self.folder / MANIFEST} and {path} and run prep/shard.py again"
+        if not path.is_file():
+            raise InputError(f"{path} is missing: {mend}")
+        mapped = pa.memory_map(str(path))
+        if hashlib.sha256(mapped.read_buffer()).hexdigest() != self.manifest.samples_sha256:
+            raise InputError(f"{path} does not match its manifest: {mend}")
+        table = pa.ipc.open_file(mapped).read_all()
+        assert table.schema.equals(SAMPLE_SCHEMA) and table.num_rows == self.manifest.num_images
+        return table
+
+
+def write_samples(path: Path, columns: Mapping[str, Sequence[Any]]) -> str:
+    """Write the sample index as one Arrow IPC record batch (so columns map without a copy); its sha256."""
+    table = pa.table(columns, schema=SAMPLE_SCHEMA).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SAMPLE_SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=max(1, table.num_rows))
+    content = sink.getvalue()
+    write_whole(path, content.to_pybytes())
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears under its name only when it is whole and on disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""Progress of long work: a live bar in a terminal, a line now and then in a log."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Meter:
+    """Counts images and bytes towards a known total; shows images/s, MB/s and the time left."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.resumed, self.done, self.size_bytes = label, total, done, done, 0
+        self.started = self.last_line = time.monotonic()
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.console = console
+        self.task = self.bar.add_task(label, total=total, completed=done, rate="")
+
+    def __enter__(self) -> "Meter":
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.bar.stop()
+
+    def add(self, num_images: int, size_bytes: int) -> None:
+        """Count some finished work and show it."""
+        self.done += num_images
+        self.size_bytes += size_bytes
+        self.bar.update(self.task, completed=self.done, rate=self.rate())
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            self.console.print(
+                f"{self.label} {self.done:,}/{self.total:,} {self.rate()} ETA {self._eta()}", highlight=False
+            )
+
+    def rate(self) -> str:
+        """Images/s and MB/s since this run began."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return f"{(self.done - self.resumed) / seconds:,.0f} images/s {self.size_bytes / seconds / 1e6:,.1f} MB/s"
+
+    def _eta(self) -> str:
+        seconds = (time.monotonic() - self.started) * (self.total - self.done) / max(1, self.done - self.resumed)
+        return format_duration(seconds)
+
+
+def format_duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

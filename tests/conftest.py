@@ -1,0 +1,53 @@
+"""What the tests share: prepared digits, real photographs where they are at hand, and the commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prep.dataset import Options
+from prep.digits import write_digits
+from prep.prepare import prepare_split
+from prep.resolve import open_source
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+
+
+def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS…` as a user would; the caller checks the exit status."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def digits_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as a Hugging Face dataset folder."""
+    folder = tmp_path_factory.mktemp("digits-source")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as shards: train (1,437 images in 5 shards) and validation (360 in 2)."""
+    out = tmp_path_factory.mktemp("digits")
+    source = open_source(str(digits_source))
+    for split in ("train", "validation"):
+        prepare_split(source, split, out, Options(images_per_shard=300), num_workers=2)
+    return out
+
+
+@pytest.fixture(scope="session")
+def imagenet_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 real ImageNet JPEGs as shards; skips where they are not at hand."""
+    folder = SHARED_DATA / "imagenet-samples"
+    if not folder.is_dir():
+        pytest.skip(f"needs real ImageNet images in {folder} (set PENSTOCK_TEST_DATA)")
+    out = tmp_path_factory.mktemp("imagenet-samples")
+    source = open_source(str(folder))
+    for split in ("train", "validation"):
+        prepare_split(source, split, out, Options(images_per_shard=100), num_workers=2)
+    return out
