@@ -25,6 +25,7 @@ def write_digits(out: Path) -> None:
     rows = np.arange(len(labels))
     train, validation = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASS_NAMES)})
+    datasets.disable_progress_bars()
     (out / "data").mkdir(parents=True, exist_ok=True)
     for split, chosen in (("train", train), ("validation", validation)):
         images = [{"bytes": _encode(scans[row].reshape(8, 8)), "path": f"digit_{row:04d}.jpg"} for row in chosen]
