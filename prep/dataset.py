@@ -81,7 +81,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -143,7 +143,7 @@ class Split:
         """An integer column of the sample index, one value an image."""
         return self.samples.column(name).chunk(0).to_numpy(zero_copy_only=True)
 
-    def keys(self, rows: np.ndarray) -> list[str]:
+    def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of some rows of the sample index."""
         return self.samples.column("key").take(pa.array(rows)).to_pylist()
 
@@ -157,7 +157,7 @@ class Split:
 
     def _map_samples(self) -> pa.Table:
         path = self.folder / SAMPLES
-        mend = f"delete {self.folder / MANIFEST} and {path} and run prep/shard.py again"
+        mend = f"delete {self.folder} and run prep/shard.py again"
         if not path.is_file():
             raise InputError(f"{path} is missing: {mend}")
         mapped = pa.memory_map(str(path))

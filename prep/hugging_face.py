@@ -72,6 +72,8 @@ def open_dataset(source: str) -> ParquetSource:
     with ThreadPoolExecutor(16) as pool:
         footers = dict(zip([url for _, url in urls], pool.map(_footer, [url for _, url in urls]), strict=True))
     image_column, label_column, names = _columns(source, next(iter(footers.values())).schema.to_arrow_schema())
+    for url, footer in footers.items():
+        _check_columns(url, footer.schema.to_arrow_schema(), image_column, label_column)
     files = {
         split: tuple(_describe(url, footers[url], label_column) for s, url in urls if s == split)
         for split in data_files
@@ -104,7 +106,10 @@ def _resolve(source: str) -> dict[str, list[str]]:
 
 def _explain(source: str, error: Exception) -> str:
     """One line on what to do; never the token, and never the hub's page-long answer."""
-    text = str(error)
+    cannot_open = f"cannot open {source}: {' '.join(str(error).split())[:300]}"
+    if Path(source).is_dir():
+        return cannot_open
+    text = f"{type(error).__name__} {error}".replace(source, "")  # whose name may hold any of the words looked for
     if "gated" in text or "401" in text or "403" in text:
         return (
             f"{source} is gated: accept its terms at https://huggingface.co/datasets/{source}, "
@@ -112,9 +117,10 @@ def _explain(source: str, error: Exception) -> str:
         )
     if isinstance(error, DatasetNotFoundError) and "accessed" in text:
         return f"{source} is not on the hub, or private: check the name, then `hf auth login` if it is private"
-    if isinstance(error, (ConnectionError, OSError)) or "reach" in text or "connect" in text.lower():
+    unreachable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if unreachable or any(word in text.lower() for word in ("reach", "connect", "timeout")):
         return f"cannot reach the hub for {source}: check the network, or give --source a local folder"
-    return f"cannot open {source}: {' '.join(text.split())[:300]}"
+    return cannot_open
 
 
 def _footer(url: str) -> pq.FileMetaData:
@@ -123,7 +129,9 @@ def _footer(url: str) -> pq.FileMetaData:
             return pq.ParquetFile(opened).metadata
     except pa.ArrowInvalid as error:
         raise InputError(f"{url} is no whole parquet file ({error}): download it again") from error
-    except huggingface_hub.errors.HfHubHTTPError as error:
+    except Exception as error:  # the hub's HTTP client has its own kinds, no OSErrors
+        if not url.startswith("hf://"):
+            raise
         raise InputError(_explain(url.split("@", maxsplit=1)[0].removeprefix("hf://datasets/"), error)) from error
 
 
@@ -140,6 +148,14 @@ def _columns(source: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...]]
         raise InputError(f"{source} has columns {', '.join(features)}: an image and a label column are needed")
     names = getattr(features[labels[0]], "names", None) or ()
     return images[0], labels[0], tuple(names)
+
+
+def _check_columns(url: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
+    if not {image_column, label_column} <= set(schema.names):
+        raise InputError(f"{url} has columns {', '.join(schema.names)}, not {image_column} and {label_column}: mend it")
+    if not pa.types.is_integer(schema.field(label_column).type):
+        found = schema.field(label_column).type
+        raise InputError(f"{url} has labels of type {found}: cast column {label_column} to ClassLabel or integers")
 
 
 def _describe(url: str, metadata: pq.FileMetaData, label_column: str) -> ParquetFile:

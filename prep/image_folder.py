@@ -49,7 +49,7 @@ class ImageFiles:
 
 def open_image_folder(root: Path) -> ImageFolder:
     """An image folder as torchvision's `ImageFolder` reads it; a class is a folder, its label its sorted rank."""
-    folders = {SPLIT_FOLDERS[d.name]: d for d in _folders(root) if d.name in SPLIT_FOLDERS} or {"train": root}
+    folders = _split_folders(root) or {"train": root}
     classes = {split: [d.name for d in _folders(folder)] for split, folder in folders.items()}
     class_names = classes.get("train") or next(iter(classes.values()))
     for split, names in classes.items():
@@ -61,6 +61,17 @@ def open_image_folder(root: Path) -> ImageFolder:
             raise InputError(f"{folders[split]} holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare")
     files = {split: tuple(_permuted(entries)) for split, entries in listing.items()}
     return ImageFolder(root, Origin(root.resolve().name, _listing_digest(root, listing)), tuple(class_names), files)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = SPLIT_FOLDERS.get(folder.name)
+        if split in folders:
+            raise InputError(f"{folder} and {folders[split]} are both the {split} split: keep one of them")
+        if split:
+            folders[split] = folder
+    return folders
 
 
 def _folders(root: Path) -> list[Path]:

@@ -58,5 +58,6 @@ def _as_jpeg(image: ImageFile.ImageFile, data: bytes, decode_check: bool) -> Jpe
             image.load()
         return Jpeg(data, width, height)
     encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=REENCODE_QUALITY, subsampling=0)
+    eight_bit = image.point(lambda value: value / 257) if image.mode.startswith("I;16") else image  # else all is white
+    eight_bit.convert("RGB").save(encoded, "JPEG", quality=REENCODE_QUALITY, subsampling=0)
     return Jpeg(encoded.getvalue(), width, height, f"{image.format} {image.mode} made RGB JPEG")

@@ -7,6 +7,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
+from prep.dataset import InputError
 from prep.source import Item
 
 ROWS_PER_READ = 64  # 7 MB of ImageNet
@@ -22,8 +23,12 @@ class ParquetRows:
 
     def __iter__(self) -> Iterator[Item]:
         for url, start, stop in self.spans:
-            with fsspec.open(url, "rb") as opened:
-                yield from self._read(pq.ParquetFile(opened), start, stop)
+            try:
+                with fsspec.open(url, "rb") as opened:
+                    yield from self._read(pq.ParquetFile(opened), start, stop)
+            except Exception as error:  # pyarrow's, the disk's, or the hub's HTTP client's own, which may not pickle
+                cause = " ".join(str(error).split())[:300]
+                raise InputError(f"{url} cannot be read ({cause}): run again; if it stays, download it anew") from error
 
     def _read(self, parquet: pq.ParquetFile, start: int, stop: int) -> Iterator[Item]:
         columns = [self.image_column, self.label_column]

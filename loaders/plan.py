@@ -1,0 +1,161 @@
+"""The plan: which pixels make a batch, decided before anything is read or decoded. numpy alone, pure functions.
+
+Shapes: B images of one rank's batch, N images of a split, T tries of a random crop.
+All randomness is a function of (seed, epoch, sample); what was drawn before never matters.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from loaders.philox import philox4x32, uniform
+
+NUM_TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
+FLIP_BLOCK = NUM_TRIES  # each try takes one Philox block of four words; the flip takes the next
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop and horizontal flip, as torchvision defines them."""
+
+    size: int = 224  # pixels, of the square output
+    scale: tuple[float, float] = (0.08, 1.0)  # crop area, as a share of the image's
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height
+    hflip: float = 0.5  # probability of a horizontal flip
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the short side to `resize`, then crop `size` from the centre, as torchvision defines them."""
+
+    size: int = 224
+    resize: int = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rank's batch: decode `windows`, resize each to `resized`, crop `size` at `crops`, flip."""
+
+    position: int  # of the global batch's first image in the stream
+    size: int  # pixels, of the square output
+    rows_B: np.ndarray  # int64, in the sample index
+    windows_B4: np.ndarray  # int64: top, left, height, width, in source pixels
+    resized_B2: np.ndarray  # int64: height, width
+    crops_B2: np.ndarray  # int64: top, left, in resized pixels
+    flips_B: np.ndarray  # bool
+    valid_B: np.ndarray  # bool: False for padding
+
+
+@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the dataset is smaller than a batch
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """The epoch's true permutation of all rows, int64 [N]: the stable sort of one random word each.
+
+    Raw Philox streams are guaranteed not to change with numpy's version, `Generator.permutation` is not.
+    """
+    words_N = np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(num_images)
+    return np.argsort(words_N, kind="stable")
+
+
+def locate(seed: int, positions_B: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and rows of some positions of the endless training stream, int64 [B] each."""
+    epochs_B, offsets_B = np.divmod(positions_B, num_images)
+    rows_B = np.empty_like(positions_B)
+    for epoch in np.unique(epochs_B):
+        here = epochs_B == epoch
+        rows_B[here] = epoch_order(seed, int(epoch), num_images)[offsets_B[here]]
+    return epochs_B, rows_B
+
+
+def train_plan(
+    seed: int, position: int, slots: range, widths_N: np.ndarray, heights_N: np.ndarray, transform: TrainTransform
+) -> Plan:
+    """The plan of the images in `slots` (one rank's share) of the global batch at `position`."""
+    positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
+    epochs_B, rows_B = locate(seed, positions_B, len(widths_N))
+    counter_4TB = np.zeros((4, NUM_TRIES + 1, len(rows_B)), np.uint64)
+    counter_4TB[0] = np.arange(NUM_TRIES + 1)[:, None]
+    counter_4TB[1], counter_4TB[2] = rows_B, epochs_B
+    draws_4TB = uniform(philox4x32(seed, counter_4TB))
+    windows_B4 = random_resized_crops(draws_4TB[:, :NUM_TRIES], heights_N[rows_B], widths_N[rows_B], transform)
+    num_images = len(rows_B)
+    return Plan(
+        position=position,
+        size=transform.size,
+        rows_B=rows_B,
+        windows_B4=windows_B4,
+        resized_B2=np.full((num_images, 2), transform.size, np.int64),
+        crops_B2=np.zeros((num_images, 2), np.int64),
+        flips_B=draws_4TB[0, FLIP_BLOCK] < transform.hflip,
+        valid_B=np.ones(num_images, bool),
+    )
+
+
+def random_resized_crops(
+    draws_4TB: np.ndarray, heights_B: np.ndarray, widths_B: np.ndarray, transform: TrainTransform
+) -> np.ndarray:
+    """Crop windows by torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, or its fallback.
+
+    Args:
+        draws_4TB: uniform [0, 1) numbers for area, log ratio, top and left of each try.
+
+    Returns:
+        int64 [B, 4]: top, left, height, width.
+    """
+    heights_B, widths_B = heights_B.astype(np.int64), widths_B.astype(np.int64)
+    area_TB = heights_B * widths_B * _between(draws_4TB[0], *transform.scale)
+    ratio_TB = np.exp(_between(draws_4TB[1], *np.log(transform.ratio)))
+    w_TB = np.rint(np.sqrt(area_TB * ratio_TB)).astype(np.int64)
+    h_TB = np.rint(np.sqrt(area_TB / ratio_TB)).astype(np.int64)
+    fits_TB = (w_TB > 0) & (w_TB <= widths_B) & (h_TB > 0) & (h_TB <= heights_B)
+    first_B = fits_TB.argmax(axis=0)
+    height_B, width_B, top_B, left_B = (
+        np.take_along_axis(x_TB, first_B[None], axis=0)[0] for x_TB in (h_TB, w_TB, draws_4TB[2], draws_4TB[3])
+    )
+    top_B = np.floor(top_B * (heights_B - height_B + 1)).astype(np.int64)
+    left_B = np.floor(left_B * (widths_B - width_B + 1)).astype(np.int64)
+    found_B4 = np.stack([top_B, left_B, height_B, width_B], axis=1)
+    found_B = np.any(fits_TB, axis=0)
+    return np.where(found_B[:, None], found_B4, _central_crops(heights_B, widths_B, transform.ratio))
+
+
+def _between(draws: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + (high - low) * draws
+
+
+def _central_crops(heights_B: np.ndarray, widths_B: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    """The largest central window whose width / height lies within `ratio`, int64 [B, 4]."""
+    h_B = np.minimum(heights_B, np.rint(widths_B / ratio[0]).astype(np.int64))
+    w_B = np.minimum(widths_B, np.rint(heights_B * ratio[1]).astype(np.int64))
+    return np.stack([(heights_B - h_B) // 2, (widths_B - w_B) // 2, h_B, w_B], axis=1)
+
+
+def eval_plan(
+    position: int, slots: range, widths_N: np.ndarray, heights_N: np.ndarray, transform: EvalTransform
+) -> Plan:
+    """The plan of `slots` of the batch at `position`, in the index's order; past its end the last row, not valid."""
+    positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
+    rows_B = np.minimum(positions_B, len(widths_N) - 1)
+    heights_B, widths_B = heights_N[rows_B].astype(np.int64), widths_N[rows_B].astype(np.int64)
+    resized_B2 = resized_sizes(heights_B, widths_B, transform.resize)
+    zeros_B = np.zeros_like(rows_B)
+    return Plan(
+        position=position,
+        size=transform.size,
+        rows_B=rows_B,
+        windows_B4=np.stack([zeros_B, zeros_B, heights_B, widths_B], axis=1),
+        resized_B2=resized_B2,
+        # torchvision.transforms.functional.center_crop rounds half to even
+        crops_B2=np.rint((resized_B2 - transform.size) / 2).astype(np.int64),
+        flips_B=np.zeros(len(rows_B), bool),
+        valid_B=positions_B < len(widths_N),
+    )
+
+
+def resized_sizes(heights_B: np.ndarray, widths_B: np.ndarray, short_side: int) -> np.ndarray:
+    """Heights and widths once the short side is `short_side`, int64 [B, 2].
+
+    The long side is truncated, as in torchvision.transforms.functional._compute_resized_output_size.
+    """
+    sides_B2 = np.stack([heights_B, widths_B], axis=1)
+    return (short_side * sides_B2 / sides_B2.min(axis=1, keepdims=True)).astype(np.int64)

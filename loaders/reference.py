@@ -1,0 +1,37 @@
+"""The reference backend: Pillow, short and readable, the definition of what the others must produce."""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from loaders.backend import Backend, Pixels
+from loaders.plan import Plan
+from loaders.reader import Encoded
+
+
+class ReferenceBackend(Backend):
+    """Executes plans one image after the other on the CPU."""
+
+    def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
+        for plan, encoded in pairs:
+            images = [render(encoded.images[i], plan, i) for i in range(len(encoded.images))]
+            self.release(encoded)
+            images_BHWC = torch.from_numpy(np.stack(images)).to(self.spec.device)
+            yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))
+
+
+def render(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+    """Image `i` of a plan: uint8 [size, size, 3], RGB. The EXIF orientation is ignored, as by torchvision."""
+    top, left, height, width = map(int, plan.windows_B4[i])
+    resized_height, resized_width = map(int, plan.resized_B2[i])
+    crop_top, crop_left = map(int, plan.crops_B2[i])
+    with Image.open(io.BytesIO(encoded.tobytes())) as opened:
+        image = opened.convert("RGB").crop((left, top, left + width, top + height))
+    image = image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
+    image = image.crop((crop_left, crop_top, crop_left + plan.size, crop_top + plan.size))
+    if plan.flips_B[i]:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
