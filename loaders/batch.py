@@ -24,9 +24,9 @@ class World:
         """This rank's slots of a global batch.
 
         Raises:
-            InputError: the batch does not divide by the number of processes.
+            InputError: the batch is empty or does not divide by the number of processes.
         """
-        if batch_size % self.size:
+        if batch_size < 1 or batch_size % self.size:
             lower = max(1, batch_size // self.size) * self.size
             raise InputError(
                 f"a batch of {batch_size} does not divide by {self.size} processes: "

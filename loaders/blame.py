@@ -22,9 +22,9 @@ class DecodeError(InputError):
 
 def explain_decode_error(pairs: Sequence[tuple[Plan, Encoded]], error: Exception) -> DecodeError:
     """The error for batches that a decoder had begun: each image is decoded alone, in full, to find the culprits."""
-    rows = [int(plan.rows_B[i]) for plan, encoded in pairs for i in range(len(encoded.images)) if not _ok(encoded, i)]
+    rows = {int(plan.rows_B[i]) for plan, encoded in pairs for i in range(len(encoded.images)) if not _ok(encoded, i)}
     if rows:
-        return DecodeError(rows, f"images {rows} cannot be decoded")
+        return DecodeError(sorted(rows), f"images {sorted(rows)} cannot be decoded")
     said = " ".join(str(error).split())[:MOST_CHARACTERS]
     return DecodeError([], f"decoding failed, though Pillow decodes each image of the batch: {said}")
 

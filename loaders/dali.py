@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportPrivateImportUsage=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 # (DALI builds its operators at run time; its stubs do not know them)
 """The DALI backend: one graph for GPU and CPU that decodes each plan's windows, resizes and flips them.
 
@@ -105,6 +105,8 @@ def build_pipeline(spec: BackendSpec, feed: Callable[[], list[Any]]) -> Pipeline
             source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=[1] * len(kinds)
         )
         encoded, anchors, shapes, sizes, *crops = inputs
+        # A header that cannot be parsed must fail here: in the decoder it ends the process now and then (DALI 2.4).
+        anchors += 0 * fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
         images = fn.decoders.image_slice(
             encoded,
             anchors,

@@ -51,7 +51,7 @@ class Loader:
         seed: int,
         config: LoaderConfig,
     ) -> None:
-        _check(transform, seed)
+        _check(transform, seed, config)
         self.split, self.transform, self.batch_size = split, transform, batch_size
         self.world, self.seed, self.config = world, seed, config
         self.slots = world.share(batch_size)
@@ -143,11 +143,15 @@ class Loader:
         return DecodeError(error.rows, f"cannot decode {listed}: damaged on disk; delete that shard and run prep again")
 
 
-def _check(transform: TrainTransform | EvalTransform, seed: int) -> None:
+def _check(transform: TrainTransform | EvalTransform, seed: int, config: LoaderConfig) -> None:
     if isinstance(transform, EvalTransform) and transform.resize < transform.size:
         raise InputError(f"cannot crop {transform.size} pixels from a short side of {transform.resize}: resize to more")
     if seed < 0:
         raise InputError(f"seed {seed} is negative: take 0 or more")
+    if config.num_threads < 0:
+        raise InputError(f"num_threads {config.num_threads} is negative: take 1 or more, or 0 for a share of the cores")
+    if config.batches_ahead < 1:
+        raise InputError(f"batches_ahead {config.batches_ahead} is too few: take 1 or more")
 
 
 def _ignore(_: Encoded) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -40,7 +41,7 @@ class Reader:
         self.num_threads, self.batches_ahead = num_threads, batches_ahead
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
         _allow_open_files(len(split.shard_paths))
-        self.descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in split.shard_paths]
+        self.descriptors = _open(split.shard_paths)
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-read")
         self.free: list[np.ndarray] = []
 
@@ -107,6 +108,20 @@ class Reader:
                     "it was cut short; run prep/shard.py again as before, it writes just that shard anew"
                 )
             done += num_bytes
+
+
+def _open(paths: list[Path]) -> list[int]:
+    descriptors: list[int] = []
+    try:
+        for path in paths:
+            descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise InputError(
+            f"{error.filename} cannot be opened ({error.strerror}): run prep/shard.py again as before"
+        ) from error
+    return descriptors
 
 
 def _allow_open_files(num_files: int) -> None:

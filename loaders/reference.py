@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from loaders.backend import Backend, Pixels
+from loaders.blame import explain_decode_error
 from loaders.plan import Plan
 from loaders.reader import Encoded
 
@@ -17,7 +18,10 @@ class ReferenceBackend(Backend):
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
         for plan, encoded in pairs:
-            images = [render(encoded.images[i], plan, i) for i in range(len(encoded.images))]
+            try:
+                images = [render(encoded.images[i], plan, i) for i in range(len(encoded.images))]
+            except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+                raise explain_decode_error([(plan, encoded)], error) from error
             self.release(encoded)
             images_BHWC = torch.from_numpy(np.stack(images)).to(self.spec.device)
             yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))

@@ -1,0 +1,204 @@
+"""The same plan gives the same pixels: DALI against the reference, and the reference against torchvision.
+
+DALI and Pillow both filter bilinearly with antialiasing and differ by rounding alone, 0.16 of 255 on average and
+at most 1 inside an image. Not so in a window's outermost row and column of pixels, where DALI repeats the border
+and Pillow leaves out what is beyond it: single pixels there differ by up to 25. Evaluation crops them away.
+"""
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from PIL import Image, ImageFile
+from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms import functional as torchvision
+
+from loaders import EvalTransform, LoaderConfig, Split, TrainTransform, World, build_loader
+from prep.dataset import Options
+from prep.prepare import prepare_split
+from prep.resolve import open_source
+
+BATCH_SIZE = 20
+TRANSFORMS = [TrainTransform(), EvalTransform(), TrainTransform(size=64)]
+GENERATED_SHAPES = [(37, 53), (201, 333), (3, 5), (5, 3), (20, 600), (600, 20), (64, 64), (1, 1), (1, 40)]
+ENCODINGS = {
+    "444": {"subsampling": 0},
+    "420": {"subsampling": 2},
+    "progressive": {"subsampling": 0, "progressive": True},
+    "rotated": {"subsampling": 0, "exif": Image.Exif()},
+}
+ENCODINGS["rotated"]["exif"][0x0112] = 6  # EXIF orientation: turn it by 90 degrees, which nobody here must
+
+with_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the images of one row are apart, in 255ths."""
+
+    key: str
+    mean: float
+    mean_inside: float  # without the outermost pixels
+    most: int
+    most_inside: int
+
+
+def _encode(pixels_HWC: np.ndarray, encoding: str) -> bytes:
+    encoded = io.BytesIO()
+    if encoding == "grey":
+        Image.fromarray(pixels_HWC).convert("L").save(encoded, "JPEG", quality=90)
+    else:
+        Image.fromarray(pixels_HWC).save(encoded, "JPEG", quality=90, **ENCODINGS[encoding])
+    return encoded.getvalue()
+
+
+def _smooth_and_noise(shape: tuple[int, int], rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """Something like a photograph, and the worst there is for a filter: white noise."""
+    height, width = shape
+    coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+    yield "smooth", np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    yield "noise", rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _prepare(source: Path, out: Path) -> Split:
+    prepare_split(open_source(str(source)), "train", out, Options(), num_workers=1)
+    return Split(out, "train")
+
+
+def _generate(folder: Path, encodings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 21)  # Pillow's own buffer is too small for progressive noise
+    rng = np.random.default_rng(0)
+    for shape in GENERATED_SHAPES:
+        for content, pixels_HWC in _smooth_and_noise(shape, rng):
+            (folder / "train" / content).mkdir(parents=True, exist_ok=True)
+            for encoding in encodings:
+                name = f"{shape[0]}x{shape[1]}-{encoding}.jpg"
+                (folder / "train" / content / name).write_bytes(_encode(pixels_HWC, encoding))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Odd sizes in every kind of JPEG that prep keeps as it is."""
+    folder = tmp_path_factory.mktemp("generated")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        source = _generate(folder / "source", ("grey", *ENCODINGS), monkeypatch)
+    return _prepare(source, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def generated_444(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """The same without subsampled colours, which a GPU's decoder may bring back to size in its own way."""
+    folder = tmp_path_factory.mktemp("generated-444")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        source = _generate(folder / "source", ("444",), monkeypatch)
+    return _prepare(source, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """The two photographs that ship inside scikit-learn."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("china", "flower"):
+        (folder / "source" / "train" / name).mkdir(parents=True)
+        found = Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg"
+        shutil.copy(found, folder / "source" / "train" / name)
+    return _prepare(folder / "source", folder / "out")
+
+
+@pytest.fixture(scope="module", params=["digits", "photographs", "generated", "imagenet train", "imagenet validation"])
+def split(request: pytest.FixtureRequest) -> Split:
+    name: str = request.param
+    if name == "digits":
+        return Split(request.getfixturevalue("digits"), "validation")
+    if name.startswith("imagenet"):
+        return Split(request.getfixturevalue("imagenet_samples"), name.removeprefix("imagenet "))
+    return request.getfixturevalue(name)
+
+
+def _differences(
+    split: Split, transform: TrainTransform | EvalTransform, world: World | None = None
+) -> list[Difference]:
+    """DALI's images of every row (and some twice, in training) against the reference's."""
+    dali = build_loader(split, transform, BATCH_SIZE, world, config=LoaderConfig("dali"))
+    reference = build_loader(split, transform, BATCH_SIZE, config=LoaderConfig("reference"))
+    differences = []
+    for ours, wanted in islice(zip(dali, reference, strict=True), len(reference)):
+        assert ours.rows_B.tolist() == wanted.rows_B.tolist()
+        apart_BCHW = (ours.images_BCHW.cpu().int() - wanted.images_BCHW.int()).abs()
+        for key, apart_CHW in zip(split.keys(ours.rows_B), apart_BCHW, strict=True):
+            inside_CHW = apart_CHW[:, 1:-1, 1:-1]
+            mean, mean_inside = apart_CHW.float().mean().item(), inside_CHW.float().mean().item()
+            differences.append(Difference(key, mean, mean_inside, int(apart_CHW.max()), int(inside_CHW.max())))
+    return differences
+
+
+def _worst(differences: list[Difference], measure: str) -> Difference:
+    return max(differences, key=lambda difference: getattr(difference, measure))
+
+
+@with_transform
+def test_dali_shows_what_the_reference_shows(split: Split, transform: TrainTransform | EvalTransform) -> None:
+    differences = _differences(split, transform)
+    assert {difference.key for difference in differences} == set(split.keys(range(len(split))))
+    assert _worst(differences, "mean_inside").mean_inside <= 0.3  # measured: 0.27, of white noise
+    assert _worst(differences, "most_inside").most_inside <= 2  # measured: 1
+    if isinstance(transform, EvalTransform):
+        assert _worst(differences, "most").most <= 2  # measured: 1
+    # The border counts for more the smaller the image, and most in white noise: 0.33 measured, 0.23 on photographs.
+    assert _worst(differences, "mean").mean <= (0.3 if transform.size > 100 else 0.4)
+
+
+def _pillow_image(split: Split, row: int) -> Any:  # torchvision takes it, though it declares a tensor
+    """The image of a row, read without our reader."""
+    shard, offset, size = (int(split.column(name)[row]) for name in ("shard", "offset", "size"))
+    with split.shard_paths[shard].open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def _tensor(image: object) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def test_evaluation_is_exactly_torchvisions(split: Split) -> None:
+    transform = EvalTransform()
+    compose = Compose([Resize(transform.resize), CenterCrop(transform.size)])
+    for batch in build_loader(split, transform, BATCH_SIZE, config=LoaderConfig("reference")):
+        for row, image_CHW in zip(batch.rows_B.tolist(), batch.images_BCHW, strict=True):
+            assert torch.equal(image_CHW, _tensor(compose(_pillow_image(split, row)))), split.keys([row])
+
+
+def test_training_windows_are_exactly_torchvisions_resized_crops(split: Split) -> None:
+    transform = TrainTransform()
+    loader = build_loader(split, transform, BATCH_SIZE, config=LoaderConfig("reference"))
+    for batch in islice(loader, len(loader)):
+        plan = loader.plan(batch.position)
+        for i, row in enumerate(batch.rows_B.tolist()):
+            top, left, height, width = plan.windows_B4[i].tolist()
+            size = [transform.size, transform.size]
+            expected = torchvision.resized_crop(_pillow_image(split, row), top, left, height, width, size)
+            expected = torchvision.hflip(expected) if plan.flips_B[i] else expected
+            assert torch.equal(batch.images_BCHW[i], _tensor(expected)), split.keys([row])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@with_transform
+def test_dali_on_a_gpu_shows_what_the_reference_shows(
+    generated_444: Split, transform: TrainTransform | EvalTransform
+) -> None:
+    """nvJPEG's inverse transform and colours round otherwise than libjpeg's: by less than 1 of 255 on average."""
+    differences = _differences(generated_444, transform, World(device=torch.device("cuda", 0)))
+    assert len({difference.key for difference in differences}) == len(generated_444)
+    assert _worst(differences, "mean").mean <= 1.0

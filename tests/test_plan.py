@@ -1,0 +1,190 @@
+"""The plan: a stream of permuted epochs in which everything is a function of (seed, epoch, row) and of nothing else."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loaders.batch import World
+from loaders.philox import philox4x32, uniform
+from loaders.plan import EvalTransform, Plan, TrainTransform, epoch_order, eval_plan, locate, train_plan
+
+TRANSFORM = TrainTransform(size=32)
+reproducible = settings(deadline=None, derandomize=True)
+seeds = st.integers(0, 2**63 - 1)
+
+
+def _sizes(num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Widths and heights, no two images alike."""
+    rows = np.arange(num_images, dtype=np.int32)
+    return 200 + 3 * rows, 400 + rows
+
+
+def _plan(seed: int, position: int, slots: range, num_images: int) -> Plan:
+    return train_plan(seed, position, slots, *_sizes(num_images), TRANSFORM)
+
+
+def _decisions(plan: Plan) -> list[tuple[object, ...]]:
+    """What the plan says of each of its images, the row first."""
+    columns = (plan.rows_B, plan.windows_B4, plan.resized_B2, plan.crops_B2, plan.flips_B, plan.valid_B)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0] * 4, 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, 0xFFFFFFFF_FFFFFFFF, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            0x299F31D0_A4093822,
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_random123(counter: list[int], key: int, words: list[int]) -> None:
+    assert philox4x32(key, np.array(counter)).tolist() == words
+
+
+def test_philox_of_many_counters_is_philox_of_each() -> None:
+    counters_4N = np.arange(4 * 6).reshape(4, 2, 3)
+    words_4N = philox4x32(7, counters_4N)
+    assert words_4N.shape == (4, 2, 3)
+    for i, j in np.ndindex(2, 3):
+        assert philox4x32(7, counters_4N[:, i, j]).tolist() == words_4N[:, i, j].tolist()
+
+
+def test_uniform_is_at_least_zero_and_below_one() -> None:
+    assert uniform(np.array([0, 2**31, 2**32 - 1], np.uint64)).tolist() == [0.0, 0.5, 1 - 2**-32]
+
+
+@reproducible
+@given(seeds, st.integers(0, 10_000), st.integers(1, 500))
+def test_an_epoch_is_a_permutation_of_all_rows(seed: int, epoch: int, num_images: int) -> None:
+    assert sorted(epoch_order(seed, epoch, num_images).tolist()) == list(range(num_images))
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    orders = [tuple(epoch_order(seed, epoch, 100).tolist()) for seed in range(4) for epoch in range(4)]
+    assert len({*orders, tuple(range(100))}) == 17
+
+
+def test_neighbours_in_the_index_are_no_neighbours_in_an_epoch() -> None:
+    """Two random rows of N are N / 3 apart on average; where blocks of rows stay together, neighbours are not."""
+    order_N = epoch_order(0, 0, 3000)
+    assert np.abs(np.diff(order_N)).mean() == pytest.approx(1000, abs=100)  # over five standard deviations
+
+
+def test_a_shuffled_row_comes_from_anywhere() -> None:
+    """No shuffle buffer: over many epochs the first place sees rows of the whole range."""
+    first = np.array([epoch_order(0, epoch, 1000)[0] for epoch in range(400)])
+    assert (np.bincount(first // 100, minlength=10) > 15).all()  # 40 expected, 6 sigma deviation is 36
+
+
+def test_the_stream_is_frozen() -> None:
+    """Golden: another order or other windows would make saved positions mean other images."""
+    plan = _plan(5, 6, range(4), 8)
+    assert epoch_order(5, 0, 8).tolist() == [2, 4, 3, 1, 5, 0, 6, 7]
+    assert plan.rows_B.tolist() == [6, 7, 6, 5]
+    assert plan.windows_B4.tolist() == [[170, 11, 172, 202], [130, 12, 153, 203], [32, 34, 235, 178], [5, 2, 193, 204]]
+    assert plan.flips_B.tolist() == [False, True, True, False]
+
+
+@reproducible
+@given(seeds, st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 500))
+def test_ranks_concatenated_are_the_batch_of_one_process(
+    seed: int, num_images: int, world_size: int, each: int, position: int
+) -> None:
+    batch_size = each * world_size
+    whole = _decisions(_plan(seed, position, World().share(batch_size), num_images))
+    shares = [World(rank, world_size).share(batch_size) for rank in range(world_size)]
+    parts = [_decisions(_plan(seed, position, slots, num_images)) for slots in shares]
+    assert all(len(part) == each for part in parts)
+    assert [decision for part in parts for decision in part] == whole
+
+
+@reproducible
+@given(seeds, st.integers(1, 60), st.integers(1, 25))
+def test_any_cut_into_batches_is_the_same_stream(seed: int, num_images: int, batch_size: int) -> None:
+    """So a position reached by iterating and one computed alone are the same, across the seams of epochs too."""
+    total = 3 * num_images + batch_size
+    whole = _decisions(_plan(seed, 0, range(total), num_images))
+    for position in range(0, total - batch_size, batch_size):
+        batch = _plan(seed, position, range(batch_size), num_images)
+        assert batch.position == position
+        assert _decisions(batch) == whole[position : position + batch_size]
+
+
+@reproducible
+@given(seeds, st.integers(1, 30), st.integers(1, 80))
+def test_every_epoch_of_the_stream_holds_every_row_once(seed: int, num_images: int, batch_size: int) -> None:
+    """Also where a batch straddles two epochs, or holds several."""
+    num_batches = -(-3 * num_images // batch_size)
+    batches = [_plan(seed, i * batch_size, range(batch_size), num_images) for i in range(num_batches)]
+    rows = np.concatenate([batch.rows_B for batch in batches])
+    for epoch in range(3):
+        part = rows[epoch * num_images : (epoch + 1) * num_images].tolist()
+        assert part == epoch_order(seed, epoch, num_images).tolist()
+        assert sorted(part) == list(range(num_images))
+    assert all(batch.valid_B.all() for batch in batches)
+
+
+def test_locate_counts_epochs_at_their_seams() -> None:
+    epochs_B, rows_B = locate(3, np.array([0, 9, 10, 19, 20]), 10)
+    assert epochs_B.tolist() == [0, 0, 1, 1, 2]
+    orders = [epoch_order(3, epoch, 10) for epoch in range(3)]
+    assert rows_B.tolist() == [orders[0][0], orders[0][9], orders[1][0], orders[1][9], orders[2][0]]
+
+
+def test_a_row_gets_the_same_window_and_flip_wherever_it_comes_in_its_epoch() -> None:
+    """A split of half the images puts the rows that stay into other places."""
+    widths_N, heights_N = _sizes(50)
+    by_row = {decision[0]: decision for decision in _decisions(_plan(1, 0, range(50), 50))}
+    half = train_plan(1, 0, range(25), widths_N[:25], heights_N[:25], TRANSFORM)
+    assert half.rows_B.tolist() != list(by_row)[:25]
+    assert _decisions(half) == [by_row[row] for row in half.rows_B.tolist()]
+
+
+def test_windows_and_flips_differ_between_epochs_seeds_and_rows() -> None:
+    sizes = np.full(64, 500), np.full(64, 400)  # alike, so that only the randomness differs
+
+    def draws(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        plan = train_plan(seed, epoch * 64, range(64), *sizes, TRANSFORM)
+        order = np.argsort(plan.rows_B)
+        return plan.windows_B4[order], plan.flips_B[order]
+
+    drawn = [draws(seed, epoch) for seed in (0, 1, 2**32, 2**40) for epoch in (0, 1, 2)]
+    for windows, _ in drawn:
+        assert len({tuple(window) for window in windows.tolist()}) == 64
+    for (windows, flips), (others, other_flips) in pairwise(drawn):
+        assert (windows != others).any(axis=1).mean() > 0.95
+        assert 0.2 < (flips != other_flips).mean() < 0.8
+
+
+def test_hflip_is_a_probability() -> None:
+    sizes = np.full(20_000, 500), np.full(20_000, 400)
+    shares = {
+        hflip: train_plan(0, 0, range(20_000), *sizes, TrainTransform(hflip=hflip)).flips_B.mean()
+        for hflip in (0.0, 0.25, 0.5, 1.0)
+    }
+    assert shares[0.0] == 0
+    assert shares[0.25] == pytest.approx(0.25, abs=0.015)  # five standard deviations
+    assert shares[0.5] == pytest.approx(0.5, abs=0.018)
+    assert shares[1.0] == 1
+
+
+@reproducible
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 12))
+def test_evaluation_holds_every_row_once_and_masks_the_padding(num_images: int, world_size: int, each: int) -> None:
+    batch_size = each * world_size
+    plans = [
+        eval_plan(position, World(rank, world_size).share(batch_size), *_sizes(num_images), EvalTransform(32, 40))
+        for position in range(0, num_images, batch_size)
+        for rank in range(world_size)
+    ]
+    rows, valid = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("rows_B", "valid_B"))
+    assert len(rows) == -(-num_images // batch_size) * batch_size
+    assert rows[valid].tolist() == list(range(num_images))
+    assert (rows[~valid] == num_images - 1).all()  # an image to decode, though nobody counts it

@@ -1,0 +1,124 @@
+"""`kill -9` at seeded random moments: what has a final name is whole, and running again ends in the same bytes.
+
+PENSTOCK_SOAK_KILLS sets how many kills (3 unless told).
+"""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT
+
+NUM_KILLS = int(os.environ.get("PENSTOCK_SOAK_KILLS", "3"))
+NUM_SHARDS = 45  # 1,437 and 360 digits, 40 a shard
+SECONDS_TO_DIE = 20.0  # how long to wait for orphans before calling them survivors
+INFO = "_info.json"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after that share of the missing shards has been written."""
+
+    progress: float
+    seconds_after: float
+
+
+def _draw_moments(seed: int) -> list[Moment]:
+    """While starting, between any two shards, while closing the first split (36 of 45 shards) or the second."""
+    draw = random.Random(seed)
+    kinds = [
+        lambda: Moment(draw.random(), 0.0),
+        lambda: Moment(draw.choice([0.8, 1.0]), draw.uniform(0, 0.03)),
+        lambda: Moment(draw.random(), draw.uniform(0, 0.1)),
+        lambda: Moment(0.0, draw.uniform(0, 4)),
+    ]
+    return [kinds[number % len(kinds)]() for number in range(NUM_KILLS)]
+
+
+def _start(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "prep/shard.py", "--source", str(source), "--out", str(out)]
+    command += ["--images-per-shard", "40", "--workers", "2"]
+    return subprocess.Popen(
+        command, cwd=CHECKOUT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def _kill_at(moment: Moment, source: Path, out: Path) -> bool:
+    """Start the command and kill its parent process alone; whether it was still at work then."""
+    process = _start(source, out)
+    present = len(list(out.glob("*/*.tar")))
+    awaited = present + math.ceil(moment.progress * (NUM_SHARDS - present))
+    while process.poll() is None and len(list(out.glob("*/*.tar"))) < awaited:
+        time.sleep(0.001)
+    time.sleep(moment.seconds_after)
+    at_work = process.poll() is None
+    process.send_signal(signal.SIGKILL)  # the parent alone: its workers have to notice
+    process.wait()
+    deadline = time.monotonic() + SECONDS_TO_DIE
+    while _living_in_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    survivors = _living_in_session(process.pid)
+    for pid in survivors:
+        os.kill(pid, signal.SIGKILL)
+    assert not survivors
+    return at_work
+
+
+def _living_in_session(session: int) -> list[int]:
+    """The processes of a session, from /proc, without those that are dead but not yet reaped."""
+    living = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(") ")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if int(its_session) == session and state not in "ZX":
+            living.append(int(stat.parent.name))
+    return living
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _assert_whole_or_hidden(out: Path, undisturbed: dict[str, bytes]) -> None:
+    """Every file that is not hidden has its final bytes; `_info.json` may yet name one split only."""
+    for name, content in _tree(out).items():
+        if name == INFO:
+            assert set(json.loads(content)["splits"]) <= {"train", "validation"}
+        elif not any(part.startswith(".") for part in Path(name).parts):
+            assert content == undisturbed[name], name
+    for tar in out.glob("*/*.tar"):
+        assert tar.with_suffix(".idx").exists()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert _start(digits_source, out).wait() == 0
+    tree = _tree(out)
+    assert sum(name.endswith(".tar") for name in tree) == NUM_SHARDS
+    assert not any(part.startswith(".") for name in tree for part in Path(name).parts)  # nothing of the work is left
+    return tree
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    digits_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    landed = 0
+    for number, moment in enumerate(_draw_moments(seed=1)):
+        out = tmp_path / f"run{(number + 1) // 2}"  # the first kill by itself, then two in a row
+        landed += _kill_at(moment, digits_source, out)
+        _assert_whole_or_hidden(out, undisturbed)
+        if number % 2 == 0 or number == NUM_KILLS - 1:
+            assert _start(digits_source, out).wait() == 0
+            assert _tree(out) == undisturbed
+    assert landed > 0

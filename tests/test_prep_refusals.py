@@ -1,0 +1,233 @@
+"""What cannot be prepared: one line that names it and the fix, a failing exit status, and nothing written."""
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import CHECKOUT, run_command
+
+from prep import prepare
+from prep.dataset import Options
+from prep.digits import write_digits
+from prep.prepare import prepare_split
+from prep.resolve import open_source
+
+Refusal = Callable[..., str]
+LABELS = [0, 1, 2, 1]
+IMAGES = [{"bytes": b"never looked at", "path": f"{row}.jpg"} for row in range(len(LABELS))]
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refusal:
+    """Run `prep/shard.py ARGUMENTS…` in this process (a second faster); its one line `error: …`."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["prep/shard.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_status:
+            runpy.run_path(str(CHECKOUT / "prep" / "shard.py"), run_name="__main__")
+        line = exit_status.value.code  # which Python prints on stderr, exiting with 1
+        assert isinstance(line, str)
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        assert capfd.readouterr() == ("", "")
+        return line
+
+    return run
+
+
+def _write_parquet(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def _write_labelled(path: Path, labels: list[int], write_statistics: bool = True) -> Path:
+    """A file of the three classes a, b and c, which its labels need not keep to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classes = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    table = pa.table({"image": IMAGES, "label": labels}, schema=classes.arrow_schema)
+    pq.write_table(table, path, write_statistics=write_statistics)
+    return path
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere/at/all", ["nowhere/at/all does not exist: --source takes a folder or a hub id"]),
+        ("file.jpg", ["file.jpg is a file: --source takes a folder or a hub id"]),
+        ("empty", ["empty holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare"]),
+        ("strange", ["strange/val/bird is no class of the train split: remove it or add it there"]),
+        ("twice", ["twice/validation and ", "twice/val are both the validation split: keep one of them"]),
+    ],
+)
+def test_a_folder_without_images_is_refused(source: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file.jpg").write_bytes(b"x")
+    for name in ("empty", "strange/train/cat", "strange/val/bird", "twice/train/cat", "twice/val", "twice/validation"):
+        (tmp_path / name).mkdir(parents=True)
+    result = run_command("prep/shard.py", "--source", tmp_path / source, "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--workers", "--images-per-shard", "--limit"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_count_below_one_is_refused(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prep/shard.py", f"{option}={value}"])
+    with pytest.raises(SystemExit) as exit_status:
+        runpy.run_path(str(CHECKOUT / "prep" / "shard.py"), run_name="__main__")
+    assert exit_status.value.code == 2
+    assert f"argument {option}: {value} is no number of 1 or more" in capfd.readouterr().err
+
+
+def _truncate(folder: Path) -> Path:
+    path = _write_labelled(folder / "train.parquet", LABELS)
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+def _write_text(folder: Path) -> Path:
+    path = folder / "train.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    return path
+
+
+def _leave_out_image(folder: Path) -> Path:
+    return _write_parquet(folder / "train.parquet", label=LABELS).parent
+
+
+def _leave_out_label(folder: Path) -> Path:
+    return _write_parquet(folder / "train.parquet", image=IMAGES).parent
+
+
+def _leave_out_label_in_one_file(folder: Path) -> Path:
+    _write_parquet(folder / "train.parquet", image=IMAGES, label=LABELS)
+    return _write_parquet(folder / "validation.parquet", image=IMAGES)
+
+
+def _label_with_text(folder: Path) -> Path:
+    return _write_parquet(folder / "train.parquet", image=IMAGES, label=["a", "b", "c", "b"])
+
+
+def _lose_a_label(folder: Path) -> Path:
+    return _write_parquet(folder / "train.parquet", image=IMAGES, label=[0, None, 1, 1])
+
+
+def _label_too_high(folder: Path) -> Path:
+    _write_labelled(folder / "train.parquet", LABELS)
+    return _write_labelled(folder / "validation.parquet", [0, 3, 1, 1])
+
+
+def _label_too_low_without_statistics(folder: Path) -> Path:
+    _write_labelled(folder / "train.parquet", LABELS)
+    return _write_labelled(folder / "validation.parquet", [0, -1, 1, 1], write_statistics=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_truncate, "is no whole parquet file"),
+        (_write_text, "is no whole parquet file"),
+        (_leave_out_image, "has columns label: an image and a label column are needed"),
+        (_leave_out_label, "has columns image: an image and a label column are needed"),
+        (_leave_out_label_in_one_file, "has columns image, not image and label: mend it"),
+        (_label_with_text, "has labels of type string: cast column label to ClassLabel or integers"),
+        (_lose_a_label, "has 1 rows without a label: remove them"),
+        (_label_too_high, "holds label 3, outside the classes 0 to 2: mend it"),
+        (_label_too_low_without_statistics, "holds label -1, outside the classes 0 to 2: mend it"),
+    ],
+)
+def test_parquet_that_cannot_be_used_is_refused_before_anything_is_written(
+    spoil: Callable[[Path], Path], words: str, refusal: Refusal, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    culprit = spoil(tmp_path / "source")
+    line = refusal("--source", tmp_path / "source", "--out", tmp_path / "out")
+    assert line.startswith(f"error: {culprit} ")
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_parquet_damaged_inside_is_refused_in_one_line(refusal: Refusal, digits_source: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits_source, tmp_path / "source")
+    path = tmp_path / "source" / "data" / "train-00000-of-00001.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :])  # as a lost block of a disk
+    line = refusal("--source", tmp_path / "source", "--out", tmp_path / "out", "--workers", "1")
+    assert line.startswith(f"error: {path} cannot be read (")
+    assert "download it anew" in line
+    assert {name.split("/")[-1] for name in _tree(tmp_path / "out")} <= {"job.json", "lock", "train-000000.tar.partial"}
+
+
+def test_a_split_that_is_not_there_is_refused(refusal: Refusal, digits_source: Path, tmp_path: Path) -> None:
+    line = refusal("--source", digits_source, "--out", tmp_path / "out", "--splits", "train", "dev")
+    assert line == f"error: {digits_source} has no images in a split dev: it has train, validation"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_other_files_is_refused(refusal: Refusal, digits_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "validation" / "thesis.txt").write_text("years of work")
+    line = refusal("--source", digits_source, "--out", tmp_path)
+    assert line == f"error: {tmp_path / 'validation'} holds other files: choose another --out or empty it"
+    assert _tree(tmp_path) == {"validation/thesis.txt": b"years of work"}  # train was not begun either
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--images-per-shard", "40"], "was begun with images_per_shard 300, not 40: give it as before"),
+        (["--limit", "10"], "was begun with limit None, not 10: give it as before"),
+        (["--no-decode-check"], "was begun with decode_check True, not False: give it as before"),
+    ],
+)
+def test_a_folder_of_other_options_is_refused(
+    options: list[str], words: str, refusal: Refusal, digits: Path, digits_source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "digits")
+    given = ["--images-per-shard", "300", *options]
+    assert words in refusal("--source", digits_source, "--out", tmp_path / "digits", *given)
+    assert _tree(tmp_path / "digits") == _tree(digits)
+
+
+def test_a_folder_of_another_source_is_refused(refusal: Refusal, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "digits")
+    other = tmp_path / json.loads((digits / "train" / "manifest.json").read_text())["source"]["name"]
+    write_digits(other)  # of the same name, and but for one footer the same
+    path = other / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path), path, compression="gzip")
+    line = refusal("--source", other, "--out", tmp_path / "digits", "--images-per-shard", "300")
+    assert f"{tmp_path / 'digits' / 'train'} was begun with revision " in line
+    assert _tree(tmp_path / "digits") == _tree(digits)
+
+
+def test_an_unfinished_folder_of_other_options_is_refused(
+    refusal: Refusal, digits_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "_write_missing", die)
+        prepare_split(open_source(str(digits_source)), "train", tmp_path, Options(images_per_shard=300), num_workers=1)
+    before = _tree(tmp_path)
+    line = refusal("--source", digits_source, "--out", tmp_path, "--images-per-shard", "40")
+    assert "train was begun with images_per_shard 300, not 40: give it as before, choose another --out" in line
+    assert _tree(tmp_path) == before

@@ -1,0 +1,81 @@
+"""What a run tells: metrics.jsonl, TensorBoard and a progress line. Rank 0 alone speaks; the x axis is images seen."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from loaders import World
+from prep.dataset import write_whole
+from train.recipe import Recipe
+
+METRICS = "metrics.jsonl"
+
+
+class Journal:
+    """Writes a run's metrics, from `clock` on: what an interrupted run wrote beyond its checkpoint is dropped."""
+
+    def __init__(self, recipe: Recipe, clock: int, epoch_size: int, world: World) -> None:
+        self.epoch_size, self.world = epoch_size, world
+        self.epochs = recipe.epochs
+        self.first_clock, self.started = clock, time.monotonic()
+        self.speaks = world.rank == 0
+        if self.speaks:
+            path = recipe.run_dir / METRICS
+            kept = [line for line in _lines(path) if json.loads(line)["clock"] <= clock]
+            write_whole(path, "".join(line + "\n" for line in kept).encode())
+            self.file = path.open("a", encoding="utf-8")
+            self.tensorboard = SummaryWriter(str(recipe.run_dir / "tensorboard"), purge_step=clock + 1)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self.speaks:
+            self.file.close()
+            self.tensorboard.close()
+
+    def say(self, text: str) -> None:
+        """A line for the person watching."""
+        if self.speaks:
+            print(text, flush=True)
+
+    def log(self, kind: str, clock: int, metrics: dict[str, float]) -> None:
+        """Record metrics of one kind (train or validation) and show them in one line."""
+        if not self.speaks:
+            return
+        entry: dict[str, Any] = {"kind": kind, "clock": clock, "epoch": clock / self.epoch_size, **metrics}
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(f"{kind}/{name}", value, clock)
+        shown = "  ".join(_show(name, value) for name, value in metrics.items())
+        eta = f"  ETA {self._eta(clock)}" if kind == "train" else ""
+        self.say(f"epoch {clock / self.epoch_size:.2f}/{self.epochs:g}  {kind}  {shown}{eta}")
+
+    def _eta(self, clock: int) -> str:
+        done, left = clock - self.first_clock, self.epochs * self.epoch_size - clock
+        minutes = round((time.monotonic() - self.started) * max(0, left) / max(1, done) / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file that a killed process may have left with half a line at its end."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _show(name: str, value: float) -> str:
+    """`ema_top1`, 71.234 -> 'ema top-1 71.23%'; a rate bears its unit."""
+    if name == "images_per_second":
+        return f"{value:,.0f} images/s"
+    if name == "num_images":
+        return f"{value:,} images"
+    words = name.replace("_percent", "").replace("_", " ").replace("top", "top-")
+    is_percent = "top" in name or name.endswith("_percent")
+    return f"{words} {value:.2f}%" if is_percent else f"{words} {value:.4g}"

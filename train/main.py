@@ -1,0 +1,29 @@
+"""`torchrun train/main.py [RECIPE] [--data.root DIR] [--run.dir RUN] …`: train a recipe; run it again to go on.
+
+Every field of a recipe is a flag: `--help` lists them. `--dry-run` prints the resolved recipe and stops.
+"""
+
+import json
+import sys
+
+from loaders import InputError
+from train.command import exit_with, parse_command
+from train.dist import join_world
+from train.fit import fit
+
+
+def main() -> None:
+    """Parse, join the world, train."""
+    command = parse_command(sys.argv[1:])
+    if command.dry_run:
+        print(json.dumps(command.recipe.to_dict(), indent=1))
+        return
+    with join_world(command.device) as world:
+        fit(command.recipe, world)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        exit_with(error)

@@ -1,0 +1,52 @@
+"""The figures that a run logs, from what it has added up."""
+
+import time
+
+from loaders import Loader, World
+from train.dist import add_up
+from train.step import Sums
+from train.validate import Scores
+
+
+class Meter:
+    """Rate and data wait since the last look, with the training loop's own time alone."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self.started, self.waited = time.perf_counter(), self.loader.stats.wait_seconds
+        self.num_batches = self.loader.stats.num_batches
+
+    def read(self) -> tuple[float, float]:
+        """Images/s over all processes, and the share of the time that this one waited for data."""
+        seconds = time.perf_counter() - self.started
+        num_images = (self.loader.stats.num_batches - self.num_batches) * self.loader.batch_size
+        wait = self.loader.stats.wait_seconds - self.waited
+        self.restart()
+        return num_images / seconds, wait / seconds
+
+
+def train_metrics(sums: Sums, meter: Meter, lr: float, world: World) -> dict[str, float]:
+    """The means since the last log. The one place where training waits for the device."""
+    loss, hits = add_up(sums.loss_and_hits, world).tolist()
+    num_images = sums.num_images * world.size
+    images_per_second, data_wait = meter.read()
+    means = {"loss": loss / num_images, "top1": 100 * hits / num_images, "lr": lr}
+    return {**means, "images_per_second": images_per_second, "data_wait_percent": 100 * data_wait}
+
+
+def validation_metrics(scores: dict[str, Scores]) -> dict[str, float]:
+    """The scores of the model and of its EMA as flat metrics."""
+    model, ema = scores["model"], scores["ema"]
+    return {
+        "loss": model.loss,
+        "top1": model.top1,
+        "top5": model.top5,
+        "ema_loss": ema.loss,
+        "ema_top1": ema.top1,
+        "ema_top5": ema.top5,
+        "num_images": model.num_images,
+    }
