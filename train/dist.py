@@ -49,7 +49,7 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     no_sync = (
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # renamed in torch 2.15
+    )  # since torch 2.15
     options: dict[str, Any] = {no_sync: False, "gradient_as_bucket_view": True, "static_graph": True}
     return DistributedDataParallel(model, device_ids=devices, **options)
 

@@ -1,0 +1,34 @@
+# Two commands from a bare clone: `make demo` and `make test`. Both make their environment first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: env demo test soak clean
+
+env: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cu12,dev]'
+	@touch $@
+
+demo: env
+	$(BIN)/python prep/digits.py --out data/digits-source
+	$(BIN)/python prep/shard.py --source data/digits-source --out data/digits
+	$(BIN)/torchrun train/main.py demo --data.root data/digits --run.dir $(RUN)
+	$(BIN)/python train/curves.py $(RUN) --out $(RUN)/curves.png
+	@echo "TensorBoard's logs: $(RUN)/tensorboard (look with: $(BIN)/tensorboard --logdir $(RUN)); curves: $(RUN)/curves.png"
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+soak: env
+	PENSTOCK_SOAK_KILLS=50 $(BIN)/pytest tests/test_prep_crash.py
+
+clean:
+	rm -rf .venv data/digits data/digits-source $(RUN)
