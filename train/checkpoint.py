@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, state: TrainState, facts: dict[str, Any]) -> P
     save_file(_contiguous(state.ema), partial / EMA)
     torch.save({"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}, partial / OPTIMIZER)
     files = {name: _sha256(partial / name) for name in (MODEL, EMA, OPTIMIZER)}
-    meta = {"clock": state.clock, **facts, "commit": _commit(), "versions": _versions(), "files": files}
+    meta = {"clock": state.clock, **facts, "commit": describe_commit(), "versions": describe_versions(), "files": files}
     (partial / META).write_text(json.dumps(meta, indent=1) + "\n")
     for path in partial.iterdir():
         _sync_file(path)
@@ -141,11 +141,11 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _versions() -> dict[str, str]:
+def describe_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "timm", "numpy", "penstock")}
 
 
-def _commit() -> str | None:
+def describe_commit() -> str | None:
     """The commit of this checkout, with a plus sign where files differ from it."""
     command = [
         "git",

@@ -1,0 +1,102 @@
+"""The layering: who may import whom, no cycle, no shadowing name, every command starts from anywhere."""
+
+import ast
+import importlib
+import sys
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT, run_command
+
+PACKAGES = ("prep", "loaders", "train", "serve", "benchmarks")
+MAY_IMPORT = {
+    "prep": {"prep"},
+    "loaders": {"loaders", "prep"},
+    "train": {"train", "loaders", "prep"},
+    "serve": {"serve"},
+    "benchmarks": {"benchmarks", "loaders", "train", "prep"},
+}
+COMMANDS = (
+    "prep/shard.py",
+    "prep/digits.py",
+    "train/main.py",
+    "train/evaluate.py",
+    "train/curves.py",
+    "benchmarks/throughput.py",
+)
+SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """The absolute names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(CHECKOUT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_left(path: Path) -> None:
+    package = path.relative_to(CHECKOUT).parts[0]
+    for name in imported(path):
+        top = name.partition(".")[0]
+        if top in PACKAGES:
+            assert top in MAY_IMPORT[package], f"{path} imports {name}"
+        if top == "prep" and package in ("loaders", "train", "benchmarks"):
+            assert name == "prep.dataset", f"{path} imports {name}: prep.dataset is the only thing to take from prep"
+        assert package != "serve" or top != "nvidia", f"{path}: serve needs no DALI"
+
+
+def test_no_import_cycle() -> None:
+    modules = {module_name(path): path for path in SOURCES}
+    graph = {name: {other for other in imported(path) if other in modules} for name, path in modules.items()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_every_import_resolves_to_this_checkout() -> None:
+    for package in ("prep", "loaders", "train", "serve"):
+        module = importlib.import_module(package)
+        assert module.__file__ == str(CHECKOUT / package / "__init__.py")
+
+
+def test_no_module_bears_the_name_of_another() -> None:
+    taken = (sys.stdlib_module_names | set(packages_distributions())) - set(PACKAGES)
+    assert [path for path in SOURCES if path.stem in taken and path.stem != "__init__"] == []
+
+
+def test_plan_needs_numpy_alone() -> None:
+    allowed = {"numpy", "dataclasses", "functools", "loaders.philox"}
+    assert imported(CHECKOUT / "loaders" / "plan.py") | imported(CHECKOUT / "loaders" / "philox.py") == allowed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_class_is_defined_in_a_command(command: str) -> None:
+    tree = ast.parse((CHECKOUT / command).read_text())
+    assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_starts_from_another_folder(command: str, tmp_path: Path) -> None:
+    done = run_command(CHECKOUT / command, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_files_and_functions_stay_short() -> None:
+    for path in [*SOURCES, *sorted((CHECKOUT / "tests").glob("*.py"))]:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                most = 90 if node.name == "fit" else 40
+                assert node.end_lineno - node.lineno + 1 <= most, f"{path}: {node.name}"
