@@ -39,10 +39,10 @@ def fit(recipe: Recipe, world: World) -> None:
     training, validation = open_loaders(recipe, world)
     epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
-    state = start_state(recipe, training.split, world)
+    state, sums = start_state(recipe, training.split, world)
     claim_run_folder(recipe, world)
     training.position = state.clock
-    step, sums, meter = Step(recipe, state, total_images, world), Sums.zero(world.device), Meter(training)
+    step, meter = Step(recipe, state, total_images, world), Meter(training)
 
     with Journal(recipe, state.clock, epoch_size, world) as journal:
         journal.say(describe(recipe, training, total_images, state.clock, world))
@@ -64,7 +64,7 @@ def fit(recipe: Recipe, world: World) -> None:
                 metrics = validation_metrics(scores)
                 journal.log("validation", state.clock, metrics)
             if evaluate or due(recipe.run.save_every * epoch_size, before, state.clock):
-                save(recipe, state, training.split, metrics, world)
+                save(recipe, state, sums, training.split, metrics, world)
             if evaluate:
                 meter.restart()
     journal.say(f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs")
@@ -105,12 +105,13 @@ def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
     return training, validation
 
 
-def start_state(recipe: Recipe, split: Split, world: World) -> TrainState:
-    """A fresh state, or the newest whole checkpoint's."""
+def start_state(recipe: Recipe, split: Split, world: World) -> tuple[TrainState, Sums]:
+    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's."""
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(split.class_names), world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
+    sums = Sums.zero(world.device)
     path, damaged = from_rank_0(newest_whole(recipe.run_dir / "checkpoints"), world)
     if world.rank == 0 and damaged:
         print("\n".join(damaged), flush=True)
@@ -120,15 +121,18 @@ def start_state(recipe: Recipe, split: Split, world: World) -> TrainState:
             raise InputError(
                 f"{recipe.run_dir} was trained on other data than {split.folder}: choose another --run.dir"
             )
-    return state
+        sums.restore(meta.get("since_log"), world)
+    return state, sums
 
 
-def save(recipe: Recipe, state: TrainState, split: Split, metrics: dict[str, float], world: World) -> None:
+def save(recipe: Recipe, state: TrainState, sums: Sums, split: Split, metrics: dict[str, float], world: World) -> None:
     """Save a checkpoint from rank 0; keep the newest ones and the best by EMA top-1."""
+    since_log = sums.over(world)
     if world.rank != 0:
         return
     folder = recipe.run_dir / "checkpoints"
-    save_checkpoint(folder, state, {"recipe": recipe.to_dict(), "dataset": split.digest, "metrics": metrics})
+    facts = {"recipe": recipe.to_dict(), "dataset": split.digest, "metrics": metrics, "since_log": since_log}
+    save_checkpoint(folder, state, facts)
     scored = {path: read_meta(path)["metrics"].get("ema_top1", -1.0) for path in list_checkpoints(folder)}
     prune(folder, recipe.run.keep, best=max(scored, key=lambda path: scored[path]))
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from loaders import Batch, World
 from train.checkpoint import TrainState
-from train.dist import wrap
+from train.dist import add_up, wrap
 from train.model import Normalize
 from train.optim import lr_factor, peak_lr, set_lr
 from train.recipe import Recipe
@@ -37,6 +37,17 @@ class Sums:
         hits = (logits_BK.argmax(1) == labels_B).sum()
         self.loss_and_hits += torch.stack([loss.double() * num_images, hits.double()])
         self.num_images += num_images
+
+    def over(self, world: World) -> list[float]:
+        """Loss, hits and images, over all processes: for a checkpoint, so that a resumed run logs the same means."""
+        return [*add_up(self.loss_and_hits.clone(), world).tolist(), self.num_images * world.size]
+
+    def restore(self, saved: list[float] | None, world: World) -> None:
+        """Go on from what `over` gave, in a world of any size: each process takes an equal share."""
+        if saved:
+            loss, hits, num_images = (value / world.size for value in saved)
+            self.loss_and_hits += torch.tensor([loss, hits], dtype=torch.float64, device=self.loss_and_hits.device)
+            self.num_images += round(num_images)
 
 
 class Step:

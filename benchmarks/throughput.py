@@ -1,0 +1,293 @@
+"""`python benchmarks/throughput.py [--data DIR] [--mode loader|model|train] …`: images/s of each part of the flow.
+
+loader: batches taken as fast as they come; model: the training step on one batch for ever; train: the step fed by
+the loader. One JSON record goes to stdout, a line for people to stderr. Under torchrun: each process and the total.
+"""
+
+import argparse
+import copy
+import datetime
+import importlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loaders import Batch, InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders.backends import BACKENDS
+from train.checkpoint import describe_commit, describe_versions
+from train.command import exit_with
+from train.dist import add_up, from_rank_0, join_world
+from train.model import ModelConfig, build_model
+from train.optim import build_optimizer
+from train.recipe import Recipe
+from train.step import AMP_TYPES, Step, Sums, new_state
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+IMAGENET, IMAGENET_SOURCE = Path("data/imagenet"), "imagenet-1k"
+PHOTOS, PHOTOS_NAME, COPIES = ("china.jpg", "flower.jpg"), "two sample photos of scikit-learn, copied", 128
+LEAST_REPETITIONS = 5
+WARMUP_STEPS = 3  # untimed: the first ones load kernels and fill queues
+TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
+
+Take = Callable[[], None]  # one batch through what is measured
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/throughput.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="prepared dataset (default: data/imagenet, else two sample photos)")
+    add("--mode", choices=["loader", "model", "train"], default="loader")
+    add("--backend", choices=list(BACKENDS), help="default: dali; mode model always takes synthetic")
+    add("--batch-size", type=int, default=64, help="images a step and process (default: 64)")
+    add("--size", type=int, default=224, help="pixels (default: 224)")
+    add("--model", default="resnet50d", help="any of timm's (default: resnet50d)")
+    add("--amp", choices=list(AMP_TYPES), default="bf16", help="default: bf16")
+    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="default, and least: 5")
+    add("--seconds", type=float, default=3.0, help="a repetition, about (default: 3)")
+    add("--threads", type=int, default=0, help="decoding threads a process (default: an equal share of the cores)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--out", type=Path, metavar="FILE", help="write the record here too")
+    return parser.parse_args()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises InputError for values that cannot be measured with; settles the backend."""
+    if arguments.repetitions < LEAST_REPETITIONS:
+        raise InputError(f"{arguments.repetitions} repetitions show no spread: take {LEAST_REPETITIONS} or more")
+    if arguments.seconds <= 0 or arguments.size < 1:
+        raise InputError("seconds and size must be more than 0")
+    if arguments.mode == "model" and arguments.backend not in (None, "synthetic"):
+        raise InputError(f"mode model does not use {arguments.backend}: take --backend synthetic, or --mode train")
+    if arguments.out and not arguments.out.resolve().parent.is_dir():
+        raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
+    arguments.backend = arguments.backend or ("synthetic" if arguments.mode == "model" else "dali")
+
+
+@contextmanager
+def open_split(folder: Path | None, world: World) -> Iterator[Split]:
+    """The train split to measure on; without one, photos prepared for as long as it is needed."""
+    if folder is None and (IMAGENET / "train" / "manifest.json").exists():
+        folder = IMAGENET
+    if folder is not None:
+        yield Split(folder, "train")
+        return
+    if world.rank != 0:
+        yield Split(from_rank_0(None, world), "train")
+        return
+    with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
+        yield Split(from_rank_0(str(prepare_photos(Path(temporary))), world), "train")
+
+
+def prepare_photos(folder: Path) -> Path:
+    """Copies of scikit-learn's two sample photos as shards, through the real command."""
+    images = Path(str(importlib.import_module("sklearn.datasets").__file__)).parent / "images"
+    source, out = folder / "source", folder / "shards"
+    for photo in PHOTOS:
+        name = Path(photo).stem
+        (source / "train" / name).mkdir(parents=True)
+        for number in range(COPIES):
+            shutil.copyfile(images / photo, source / "train" / name / f"{name}_{number:03d}.jpg")
+    command = [sys.executable, str(CHECKOUT / "prep" / "shard.py"), "--source", str(source), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"the sample photos could not be prepared: {' '.join(done.stderr.split())[-300:]}")
+    return out
+
+
+def open_loader(arguments: argparse.Namespace, split: Split, world: World) -> Loader:
+    """The training loader of this process."""
+    config = LoaderConfig(backend=arguments.backend, num_threads=arguments.threads)
+    return build_loader(split, TrainTransform(arguments.size), arguments.batch_size * world.size, world, config=config)
+
+
+def build_step(arguments: argparse.Namespace, loader: Loader) -> Step:
+    """The training step as `train.fit` makes it, at the start of a run."""
+    recipe = Recipe(
+        name="throughput",
+        epochs=100,
+        batch_size=loader.batch_size,
+        amp=arguments.amp,
+        model=ModelConfig(arguments.model),
+    )
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, len(loader.split.class_names), loader.world.device)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
+    return Step(recipe, state, TOTAL_IMAGES, loader.world)
+
+
+def build_take(arguments: argparse.Namespace, loader: Loader, batches: Iterator[Batch]) -> Take:
+    """What is measured, as a function that does it for one batch."""
+    if arguments.mode == "loader":
+        return lambda: _drop(next(batches))
+    step, sums = build_step(arguments, loader), Sums.zero(loader.world.device)
+    return lambda: step(next(batches), sums)
+
+
+def _drop(_: Batch) -> None:
+    """The loader alone: nothing is done with a batch."""
+
+
+def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float], float]:
+    """Images/s of a process in each repetition, at the slowest one's pace; the share of time waited for data.
+
+    Repetitions follow one another without a pause in which the loader could get ahead.
+    """
+    batches = iter(loader)
+    with closing(batches):  # pyright: ignore[reportArgumentType]  (a generator)
+        take = build_take(arguments, loader, batches)
+        num_steps = warm_up(take, arguments.seconds, loader.world)
+        waited, marks = loader.stats.wait_seconds, [read_clock(loader.world)]
+        for _ in range(arguments.repetitions):
+            for _ in range(num_steps):
+                take()
+            marks.append(read_clock(loader.world))
+        wait = (loader.stats.wait_seconds - waited) / (marks[-1] - marks[0])
+    seconds = [end - start for start, end in pairwise(marks)]
+    everyone = gather([*seconds, wait], loader.world)
+    rates = [num_steps * len(loader.slots) / max(row[i] for row in everyone) for i in range(len(seconds))]
+    return rates, statistics.mean(row[-1] for row in everyone)
+
+
+def warm_up(take: Take, seconds: float, world: World) -> int:
+    """Run until rates are steady; the steps that take about `seconds`, the same number on every rank."""
+    for _ in range(WARMUP_STEPS):
+        take()
+    num_steps, spent = 1, 0.0
+    while spent < seconds / 2:
+        num_steps, started = num_steps * 2, read_clock(world)
+        for _ in range(num_steps):
+            take()
+        spent = from_rank_0(read_clock(world) - started, world)
+    return max(1, round(num_steps * seconds / spent))
+
+
+def read_clock(world: World) -> float:
+    """The time once the device has done all that it was given."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    return time.perf_counter()
+
+
+def gather(values: list[float], world: World) -> list[list[float]]:
+    """Every rank's values, a row each."""
+    table = torch.zeros(world.size, len(values), dtype=torch.float64, device=world.device)
+    table[world.rank] = torch.tensor(values, dtype=torch.float64)
+    return add_up(table, world).tolist()
+
+
+def summarize(rates: list[float]) -> dict[str, Any]:
+    """Median and spread, with every repetition."""
+    return {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "repetitions": rates}
+
+
+def build_record(arguments: argparse.Namespace, loader: Loader, rates: list[float], wait: float) -> dict[str, Any]:
+    """All that is needed to read the figures and to take them again."""
+    trains, world = arguments.mode != "loader", loader.world
+    return {
+        "what": "throughput",
+        "mode": arguments.mode,
+        "backend": arguments.backend,
+        "dataset": describe_dataset(loader.split, PHOTOS_NAME if is_photos(arguments) else None),
+        "batch_size": arguments.batch_size,
+        "size": arguments.size,
+        "model": arguments.model if trains else None,
+        "amp": arguments.amp if trains else None,
+        "images_per_second": summarize(rates),
+        "total": summarize([rate * world.size for rate in rates]),
+        "data_wait_percent": 100 * wait,
+        "num_processes": world.size,
+        "threads": loader.config.num_threads,
+        "device": world.device.type,
+        "command": describe_command(world),
+        "commit": describe_commit(),
+        "versions": describe_versions() | describe_dali(arguments.backend),
+        "hardware": describe_hardware(world),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def is_photos(arguments: argparse.Namespace) -> bool:
+    """Whether nothing better than the sample photos was there."""
+    return arguments.data is None and not (IMAGENET / "train" / "manifest.json").exists()
+
+
+def describe_dataset(split: Split, name: str | None) -> dict[str, Any]:
+    """What was read: figures on other images than ImageNet's say so."""
+    source = split.manifest.source.name
+    return {
+        "name": name or source,
+        "label": "ImageNet" if source.rstrip("/").endswith(IMAGENET_SOURCE) else "not ImageNet",
+        "num_images": len(split),
+        "mean_bytes": round(float(split.column("size").mean())),
+    }
+
+
+def describe_command(world: World) -> str:
+    """The command again, paths relative to where it ran."""
+    words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    start = ["python"] if world.size == 1 else ["torchrun", "--nproc-per-node", str(world.local_size)]
+    return shlex.join([*start, "benchmarks/throughput.py", *words])
+
+
+def describe_dali(backend: str) -> dict[str, str]:
+    """DALI's version where it took part."""
+    return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
+
+
+def describe_hardware(world: World) -> dict[str, Any]:
+    """The machine: figures hold for no other."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {"cpu": cpu or platform.processor() or "unknown", "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The record for people."""
+    each, data, hardware = record["images_per_second"], record["dataset"], record["hardware"]
+    return (
+        f"{record['mode']} {record['backend']} on {hardware['gpu'] or 'CPU'}: {each['median']:,.1f} images/s a process "
+        f"({each['min']:,.1f} to {each['max']:,.1f} in {len(each['repetitions'])} repetitions), "
+        f"{record['total']['median']:,.1f} over {record['num_processes']}; "
+        f"data wait {record['data_wait_percent']:.1f}%; {data['name']} [{data['label']}]"
+    )
+
+
+def main() -> None:
+    """Measure, then report from rank 0."""
+    arguments = parse_arguments()
+    check(arguments)
+    with join_world(arguments.device) as world, open_split(arguments.data, world) as split:
+        loader = open_loader(arguments, split, world)
+        record = build_record(arguments, loader, *measure(arguments, loader))
+    if world.rank == 0:
+        print(describe(record), file=sys.stderr)
+        print(json.dumps(record))
+        if arguments.out:
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        exit_with(error)
