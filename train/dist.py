@@ -47,9 +47,7 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    no_sync = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # since torch 2.15
+    no_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since torch 2.15
     options: dict[str, Any] = {no_sync: False, "gradient_as_bucket_view": True, "static_graph": True}
     return DistributedDataParallel(model, device_ids=devices, **options)
 
