@@ -107,7 +107,7 @@ def test_scores_are_those_of_a_plain_loop(
     normalize = Normalize(recipe.model)
     found = {"num_images": 0, "num_top1": 0, "num_top5": 0, "loss_sum": 0.0}
     with torch.inference_mode():
-        for batch in build_loader(split, recipe.evaluation, 1, config=LoaderConfig("reference")):
+        for batch in build_loader(split, recipe.evaluation, 1, config=LoaderConfig("dali")):
             logits = model(normalize(batch.images_BCHW))[0]
             label = int(batch.labels_B)
             rank = int((logits > logits[label]).sum())
