@@ -139,3 +139,7 @@ def test_seed_113_is_what_it_says() -> None:
     assert (recipe.optim.momentum, recipe.optim.nesterov) == (0.9, True)
     assert (recipe.label_smoothing, recipe.ema_decay) == (0.1, 0.9999)
     assert (recipe.transform.size, recipe.evaluation.size) == (224, 224)
+
+
+def test_a_run_that_is_all_warm_up_ends_at_its_peak() -> None:
+    assert lr_factor(1.01, 1.0) == 1

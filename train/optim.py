@@ -39,9 +39,10 @@ def lr_factor(progress: float, warmup: float) -> float:
         progress: share of the run that is done, 0 to 1.
         warmup: share of the run over which the rate rises linearly from 0.
     """
-    if progress < warmup:
+    progress = min(progress, 1.0)
+    if progress < warmup or warmup == 1:
         return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (min(progress, 1.0) - warmup) / (1 - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
