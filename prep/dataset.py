@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
+REJECTED = "rejected"  # the one event of the ledger that takes an image away
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -45,6 +46,9 @@ class Options:
     images_per_shard: int = 2000
     limit: int | None = None
     decode_check: bool = True
+    max_side: int | None = None  # pixels of the longer side at most
+    short_side: int | None = None  # pixels of the shorter side at most
+    quality: int | None = None  # of JPEGs encoded anew where that shrinks them
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,34 @@ class Manifest:
 
     split: str
     source: Origin
-    options: Options
+    options: Options | None  # None: the tars are another's, adopted as they are
     class_names: tuple[str, ...]
     num_images: int
-    num_rejected: int
-    size_bytes: int
+    size_bytes: int  # of the images as stored
+    source_size_bytes: int  # of the same images as the source has them
+    findings: dict[str, int]  # the ledger's entries, counted by event
+    ledger_sha256: str
     samples_sha256: str
     shards: tuple[Shard, ...]
     format_version: int = FORMAT_VERSION
 
+    @property
+    def num_rejected(self) -> int:
+        """Images that were offered and left out; the ledger says why."""
+        return self.findings.get(REJECTED, 0)
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        """With a digest of all else in it: every other file has its own in here."""
+        fields = dataclasses.asdict(self)
+        digest = sha256_of(json.dumps(fields, sort_keys=True).encode())
+        return json.dumps({**fields, "manifest_sha256": digest}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         fields: dict[str, Any] = json.loads(text)
+        fields.pop("manifest_sha256", None)  # `prep/verify.py` compares it
         fields["source"] = Origin(**fields["source"])
-        fields["options"] = Options(**fields["options"])
+        fields["options"] = Options(**fields["options"]) if fields["options"] else None
         fields["class_names"] = tuple(fields["class_names"])
         fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
         return cls(**fields)
@@ -104,14 +119,23 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path} does not exist: prepare the data with `python prep/shard.py --source SRC --out {folder.parent}`"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """A manifest from its file's bytes; `name` is for the error.
+
+    Raises:
+        InputError: it is damaged or of another format version.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         version = json.loads(text).get("format_version")
         if version == FORMAT_VERSION:
             return Manifest.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete {folder} and prepare it again") from error
-    raise InputError(f"{path} is of format {version}, this is Penstock for format {FORMAT_VERSION}: prepare it again")
+        raise InputError(f"{name} is damaged ({error}): delete its folder and prepare it again") from error
+    raise InputError(f"{name} is of format {version}, this is Penstock for format {FORMAT_VERSION}: prepare it again")
 
 
 class Split:
@@ -153,7 +177,7 @@ class Split:
             size_bytes = path.stat().st_size if path.is_file() else None
             if size_bytes != shard.size_bytes:
                 found = "is missing" if size_bytes is None else f"has {size_bytes:,} bytes, not {shard.size_bytes:,}"
-                raise InputError(f"{path} {found}: run prep/shard.py again as before, it writes just that shard anew")
+                raise InputError(f"{path} {found}: `python prep/verify.py {self.folder}` says how to mend it")
 
     def _map_samples(self) -> pa.Table:
         path = self.folder / SAMPLES
@@ -168,14 +192,17 @@ class Split:
         return table
 
 
-def write_samples(path: Path, columns: Mapping[str, Sequence[Any]]) -> str:
-    """Write the sample index as one Arrow IPC record batch (so columns map without a copy); its sha256."""
+def encode_samples(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """The sample index as one Arrow IPC record batch, so that its columns map without a copy."""
     table = pa.table(columns, schema=SAMPLE_SCHEMA).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SAMPLE_SCHEMA) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
-    content = sink.getvalue()
-    write_whole(path, content.to_pybytes())
+    return sink.getvalue().to_pybytes()
+
+
+def sha256_of(content: bytes) -> str:
+    """The hex digest that manifests hold."""
     return hashlib.sha256(content).hexdigest()
 
 

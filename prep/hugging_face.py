@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -18,74 +19,38 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from prep.dataset import InputError, Origin
-from prep.parquet import ParquetRows
+from prep.parquet import ParquetRows, open_parquet
+from prep.tables import TableFile, TableSource, find_columns, label_range
 
 
 @dataclass(frozen=True)
-class ParquetFile:
-    """One parquet file of a split."""
+class Footer:
+    """What a parquet file says of itself at its end, and the file's size."""
 
-    url: str
-    num_rows: int
-    lowest_label: int
-    highest_label: int
-
-
-@dataclass(frozen=True)
-class ParquetSource:
-    """A Hugging Face dataset with an image and a label column."""
-
-    origin: Origin
-    class_names: tuple[str, ...]
-    image_column: str
-    label_column: str
-    files: dict[str, tuple[ParquetFile, ...]]
+    metadata: pq.FileMetaData
+    size_bytes: int
 
     @property
-    def num_rows(self) -> dict[str, int]:
-        return {split: sum(file.num_rows for file in files) for split, files in self.files.items()}
-
-    def check(self, split: str) -> None:
-        last = len(self.class_names) - 1
-        for file in self.files[split]:
-            for label in (file.lowest_label, file.highest_label):
-                if file.num_rows and not 0 <= label <= last:
-                    raise InputError(f"{file.url} holds label {label}, outside the classes 0 to {last}: mend it")
-
-    def rows(self, split: str, start: int, stop: int) -> "ParquetRows":
-        spans = []
-        for file in self.files[split]:
-            if start < file.num_rows and stop > 0:
-                spans.append((file.url, max(start, 0), min(stop, file.num_rows)))
-            start, stop = start - file.num_rows, stop - file.num_rows
-        return ParquetRows(tuple(spans), self.image_column, self.label_column)
+    def schema(self) -> pa.Schema:
+        return self.metadata.schema.to_arrow_schema()
 
 
-def open_dataset(source: str) -> ParquetSource:
+def open_dataset(source: str) -> TableSource:
     """Open a local folder or a hub dataset: its splits, files, row counts and classes, from the footers alone.
 
     Raises:
         InputError: it is not there, gated, unreachable, damaged, unlabelled, or no image classification.
     """
     data_files = _resolve(source)
-    urls = [(split, str(url)) for split, files in data_files.items() for url in files]
+    urls = [url for files in data_files.values() for url in files]
     with ThreadPoolExecutor(16) as pool:
-        footers = dict(zip([url for _, url in urls], pool.map(_footer, [url for _, url in urls]), strict=True))
-    image_column, label_column, names = _columns(source, next(iter(footers.values())).schema.to_arrow_schema())
-    for url, footer in footers.items():
-        _check_columns(url, footer.schema.to_arrow_schema(), image_column, label_column)
+        footers = dict(zip(urls, pool.map(_footer, urls), strict=True))
+    columns = find_columns(source, {url: footer.schema for url, footer in footers.items()})
     files = {
-        split: tuple(_describe(url, footers[url], label_column) for s, url in urls if s == split)
-        for split in data_files
+        split: tuple(_describe(url, footers[url], columns.label) for url in files)
+        for split, files in data_files.items()
     }
-    class_names = names or _numbered_classes(files)
-    return ParquetSource(_origin(source, files), class_names, image_column, label_column, files)
-
-
-def _numbered_classes(files: dict[str, tuple[ParquetFile, ...]]) -> tuple[str, ...]:
-    """Class names for labels that are bare integers: the integers, up to the highest."""
-    highest = max(file.highest_label for described in files.values() for file in described)
-    return tuple(str(label) for label in range(highest + 1))
+    return TableSource(_origin(source, files), columns, files, ParquetRows)
 
 
 def _resolve(source: str) -> dict[str, list[str]]:
@@ -95,12 +60,10 @@ def _resolve(source: str) -> dict[str, list[str]]:
         builder = datasets.load_dataset_builder(source)
     except Exception as error:
         raise InputError(_explain(source, error)) from error
-    files = {str(split): list(urls) for split, urls in (builder.config.data_files or {}).items()}
-    others = [url for urls in files.values() for url in urls if not str(url).endswith(".parquet")]
+    files = {str(split): list(map(str, urls)) for split, urls in (builder.config.data_files or {}).items()}
+    others = [url for urls in files.values() for url in urls if not url.endswith(".parquet")]
     if others or not files:
-        raise InputError(
-            f"{source} has no parquet files but {', '.join(map(str, others[:1])) or 'nothing'}: convert it"
-        )
+        raise InputError(f"{source} has no parquet files but {', '.join(others[:1]) or 'nothing'}: convert it")
     return files
 
 
@@ -123,10 +86,11 @@ def _explain(source: str, error: Exception) -> str:
     return cannot_open
 
 
-def _footer(url: str) -> pq.FileMetaData:
+def _footer(url: str) -> Footer:
     try:
-        with fsspec.open(url, "rb") as opened:
-            return pq.ParquetFile(opened).metadata
+        remote: Any = fsspec.open(url, "rb")
+        with remote as opened:
+            return Footer(pq.ParquetFile(opened).metadata, opened.seek(0, os.SEEK_END))
     except pa.ArrowInvalid as error:
         raise InputError(f"{url} is no whole parquet file ({error}): download it again") from error
     except Exception as error:  # the hub's HTTP client has its own kinds, no OSErrors
@@ -135,44 +99,21 @@ def _footer(url: str) -> pq.FileMetaData:
         raise InputError(_explain(url.split("@", maxsplit=1)[0].removeprefix("hf://datasets/"), error)) from error
 
 
-def _columns(source: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...]]:
-    """The image column, the label column and the class names (empty where the labels are bare integers)."""
-    features = datasets.Features.from_arrow_schema(schema)
-    images = [name for name, f in features.items() if isinstance(f, datasets.Image)] or [
-        name for name in ("image", "img") if name in features
-    ]
-    labels = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)] or [
-        name for name in ("label", "labels", "fine_label") if name in features
-    ]
-    if not images or not labels:
-        raise InputError(f"{source} has columns {', '.join(features)}: an image and a label column are needed")
-    names = getattr(features[labels[0]], "names", None) or ()
-    return images[0], labels[0], tuple(names)
-
-
-def _check_columns(url: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
-    if not {image_column, label_column} <= set(schema.names):
-        raise InputError(f"{url} has columns {', '.join(schema.names)}, not {image_column} and {label_column}: mend it")
-    if not pa.types.is_integer(schema.field(label_column).type):
-        found = schema.field(label_column).type
-        raise InputError(f"{url} has labels of type {found}: cast column {label_column} to ClassLabel or integers")
-
-
-def _describe(url: str, metadata: pq.FileMetaData, label_column: str) -> ParquetFile:
+def _describe(url: str, footer: Footer, label_column: str) -> TableFile:
     """Row count and label range of a file: from its footer's statistics where it has them, else from the column."""
+    metadata = footer.metadata
     leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == label_column)
     statistics = [metadata.row_group(g).column(leaf).statistics for g in range(metadata.num_row_groups)]
     if all(s is not None and s.has_min_max and s.null_count == 0 for s in statistics):
-        labels = [label for s in statistics for label in (s.min, s.max)]
+        lowest = min((s.min for s in statistics), default=0)
+        highest = max((s.max for s in statistics), default=0)
     else:
-        with fsspec.open(url, "rb") as opened:
-            labels = pq.ParquetFile(opened).read([label_column]).column(0).to_pylist()
-        if None in labels:
-            raise InputError(f"{url} has {labels.count(None)} rows without a label: remove them")
-    return ParquetFile(url, metadata.num_rows, min(labels, default=0), max(labels, default=0))
+        with open_parquet(url) as parquet:
+            lowest, highest = label_range(url, parquet.read([label_column]).column(0))
+    return TableFile(url, footer.size_bytes, metadata.num_rows, lowest, highest)
 
 
-def _origin(source: str, files: dict[str, tuple[ParquetFile, ...]]) -> Origin:
+def _origin(source: str, files: dict[str, tuple[TableFile, ...]]) -> Origin:
     """Name and revision: the commit for a hub id; for a folder a digest of file names, sizes and footers."""
     urls = sorted(file.url for described in files.values() for file in described)
     if urls[0].startswith("hf://"):

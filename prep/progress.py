@@ -35,6 +35,11 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.bar.stop()
 
+    def expect(self, total: int) -> None:
+        """Correct a total that is known better on the way."""
+        self.total = total
+        self.bar.update(self.task, total=total)
+
     def add(self, num_images: int, size_bytes: int) -> None:
         """Count some finished work and show it."""
         self.done += num_images

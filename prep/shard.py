@@ -4,20 +4,19 @@ With no arguments: ImageNet-1k from the hub to data/imagenet. Run it again to go
 """
 
 import argparse
-import json
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from typing import Any
 
-from prep.dataset import LEDGER, InputError, Manifest, Options
+from prep.dataset import InputError, Options
+from prep.pools import Pool, local_pool
 from prep.prepare import check_folder, prepare_split
-from prep.progress import format_duration
+from prep.report import describe_leaks, describe_rejects, summarize
 from prep.resolve import open_source
 from prep.source import Source
-
-MOST_REJECTS_SHOWN = 5
+from prep.space import check_space
+from prep.store import open_store
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,15 +24,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prep/shard.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder"
-    )
-    parser.add_argument("--out", default=Path("data/imagenet"), type=Path, metavar="DIR", help="where the shards go")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all but test)")
-    parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
-    parser.add_argument("--images-per-shard", type=_count, default=Options.images_per_shard, metavar="N", help=" ")
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N images of each split")
-    parser.add_argument("--no-decode-check", action="store_true", help="do not decode each image once in full")
+    add = parser.add_argument
+    add("--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder")
+    add("--out", default="data/imagenet", metavar="DIR", help="where the shards go: a folder or s3://bucket/prefix")
+    add("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all but test)")
+    add("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    add("--ray", metavar="ADDRESS", help="write on a Ray cluster instead: auto, or its address")
+    add("--images-per-shard", type=_count, default=Options.images_per_shard, metavar="N", help=" ")
+    add("--limit", type=_count, metavar="N", help="only the first N images of each split")
+    add("--max-side", type=_count, metavar="PIXELS", help="scale images down to this longer side")
+    add("--short-side", type=_count, metavar="PIXELS", help="scale images down to this shorter side")
+    add("--quality", type=_quality, metavar="Q", help="encode anew with this JPEG quality where it saves bytes")
+    add("--no-decode-check", action="store_true", help="do not decode each image once in full")
+    add("--strict", action="store_true", help="stop at the first shard with a damaged image")
     return parser.parse_args(arguments)
 
 
@@ -43,22 +46,44 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def main() -> int:
-    """Prepare every split asked for; the exit status is 1 where images had to be left out."""
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is no quality from 1 to 100")
+    return int(text)
+
+
+def main() -> None:
+    """Prepare every split asked for; images that had to be left out are told, not fatal, but for --strict."""
     arguments = parse_arguments()
-    options = Options(arguments.images_per_shard, arguments.limit, not arguments.no_decode_check)
-    source = open_source(arguments.source)
+    options = Options(
+        arguments.images_per_shard,
+        arguments.limit,
+        not arguments.no_decode_check,
+        arguments.max_side,
+        arguments.short_side,
+        arguments.quality,
+    )
+    source, out = open_source(arguments.source), open_store(arguments.out)
     splits = _choose_splits(source, arguments.source, arguments.splits)
     for split in splits:
-        check_folder(source, split, arguments.out / split, options)
+        check_folder(source, split, out.child(split), options)
         source.check(split)
-    rejected = 0
+    check_space(source, splits, out, options)
+    pool = _choose_pool(arguments)
     for split in splits:
         started = time.monotonic()
-        manifest = prepare_split(source, split, arguments.out, options, arguments.workers)
-        _report(arguments.out / split, manifest, time.monotonic() - started)
-        rejected += manifest.num_rejected
-    return 1 if rejected else 0
+        manifest = prepare_split(source, split, out, options, pool, strict=arguments.strict)
+        print(summarize(manifest, out.child(split), time.monotonic() - started))
+        _warn(describe_rejects(out.child(split)))
+    _warn(describe_leaks(out))
+
+
+def _choose_pool(arguments: argparse.Namespace) -> Pool[Any]:
+    if arguments.ray is None:
+        return local_pool(arguments.workers)
+    from prep.ray_pool import ray_pool  # noqa: PLC0415 - an extra
+
+    return ray_pool(arguments.ray)
 
 
 def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[str]:
@@ -72,33 +97,15 @@ def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[
     return splits
 
 
-def _report(folder: Path, manifest: Manifest, seconds: float) -> None:
-    print(
-        f"{folder}: {manifest.num_images:,} images of {len(manifest.class_names):,} classes, "
-        f"{manifest.size_bytes / 1e6:,.1f} MB in {len(manifest.shards):,} shards ({format_duration(seconds)})"
-    )
-    entries = [json.loads(line) for line in (folder / LEDGER).read_text().splitlines()]
-    if converted := sum(entry["event"] == "converted" for entry in entries):
-        print(f"{folder}: {converted:,} images made RGB JPEG, listed in {folder / LEDGER}")
-    rejects = [entry for entry in entries if entry["event"] == "rejected"]
-    if rejects:
-        shown = "; ".join(
-            f"{entry['name'] or 'row ' + str(entry['row'])}: {entry['reason']}"
-            for entry in rejects[:MOST_REJECTS_SHOWN]
-        )
-        print(
-            f"error: {folder}: {len(rejects):,} images left out ({shown}{'; ...' if len(rejects) > 5 else ''}), "
-            f"all listed in {folder / LEDGER}: mend them at the source, delete {folder} and run again",
-            file=sys.stderr,
-        )
+def _warn(message: str) -> None:
+    if message:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    except BrokenProcessPool:
-        sys.exit("error: a worker process was killed (out of memory?): run the same command again to go on")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")

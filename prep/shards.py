@@ -6,128 +6,104 @@ its name last: where it is, the other two are whole.
 
 import hashlib
 import json
-import os
 import re
-import tarfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from prep.dataset import InputError, Shard, sync_folder, write_whole
-from prep.images import Jpeg, UnusableImageError, as_jpeg
+from prep.dataset import REJECTED, InputError, Options, Shard
+from prep.images import StoredImage, UnusableImageError, as_jpeg
+from prep.ledger import entry
 from prep.source import Item
-
-WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
-BLOCK, TAR_RECORD = 512, 10240
-BUFFER_BYTES = 1 << 22
+from prep.store import WORK_FOLDER, Store
+from prep.tar import TarWriter, dali_index
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Some rows of a split, the first of them row `start`, to be written as shard `number` in `folder`."""
+    """Some rows of a split, the first of them row `start`, to be written as shard `number` in `store`."""
 
     rows: Iterable[Item]
     start: int
     num_rows: int
     num_classes: int
-    decode_check: bool
+    options: Options
     split: str
     number: int
-    folder: Path
+    store: Store
 
     @property
     def name(self) -> str:
         return f"{self.split}-{self.number:06d}.tar"
 
     @property
-    def record_path(self) -> Path:
-        return self.folder / WORK_FOLDER / f"{self.name}.json"
+    def index_name(self) -> str:
+        return f"{self.split}-{self.number:06d}.idx"
+
+    @property
+    def record_name(self) -> str:
+        return f"{WORK_FOLDER}/{self.name}.json"
 
 
 @dataclass
 class Contents:
-    """What a shard holds: columns of the sample index, DALI's index lines, and the ledger of its rows."""
+    """What a shard holds: columns of the sample index (and each image's source row), and the ledger of its rows."""
 
     columns: dict[str, list[Any]] = field(
-        default_factory=lambda: {n: [] for n in ("key", "offset", "size", "label", "width", "height", "sha256")}
+        default_factory=lambda: {n: [] for n in ("key", "offset", "size", "label", "width", "height", "sha256", "row")}
     )
-    index_lines: list[str] = field(default_factory=list)
+    components: list[list[tuple[str, int, int, str]]] = field(default_factory=list)
     ledger: list[dict[str, Any]] = field(default_factory=list)
+    source_size_bytes: int = 0
 
-
-class TarWriter:
-    """A plain USTAR file with fixed metadata, hashed while it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.offset, self.sha256 = file, 0, hashlib.sha256()
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append a member; the offset of its first byte."""
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        self._write(member.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.offset
-        self._write(data)
-        self._write(bytes(-len(data) % BLOCK))
-        return offset
-
-    def finish(self) -> None:
-        """Two blocks of zeros, filled up to a tar record, and everything on disk."""
-        self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self.offset % TAR_RECORD))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.sha256.update(data)
-        self.offset += len(data)
+    def record(self, shard: Shard) -> bytes:
+        """All that closing the split needs of this shard."""
+        facts = {"shard": asdict(shard), "source_size_bytes": self.source_size_bytes}
+        return json.dumps({**facts, "columns": self.columns, "ledger": self.ledger}).encode()
 
 
 def write_shard(job: ShardJob) -> None:
     """Write a shard's tar, index and record, each under its name only when it is whole."""
-    partial = job.folder / WORK_FOLDER / f"{job.name}.partial"
-    with partial.open("wb", buffering=BUFFER_BYTES) as file:
+    file = job.store.create(job.name)
+    try:
         tar = TarWriter(file)
         contents = _fill(tar, job)
         tar.finish()
-    shard = Shard(job.name, len(contents.index_lines), tar.offset, tar.sha256.hexdigest())
-    if shard.num_images:
-        index = f"v1.2 {shard.num_images}\n" + "".join(line + "\n" for line in contents.index_lines)
-        write_whole((job.folder / job.name).with_suffix(".idx"), index.encode())
-    record = {"shard": asdict(shard), "columns": contents.columns, "ledger": contents.ledger}
-    write_whole(job.record_path, json.dumps(record).encode())
-    if shard.num_images:
-        os.replace(partial, job.folder / job.name)
-        sync_folder(job.folder)
-    else:
-        partial.unlink()  # every row of it was rejected: no reader likes an empty tar
+        shard = Shard(job.name, len(contents.components), file.size_bytes, file.sha256)
+        if shard.num_images:
+            job.store.write(job.index_name, dali_index(contents.components))
+        job.store.write(job.record_name, contents.record(shard))
+        if shard.num_images:
+            job.store.publish(file, job.name)
+    finally:
+        file.discard()  # what was not published: a failure, or no row was usable (no reader likes an empty tar)
 
 
 def _fill(tar: TarWriter, job: ShardJob) -> Contents:
     contents = Contents()
     for row, item in enumerate(job.rows, job.start):
         _check_label(job, row, item)
-        key = sample_key(row, item.name)
         try:
-            jpeg = as_jpeg(item.data, job.decode_check)
+            if item.fault:
+                raise UnusableImageError(item.fault)
+            image = as_jpeg(bytes(item.data), job.options)
         except UnusableImageError as reason:
-            contents.ledger.append(_entry(row, item, "rejected", str(reason)))
+            contents.ledger.append(entry(row, item.name, REJECTED, str(reason)))
             continue
-        if jpeg.note:
-            contents.ledger.append(_entry(row, item, "converted", jpeg.note))
-        _add_sample(tar, contents, key, jpeg, _label_text(job, item.label))
+        contents.ledger += [entry(row, item.name, event, reason) for event, reason in image.findings]
+        contents.source_size_bytes += len(item.data)
+        _add_sample(tar, contents, row, sample_key(row, item.name), image, _label_text(job, item.label))
     return contents
 
 
-def _add_sample(tar: TarWriter, contents: Contents, key: str, jpeg: Jpeg, label: str) -> None:
-    offset = tar.add(f"{key}.jpg", jpeg.data)
+def _add_sample(tar: TarWriter, contents: Contents, row: int, key: str, image: StoredImage, label: str) -> None:
+    offset = tar.add(f"{key}.jpg", image.data)
     label_offset = tar.add(f"{key}.cls", label.encode())
-    size = len(jpeg.data)
-    contents.index_lines.append(f"jpg {offset} {size} {key}.jpg cls {label_offset} {len(label)} {key}.cls")
-    sha256 = hashlib.sha256(jpeg.data).hexdigest()
-    values = (key, offset, size, int(label), jpeg.width, jpeg.height, sha256)
+    size = len(image.data)
+    contents.components.append([("jpg", offset, size, f"{key}.jpg"), ("cls", label_offset, len(label), f"{key}.cls")])
+    sha256 = hashlib.sha256(image.data).hexdigest()
+    values = (key, offset, size, int(label), image.width, image.height, sha256, row)
     for column, value in zip(contents.columns.values(), values, strict=True):
         column.append(value)
 
@@ -146,7 +122,3 @@ def _check_label(job: ShardJob, row: int, item: Item) -> None:
     last = job.num_classes - 1
     if not 0 <= item.label <= last:
         raise InputError(f"row {row} of {job.split} ({item.name}) has label {item.label}, outside 0 to {last}: mend it")
-
-
-def _entry(row: int, item: Item, event: str, reason: str) -> dict[str, Any]:
-    return {"row": row, "name": item.name, "event": event, "reason": reason}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prep.dataset import Options
+from prep.dataset import Manifest, Options
 from prep.digits import write_digits
+from prep.pools import local_pool
 from prep.prepare import prepare_split
 from prep.resolve import open_source
+from prep.store import LocalStore
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
@@ -20,6 +22,16 @@ def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) 
     """Run `python ARGUMENTS…` as a user would; the caller checks the exit status."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False)
+
+
+DEFAULTS = Options()
+
+
+def prepare_folder(
+    source: Path, split: str, out: Path, options: Options = DEFAULTS, *, num_workers: int = 1
+) -> Manifest:
+    """Prepare one split of a source folder as the command does."""
+    return prepare_split(open_source(str(source)), split, LocalStore(out), options, local_pool(num_workers))
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +46,8 @@ def digits_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as shards: train (1,437 images in 5 shards) and validation (360 in 2)."""
     out = tmp_path_factory.mktemp("digits")
-    source = open_source(str(digits_source))
     for split in ("train", "validation"):
-        prepare_split(source, split, out, Options(images_per_shard=300), num_workers=2)
+        prepare_folder(digits_source, split, out, Options(images_per_shard=300), num_workers=2)
     return out
 
 
@@ -47,7 +58,6 @@ def imagenet_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real ImageNet images in {folder} (set PENSTOCK_TEST_DATA)")
     out = tmp_path_factory.mktemp("imagenet-samples")
-    source = open_source(str(folder))
     for split in ("train", "validation"):
-        prepare_split(source, split, out, Options(images_per_shard=100), num_workers=2)
+        prepare_folder(folder, split, out, Options(images_per_shard=100), num_workers=2)
     return out

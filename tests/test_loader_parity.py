@@ -17,14 +17,12 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
+from conftest import prepare_folder
 from PIL import Image, ImageFile
 from torchvision.transforms import CenterCrop, Compose, Resize
 from torchvision.transforms import functional as torchvision
 
 from loaders import EvalTransform, LoaderConfig, Split, TrainTransform, World, build_loader
-from prep.dataset import Options
-from prep.prepare import prepare_split
-from prep.resolve import open_source
 
 BATCH_SIZE = 20
 TRANSFORMS = [TrainTransform(), EvalTransform(), TrainTransform(size=64)]
@@ -69,7 +67,7 @@ def _smooth_and_noise(shape: tuple[int, int], rng: np.random.Generator) -> Itera
 
 
 def _prepare(source: Path, out: Path) -> Split:
-    prepare_split(open_source(str(source)), "train", out, Options(), num_workers=1)
+    prepare_folder(source, "train", out)
     return Split(out, "train")
 
 

@@ -1,20 +1,17 @@
 """Same inputs and options, same bytes: whatever the workers, and after mending what went missing."""
 
-import fcntl
 import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+from conftest import prepare_folder, run_command
 from PIL import Image
 
-from prep import prepare
-from prep.dataset import Options, Split
+from prep import store
+from prep.dataset import InputError, Options, Split
 from prep.image_folder import open_image_folder
-from prep.prepare import prepare_split
-from prep.resolve import open_source
 
 DIGITS_OPTIONS = Options(images_per_shard=300)
 
@@ -36,16 +33,17 @@ def _write_images(folder: Path, num_classes: int, num_images_per_class: int) -> 
 
 
 def test_one_worker_and_two_give_the_same_digits(digits: Path, digits_source: Path, tmp_path: Path) -> None:
-    source = open_source(str(digits_source))
     for split in ("train", "validation"):
-        prepare_split(source, split, tmp_path, DIGITS_OPTIONS, num_workers=1)
+        prepare_folder(digits_source, split, tmp_path, DIGITS_OPTIONS)
     assert _tree(tmp_path) == _tree(digits)  # which two workers wrote
 
 
 def test_one_worker_and_two_give_the_same_shards_of_an_image_folder(tmp_path: Path) -> None:
-    source = open_source(str(_write_images(tmp_path / "images", 3, 20)))
+    source = _write_images(tmp_path / "images", 3, 20)
     for num_workers in (1, 2):
-        prepare_split(source, "train", tmp_path / str(num_workers), Options(images_per_shard=7), num_workers)
+        prepare_folder(
+            source, "train", tmp_path / str(num_workers), Options(images_per_shard=7), num_workers=num_workers
+        )
     assert len(list((tmp_path / "1" / "train").glob("*.tar"))) == 9
     assert _tree(tmp_path / "1") == _tree(tmp_path / "2")
 
@@ -73,8 +71,7 @@ def test_an_image_folders_classes_come_mixed(tmp_path: Path) -> None:
 
 
 def test_labels_have_one_width_and_follow_the_sorted_class_folders(tmp_path: Path) -> None:
-    source = open_source(str(_write_images(tmp_path / "images", 11, 2)))
-    prepare_split(source, "train", tmp_path / "out", Options(), num_workers=1)
+    prepare_folder(_write_images(tmp_path / "images", 11, 2), "train", tmp_path / "out")
     split = Split(tmp_path / "out", "train")
     assert split.class_names == tuple(f"class{label:02d}" for label in range(11))
     assert split.column("label").tolist() == [width - 8 for width in split.column("width")]
@@ -83,8 +80,7 @@ def test_labels_have_one_width_and_follow_the_sorted_class_folders(tmp_path: Pat
 
 
 def test_a_limit_takes_the_first_rows(digits: Path, digits_source: Path, tmp_path: Path) -> None:
-    source = open_source(str(digits_source))
-    prepare_split(source, "validation", tmp_path, Options(images_per_shard=40, limit=50), num_workers=1)
+    prepare_folder(digits_source, "validation", tmp_path, Options(images_per_shard=40, limit=50))
     limited, whole = Split(tmp_path, "validation"), Split(digits, "validation")
     assert [shard.num_images for shard in limited.manifest.shards] == [40, 10]
     assert limited.samples.column("sha256").to_pylist() == whole.samples.column("sha256").to_pylist()[:50]
@@ -94,7 +90,11 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, _truncate])
+def _lose_index(path: Path) -> None:
+    path.with_suffix(".idx").unlink()
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _truncate, _lose_index])
 def test_a_shard_that_went_missing_is_written_anew_and_no_other(
     harm: Callable[[Path], None], digits: Path, digits_source: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_shard_that_went_missing_is_written_anew_and_no_other(
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")}
     victim = out / "train" / "train-000002.tar"
     harm(victim)
-    prepare_split(open_source(str(digits_source)), "train", out, DIGITS_OPTIONS, num_workers=2)
+    prepare_folder(digits_source, "train", out, DIGITS_OPTIONS, num_workers=2)
     assert _tree(out) == _tree(digits)
     rewritten = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert rewritten == {"train-000002.tar", "train-000002.idx"}
@@ -111,15 +111,15 @@ def test_a_shard_that_went_missing_is_written_anew_and_no_other(
 
 def test_a_shard_that_comes_out_otherwise_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
     images = _write_images(tmp_path / "images", 1, 2)
-    prepare_split(open_source(str(images)), "train", tmp_path / "out", Options(), num_workers=1)
+    prepare_folder(images, "train", tmp_path / "out")
     swap = [images / "train" / "class00" / name for name in ("000.jpg", "001.jpg")]
     assert swap[0].stat().st_size == swap[1].stat().st_size  # so that the source looks the same
     contents = [path.read_bytes() for path in swap]
     for path, content in zip(swap, reversed(contents), strict=True):
         path.write_bytes(content)
     (tmp_path / "out" / "train" / "train-000000.tar").unlink()
-    with pytest.raises(prepare.InputError, match=r"train-000000\.tar came out different from its manifest: delete"):
-        prepare_split(open_source(str(images)), "train", tmp_path / "out", Options(), num_workers=1)
+    with pytest.raises(InputError, match=r"train-000000\.tar came out different from its manifest: delete"):
+        prepare_folder(images, "train", tmp_path / "out")
 
 
 def test_a_run_killed_while_it_cleans_up_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,19 +131,18 @@ def test_a_run_killed_while_it_cleans_up_can_be_repeated(tmp_path: Path, monkeyp
         raise KeyboardInterrupt(folder)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare.shutil, "rmtree", die)
-        prepare_split(open_source(str(images)), "train", tmp_path / "out", options, num_workers=1)
+        patch.setattr(store.shutil, "rmtree", die)
+        prepare_folder(images, "train", tmp_path / "out", options)
     assert (tmp_path / "out" / "train" / "manifest.json").exists()
-    prepare_split(open_source(str(images)), "train", tmp_path / "out", options, num_workers=1)
+    prepare_folder(images, "train", tmp_path / "out", options)
     assert not (tmp_path / "out" / "train" / ".prep").exists()
     assert len(Split(tmp_path / "out", "train")) == 1
 
 
 def test_a_second_preparation_of_the_same_folder_is_refused(digits_source: Path, tmp_path: Path) -> None:
-    (tmp_path / "train" / ".prep").mkdir(parents=True)
-    with (tmp_path / "train" / ".prep" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # which shuts out no other but one that wants the folder to itself
+    (tmp_path / "train").mkdir()
+    with store.LocalStore(tmp_path / "train").lock():
         result = run_command("prep/shard.py", "--source", digits_source, "--out", tmp_path, "--splits", "train")
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path / 'train'} is being written by another process: wait for it\n"
-    assert list(_tree(tmp_path)) == ["train/.prep/lock"]
+    assert _tree(tmp_path) == {}

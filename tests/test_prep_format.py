@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from prep.dataset import InputError, Split
-from prep.shards import TarWriter
+from prep.hashed_file import HashedFile
+from prep.tar import TarWriter
 
 SPLITS = {"train": 1437, "validation": 360}
 
@@ -52,15 +53,15 @@ def test_every_source_image_is_in_the_tars_once_with_its_own_label(
 
 def test_a_tar_holds_members_of_any_size_and_is_hashed_while_written(tmp_path: Path) -> None:
     members = {f"{size}.jpg": bytes([size % 251]) * size for size in (0, 1, 511, 512, 513, 1024, 9999)}
-    with (tmp_path / "a.tar").open("w+b") as file:
-        writer = TarWriter(file)
-        offsets = [writer.add(name, data) for name, data in members.items()]
-        writer.finish()
+    file = HashedFile(tmp_path / "a.tar")
+    writer = TarWriter(file)
+    offsets = [writer.add(name, data) for name, data in members.items()]
+    writer.finish()
     whole = (tmp_path / "a.tar").read_bytes()
     assert dict(_tar_members(tmp_path)) == members
     assert [whole[o : o + len(d)] for o, d in zip(offsets, members.values(), strict=True)] == list(members.values())
-    assert writer.sha256.digest() == hashlib.sha256(whole).digest()
-    assert writer.offset == len(whole)
+    assert file.sha256 == hashlib.sha256(whole).hexdigest()
+    assert file.size_bytes == len(whole)
     assert len(whole) % 10240 == 0  # a tar record, as GNU tar pads it
 
 
@@ -112,8 +113,9 @@ def test_keys_are_unique_and_are_those_of_the_tars(digits: Path) -> None:
 def test_the_manifest_tells_the_truth(split: str, digits: Path, digits_source: Path) -> None:
     manifest = json.loads((digits / split / "manifest.json").read_text())
     jpegs = [jpeg for _, jpeg, _ in _source_rows(digits_source, split)]
-    assert (manifest["split"], manifest["num_images"], manifest["num_rejected"]) == (split, len(jpegs), 0)
-    assert manifest["size_bytes"] == sum(map(len, jpegs))
+    assert (manifest["split"], manifest["num_images"], manifest["findings"]) == (split, len(jpegs), {})
+    assert manifest["size_bytes"] == manifest["source_size_bytes"] == sum(map(len, jpegs))
+    assert manifest["ledger_sha256"] == _sha256(digits / split / "ledger.jsonl")
     assert manifest["samples_sha256"] == _sha256(digits / split / "samples.arrow")
     assert [shard["name"] for shard in manifest["shards"]] == [p.name for p in sorted((digits / split).glob("*.tar"))]
     for shard in manifest["shards"]:
@@ -129,7 +131,8 @@ def _sha256(path: Path) -> str:
 def test_the_manifest_holds_only_what_decides_the_bytes(digits: Path, digits_source: Path) -> None:
     text = (digits / "train" / "manifest.json").read_text()
     manifest = json.loads(text)
-    assert manifest["options"] == {"images_per_shard": 300, "limit": None, "decode_check": True}
+    sizes = {"max_side": None, "short_side": None, "quality": None}
+    assert manifest["options"] == {"images_per_shard": 300, "limit": None, "decode_check": True, **sizes}
     assert manifest["source"]["name"] == digits_source.name
     assert set(manifest["source"]) == {"name", "revision"}
     assert "/" not in text  # no path
@@ -172,14 +175,14 @@ def _flip_last_byte(path: Path) -> None:
 
 
 def _age(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
 
 
 @pytest.mark.parametrize(
     ("name", "harm", "words"),
     [
-        ("validation-000001.tar", Path.unlink, "is missing: run prep/shard.py again"),
-        ("validation-000001.tar", _truncate, "bytes, not 163,840: run prep/shard.py again"),
+        ("validation-000001.tar", Path.unlink, "is missing: `python prep/verify.py"),
+        ("validation-000001.tar", _truncate, "bytes, not 163,840: `python prep/verify.py"),
         ("samples.arrow", Path.unlink, "is missing: delete"),
         ("samples.arrow", _flip_last_byte, "does not match its manifest: delete"),
         ("manifest.json", Path.unlink, "does not exist: prepare the data"),

@@ -12,13 +12,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import CHECKOUT, run_command
+from conftest import CHECKOUT, prepare_folder, run_command
 
 from prep import prepare
 from prep.dataset import Options
 from prep.digits import write_digits
-from prep.prepare import prepare_split
-from prep.resolve import open_source
 
 Refusal = Callable[..., str]
 LABELS = [0, 1, 2, 1]
@@ -225,8 +223,8 @@ def test_an_unfinished_folder_of_other_options_is_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, "_write_missing", die)
-        prepare_split(open_source(str(digits_source)), "train", tmp_path, Options(images_per_shard=300), num_workers=1)
+        patch.setattr(prepare, "_run", die)
+        prepare_folder(digits_source, "train", tmp_path, Options(images_per_shard=300))
     before = _tree(tmp_path)
     line = refusal("--source", digits_source, "--out", tmp_path, "--images-per-shard", "40")
     assert "train was begun with images_per_shard 300, not 40: give it as before, choose another --out" in line
