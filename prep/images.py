@@ -2,12 +2,12 @@
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from prep.dataset import Options
-from prep.jpeg import JpegHeader, decode, read_header, shrink, target_size
+from prep.jpeg import Bytes, JpegHeader, decode, read_header, shrink, target_size
 from prep.ledger import EXIF_ORIENTATION, PROGRESSIVE, REPAIRED, SUSPECT, TRAILING_BYTES
 
 # ImageNet's largest is about 30 megapixels; more than this is a decompression bomb (Pillow's own bound).
@@ -24,13 +24,13 @@ class UnusableImageError(ValueError):
 class StoredImage:
     """An RGB or grey JPEG as it is stored: its size in pixels, and what was found, as (event, reason)."""
 
-    data: bytes
+    data: Bytes
     width: int
     height: int
     findings: tuple[tuple[str, str], ...] = ()
 
 
-def as_jpeg(data: bytes, options: Options) -> StoredImage:
+def as_jpeg(data: Bytes, options: Options) -> StoredImage:
     """The JPEG to store for some encoded bytes: the same bytes wherever they are an RGB or grey JPEG.
 
     Other formats and colour spaces (PNG under a .JPEG name, CMYK) become RGB JPEGs of quality 95, 4:4:4.
@@ -43,10 +43,13 @@ def as_jpeg(data: bytes, options: Options) -> StoredImage:
     if not data:
         raise UnusableImageError("0 bytes")
     try:
+        header = read_header(data, options.decode_check)
+        if header and header.is_common and not header.has_exif:
+            return _store(data, header, [], options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return _store(image, data, options)
+                return _store_by_pillow(image, data, header, options)
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -55,29 +58,42 @@ def as_jpeg(data: bytes, options: Options) -> StoredImage:
         raise UnusableImageError(f"damaged: {error}") from error
 
 
-def _store(image: ImageFile.ImageFile, data: bytes, options: Options) -> StoredImage:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnusableImageError(f"{width}x{height} pixels is over the bound of {MAX_PIXELS:,}")
-    is_jpeg = image.format in ("JPEG", "MPO")
-    header = read_header(data, options.decode_check) if is_jpeg else None
+def _store_by_pillow(
+    image: ImageFile.ImageFile, data: Bytes, header: JpegHeader | None, options: Options
+) -> StoredImage:
+    """What the header alone does not settle: tags, other formats and colour spaces."""
+    _check_pixels(image.size)
     findings = _find_orientation(image)
-    if header and header.is_common and image.mode in ("RGB", "L"):
-        findings += _find_in_header(header)
-        check = options.decode_check or header.is_cut
-    else:
-        kind = " ".join(filter(None, (image.format, image.mode, header and header.coding)))
-        data, check = _encode_anew(image), False
-        findings.append((REPAIRED, f"{kind} made RGB JPEG"))
-    target = target_size(width, height, options)
-    complaint = ""
-    if target != (width, height) or options.quality:
-        data, (width, height), complaint = shrink(data, (width, height), target, options.quality)
-    elif check:
+    if header and header.is_common:
+        return _store(data, header, findings, options)
+    kind = " ".join(filter(None, (image.format, image.mode, header and header.coding)))
+    findings.append((REPAIRED, f"{kind} made RGB JPEG"))
+    stored = _encode_anew(image)
+    fresh = read_header(stored, thorough=False)
+    assert fresh
+    return _store(stored, fresh, findings, replace(options, decode_check=False))
+
+
+def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], options: Options) -> StoredImage:
+    """A JPEG that is kept, or made smaller."""
+    _check_pixels(header.size)
+    size, target, complaint = header.size, target_size(*header.size, options), ""
+    if target != size or options.quality:
+        data, size, complaint = shrink(data, size, target, options.quality)
+    elif options.decode_check or header.is_cut:
         _, complaint = decode(data, "GRAY")  # every code of the JPEG is read, for less than the colours would cost
+    if header.is_progressive:
+        findings.append((PROGRESSIVE, ""))
+    if header.trailing_bytes:
+        findings.append((TRAILING_BYTES, f"{header.trailing_bytes:,} bytes after the end of the image"))
     if complaint:
         findings.append((SUSPECT, complaint))
-    return StoredImage(data, width, height, tuple(findings))
+    return StoredImage(data, *size, tuple(findings))
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UnusableImageError(f"{size[0]}x{size[1]} pixels is over the bound of {MAX_PIXELS:,}")
 
 
 def _find_orientation(image: ImageFile.ImageFile) -> list[tuple[str, str]]:
@@ -88,13 +104,6 @@ def _find_orientation(image: ImageFile.ImageFile) -> list[tuple[str, str]]:
     except Exception:  # Pillow's EXIF reader raises nearly anything on damaged tags; no decoder here reads them
         return []
     return [(EXIF_ORIENTATION, str(orientation))] if orientation in range(2, 9) else []
-
-
-def _find_in_header(header: JpegHeader) -> list[tuple[str, str]]:
-    findings = [(PROGRESSIVE, "")] if header.is_progressive else []
-    if header.trailing_bytes:
-        findings.append((TRAILING_BYTES, f"{header.trailing_bytes:,} bytes after the end of the image"))
-    return findings
 
 
 def _encode_anew(image: Image.Image) -> bytes:

@@ -10,21 +10,24 @@ from PIL import Image
 
 from prep.dataset import Options
 
-END_OF_IMAGE = b"\xff\xd9"
-START_OF_SCAN = 0xDA
+START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+APP1 = 0xE1  # EXIF, or XMP, which may give an orientation too
 # ITU-T T.81, table B.1: start-of-frame markers; the others are lossless, hierarchical or arithmetic.
 CODINGS = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # less DHT, JPG and DAC
 MAX_SCANS = 500  # a progressive file of thousands takes minutes to decode, whatever its size
+Bytes = bytes | memoryview
 SHRINK_QUALITY = 90  # where a size is asked for and no quality
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What a JPEG's markers tell: `coding` and `is_common` decide whether every decoder can be trusted with it."""
+    """What a JPEG's markers tell; `is_common` is whether every decoder can be trusted with it."""
 
+    size: tuple[int, int]  # width, height in pixels as stored
     coding: str
     is_common: bool  # Huffman-coded, YCbCr or grey
+    has_exif: bool
     is_cut: bool  # has no end-of-image marker
     trailing_bytes: int  # after that marker
 
@@ -33,46 +36,52 @@ class JpegHeader:
         return self.coding == "progressive"
 
 
-def read_header(data: bytes, thorough: bool) -> JpegHeader:
+def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     """Read a JPEG's markers; `thorough` looks for its end though the last bytes look like one.
 
+    None: these are no JPEG's bytes, or they are damaged before the first scan.
+
     Raises:
-        ValueError: there is no scan in it, or too many.
+        ValueError: there are too many scans in it.
     """
-    frame, scan = _find_frame_and_scan(data)
-    coding, colours = CODINGS.get(frame, f"coding {frame:#x}"), _find_colours(data)
-    if coding == "progressive" and data.count(bytes([0xFF, START_OF_SCAN]), scan) > MAX_SCANS:
-        raise ValueError(f"more than {MAX_SCANS} scans")
-    is_common = frame in CODINGS and colours in ("YCbCr", "Gray")
-    # A scan cannot hold an end marker: in it 0xFF is followed by 0 or by a restart.
-    end = data.find(END_OF_IMAGE, scan) if thorough or not data.endswith(END_OF_IMAGE) else len(data) - 2
-    trailing_bytes = len(data) - end - len(END_OF_IMAGE) if end >= 0 else 0
-    return JpegHeader(coding if is_common else f"{coding} {colours}", is_common, end < 0, trailing_bytes)
-
-
-def _find_colours(data: bytes) -> str:
     try:
-        return simplejpeg.decode_jpeg_header(data)[2]
+        markers, scan = _find_markers(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        size = int(width), int(height)
     except ValueError:
-        return "colours unknown"
+        return None
+    frame = next((marker for marker in markers if marker in START_OF_FRAME), 0)
+    coding = CODINGS.get(frame, f"coding {frame:#x}")
+    is_progressive = coding == "progressive"
+    if is_progressive and bytes(data).count(START_OF_SCAN, scan) > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+    end = len(data) - len(END_OF_IMAGE)
+    if thorough or data[end:] != END_OF_IMAGE:
+        end = bytes(data).find(END_OF_IMAGE, scan)  # not inside a scan: in it 0xFF is followed by 0 or by a restart
+    trailing_bytes = len(data) - end - len(END_OF_IMAGE) if end >= 0 else 0
+    is_common = frame in CODINGS and colours in ("YCbCr", "Gray")
+    kind = coding if is_common else f"{coding} {colours}"
+    return JpegHeader(size, kind, is_common, APP1 in markers, end < 0, trailing_bytes)
 
 
-def _find_frame_and_scan(data: bytes) -> tuple[int, int]:
-    """The start-of-frame marker and the offset of the first scan: ITU-T T.81, B.1.1.4."""
-    frame, position = 0, 2
+def _find_markers(data: Bytes) -> tuple[list[int], int]:
+    """The markers before the first scan, and its offset: ITU-T T.81, B.1.1.4."""
+    if data[:2] != START_OF_IMAGE:
+        raise ValueError("no JPEG")
+    markers, position = [], 2
     while position + 4 <= len(data):
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0xFF:  # fill bytes
             position += 1
-        elif marker == START_OF_SCAN:
-            return frame, position
+        elif marker == START_OF_SCAN[1]:
+            return markers, position
         else:
-            frame = marker if marker in START_OF_FRAME else frame
+            markers.append(marker)
             position += 2 + int.from_bytes(data[position + 2 : position + 4])
     raise ValueError("no scan")
 
 
-def decode(data: bytes, colours: str, width: int = 0, height: int = 0) -> tuple[np.ndarray[Any, Any], str]:
+def decode(data: Bytes, colours: str, width: int = 0, height: int = 0) -> tuple[np.ndarray[Any, Any], str]:
     """Decode a whole JPEG to "RGB" (H, W, 3) or "GRAY" (H, W, 1), at `width` x `height` pixels or more.
 
     Returns the pixels and what libjpeg-turbo warned of, if anything. Pillow, the reference decoder, has the
@@ -97,8 +106,8 @@ def target_size(width: int, height: int, options: Options) -> tuple[int, int]:
 
 
 def shrink(
-    data: bytes, size: tuple[int, int], target: tuple[int, int], quality: int | None
-) -> tuple[bytes, tuple[int, int], str]:
+    data: Bytes, size: tuple[int, int], target: tuple[int, int], quality: int | None
+) -> tuple[Bytes, tuple[int, int], str]:
     """A JPEG scaled down to `target` (width, height) by pixel area and encoded anew with 4:2:0 chroma.
 
     Returns the bytes, their size in pixels and what the decoder warned of; the original where that is no longer.

@@ -87,7 +87,7 @@ def _fill(tar: TarWriter, job: ShardJob) -> Contents:
         try:
             if item.fault:
                 raise UnusableImageError(item.fault)
-            image = as_jpeg(bytes(item.data), job.options)
+            image = as_jpeg(item.data, job.options)
         except UnusableImageError as reason:
             contents.ledger.append(entry(row, item.name, REJECTED, str(reason)))
             continue

@@ -43,7 +43,7 @@ def _sample_ratio(source: Source, split: str, options: Options) -> float:
     before = after = 1
     for item in islice(source.rows(split, 0, min(IMAGES_SAMPLED, source.num_rows[split])), IMAGES_SAMPLED):
         try:
-            after += len(as_jpeg(bytes(item.data), options).data)
+            after += len(as_jpeg(item.data, options).data)
             before += len(item.data)
         except UnusableImageError:
             continue

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from prep.dataset import InputError, Split
 from prep.hashed_file import HashedFile
-from prep.tar import TarWriter
+from prep.tar import TarWriter, _header
 
 SPLITS = {"train": 1437, "validation": 360}
 
@@ -201,3 +203,12 @@ def test_split_names_the_damaged_file_and_the_way_out(
     assert str(refusal.value).startswith(str(path))
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@given(
+    name=st.from_regex(r"[0-9]{8}(-[A-Za-z0-9_-]{1,64})?\.(jpg|cls)", fullmatch=True), size=st.integers(0, 8**11 - 1)
+)
+def test_a_tar_header_is_what_tarfile_writes(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert _header(name.encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)
