@@ -6,12 +6,8 @@ the loader. One JSON record goes to stdout, a line for people to stderr. Under t
 
 import argparse
 import copy
-import datetime
 import importlib
 import json
-import os
-import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -25,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import describe_command, describe_date, describe_hardware, label_source, summarize
 
 from loaders import Batch, InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
 from loaders.backends import BACKENDS
@@ -37,7 +34,7 @@ from train.recipe import Recipe
 from train.step import AMP_TYPES, Step, Sums, new_state
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-IMAGENET, IMAGENET_SOURCE = Path("data/imagenet"), "imagenet-1k"
+IMAGENET = Path("data/imagenet")
 PHOTOS, PHOTOS_NAME, COPIES = ("china.jpg", "flower.jpg"), "two sample photos of scikit-learn, copied", 128
 LEAST_REPETITIONS = 5
 WARMUP_STEPS = 3  # untimed: the first ones load kernels and fill queues
@@ -193,11 +190,6 @@ def gather(values: list[float], world: World) -> list[list[float]]:
     return add_up(table, world).tolist()
 
 
-def summarize(rates: list[float]) -> dict[str, Any]:
-    """Median and spread, with every repetition."""
-    return {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "repetitions": rates}
-
-
 def build_record(arguments: argparse.Namespace, loader: Loader, rates: list[float], wait: float) -> dict[str, Any]:
     """All that is needed to read the figures and to take them again."""
     trains, world = arguments.mode != "loader", loader.world
@@ -216,11 +208,11 @@ def build_record(arguments: argparse.Namespace, loader: Loader, rates: list[floa
         "num_processes": world.size,
         "threads": loader.config.num_threads,
         "device": world.device.type,
-        "command": describe_command(world),
+        "command": describe_command("benchmarks/throughput.py", describe_start(world)),
         "commit": describe_commit(),
         "versions": describe_versions() | describe_dali(arguments.backend),
-        "hardware": describe_hardware(world),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": describe_hardware(describe_gpu(world)),
+        "date": describe_date(),
     }
 
 
@@ -230,35 +222,29 @@ def is_photos(arguments: argparse.Namespace) -> bool:
 
 
 def describe_dataset(split: Split, name: str | None) -> dict[str, Any]:
-    """What was read: figures on other images than ImageNet's say so."""
+    """What was read."""
     source = split.manifest.source.name
     return {
         "name": name or source,
-        "label": "ImageNet" if source.rstrip("/").endswith(IMAGENET_SOURCE) else "not ImageNet",
+        "label": label_source(source),
         "num_images": len(split),
         "mean_bytes": round(float(split.column("size").mean())),
     }
 
 
-def describe_command(world: World) -> str:
-    """The command again, paths relative to where it ran."""
-    words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    start = ["python"] if world.size == 1 else ["torchrun", "--nproc-per-node", str(world.local_size)]
-    return shlex.join([*start, "benchmarks/throughput.py", *words])
+def describe_start(world: World) -> tuple[str, ...]:
+    """What the command begins with."""
+    return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))
+
+
+def describe_gpu(world: World) -> str | None:
+    """The GPU's name, if there is one in use."""
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
 
 
 def describe_dali(backend: str) -> dict[str, str]:
     """DALI's version where it took part."""
     return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
-
-
-def describe_hardware(world: World) -> dict[str, Any]:
-    """The machine: figures hold for no other."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
-    return {"cpu": cpu or platform.processor() or "unknown", "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -1,0 +1,74 @@
+"""Tars for tests, written by Python's tarfile or by webdataset, images to put in them, and adopting them."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from webdataset.writer import ShardWriter
+
+from prep.adoption import adopt_split, find_tars
+from prep.dataset import Split
+from prep.store import LocalStore
+
+Members = Iterable[tuple[str, bytes]]
+
+
+def tar_bytes(members: Members, tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
+    """A tar; a name with a slash at its end is a folder."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tar_format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name.rstrip("/"))
+            info.size, info.type = len(data), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            tar.addfile(info, io.BytesIO(data))
+    return archive.getvalue()
+
+
+def write_tar(path: Path, members: Members, tar_format: int = tarfile.USTAR_FORMAT) -> Path:
+    path.write_bytes(tar_bytes(members, tar_format))
+    return path
+
+
+def write_shards(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int) -> list[Path]:
+    """What webdataset.ShardWriter makes of some samples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(f"{folder}/part-%02d.tar", maxcount=per_shard, verbose=0) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return sorted(folder.glob("part-*.tar"))
+
+
+def encode_image(mode: str = "L", format_name: str = "JPEG", side: int = 16, grey: int = 100) -> bytes:
+    encoded = io.BytesIO()
+    Image.new(mode, (side, side), (grey,) * len(Image.new(mode, (1, 1)).getbands())).save(encoded, format_name)
+    return encoded.getvalue()
+
+
+def one_by_one(function: Callable[[Any], Any], jobs: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """A pool without processes."""
+    for job in jobs:
+        yield job, function(job)
+
+
+def adopt(out: Path, *given: object, split: str = "train", names: tuple[str, ...] | None = None) -> Split:
+    store = LocalStore(out)
+    jobs = find_tars([str(path) for path in given], store.child(split), decode_check=True)
+    adopt_split(jobs, split, names, store, one_by_one)
+    return Split(out, split)
+
+
+def images(*labels: int, start: int = 0) -> list[tuple[str, bytes]]:
+    """Members of a tar: a JPEG and a label for each of some labels."""
+    named = [(f"{start + i}", label) for i, label in enumerate(labels)]
+    return [m for key, label in named for m in ((f"{key}.jpg", encode_image()), (f"{key}.cls", str(label).encode()))]
+
+
+def state(*paths: Path) -> list[tuple[bytes, int]]:
+    return [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
