@@ -209,10 +209,13 @@ def sha256_of(content: bytes) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it appears under its name only when it is whole and on disk."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.replace(partial, path)
     sync_folder(path.parent)
 

@@ -15,7 +15,7 @@ BUFFER_BYTES = 1 << 22
 
 
 class HashedFile:
-    """Two buffers: while one is filled, a thread hashes and writes the other (both release the GIL).
+    """Two buffers: while one is filled, a thread writes the other.
 
     Writing past the page cache (O_DIRECT, where the file system can) saves the kernel's copy of every byte, and
     leaves nothing for the closing fsync to wait for. Errors of the disk are raised by a later `write` or `close`.
@@ -39,6 +39,7 @@ class HashedFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append some bytes."""
         self.size_bytes += len(data)
+        self._hash.update(data)  # here, where the bytes are still in the cache
         done = 0
         while done < len(data):
             length = min(len(data) - done, BUFFER_BYTES - self._filled)
@@ -76,7 +77,6 @@ class HashedFile:
             self._written.result()
 
     def _store(self, content: memoryview) -> None:
-        self._hash.update(content)
         if len(content) % ALIGNMENT:
             self._set_direct(False)
         with self._named():

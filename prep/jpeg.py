@@ -1,6 +1,7 @@
 """JPEGs by libjpeg-turbo: what a header says, a strict full decode, and making a JPEG smaller."""
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from prep.dataset import Options
 
 START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+SEGMENT = struct.Struct(">BBH")  # 0xFF, the marker, and the length of what follows it
 APP1 = 0xE1  # EXIF, or XMP, which may give an orientation too
 # ITU-T T.81, table B.1: start-of-frame markers; the others are lossless, hierarchical or arithmetic.
 CODINGS = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
@@ -69,15 +71,15 @@ def _find_markers(data: Bytes) -> tuple[list[int], int]:
     if data[:2] != START_OF_IMAGE:
         raise ValueError("no JPEG")
     markers, position = [], 2
-    while position + 4 <= len(data):
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0xFF:  # fill bytes
+    while position + SEGMENT.size <= len(data):
+        start, marker, length = SEGMENT.unpack_from(data, position)
+        if start != 0xFF or marker == 0xFF:  # fill bytes
             position += 1
         elif marker == START_OF_SCAN[1]:
             return markers, position
         else:
             markers.append(marker)
-            position += 2 + int.from_bytes(data[position + 2 : position + 4])
+            position += 2 + length
     raise ValueError("no scan")
 
 

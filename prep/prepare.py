@@ -12,7 +12,7 @@ from prep.pools import Pool
 from prep.progress import Meter
 from prep.shards import ShardJob, write_shard
 from prep.source import Source
-from prep.store import WORK_FOLDER, Store
+from prep.store import PARTIAL, WORK_FOLDER, Store
 
 JOB = f"{WORK_FOLDER}/job.json"
 
@@ -106,7 +106,7 @@ def _write(source: Source, jobs: list[ShardJob], pool: Pool[ShardJob], strict: b
     """Write the shards that are not there yet, and close the split."""
     store, split, options = jobs[0].store, jobs[0].split, jobs[0].options
     store.write(JOB, json.dumps(_describe(source, split, options)).encode())
-    missing = [job for job in jobs if not _is_done(job)]
+    missing = _list_missing(jobs)
     for record in _run(missing, sum(job.num_rows for job in jobs), pool):
         _check(record, strict)
     records = (_check(_record(job), strict) for job in jobs)
@@ -151,11 +151,18 @@ def _is_whole(job: ShardJob, manifest: Manifest) -> bool:
     return job.store.size(job.name) == size_bytes and job.store.size(job.index_name) is not None
 
 
-def _is_done(job: ShardJob) -> bool:
-    """Whether an earlier run finished a shard: its tar gets its name after its record."""
-    if job.store.size(job.record_name) is None:
-        return False
-    return job.store.size(job.name) is not None or not _record(job)["shard"]["num_images"]
+def _list_missing(jobs: list[ShardJob]) -> list[ShardJob]:
+    """The shards that no earlier run finished: a tar gets its name after its record. Unfinished files are removed."""
+    store = jobs[0].store
+    names, noted = set(store.names()), set(store.child(WORK_FOLDER).names())
+    for name in noted:
+        if name.endswith(PARTIAL):
+            store.remove(f"{WORK_FOLDER}/{name}")
+    return [
+        job
+        for job in jobs
+        if f"{job.name}.json" not in noted or (job.name not in names and _record(job)["shard"]["num_images"])
+    ]
 
 
 def _record(job: ShardJob) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from prep.source import Item
 from prep.store import WORK_FOLDER, Store
 from prep.tar import TarWriter, dali_index
 
+UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
 
 @dataclass(frozen=True)
 class ShardJob:
@@ -110,7 +112,7 @@ def _add_sample(tar: TarWriter, contents: Contents, row: int, key: str, image: S
 
 def sample_key(row: int, name: str) -> str:
     """A key unique in its split, safe in any tar and for webdataset (no dot, no slash): row and the source's name."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(name).stem)[:64]
+    stem = UNSAFE.sub("_", Path(name).stem)[:64]
     return f"{row:08d}-{stem}" if stem else f"{row:08d}"
 
 

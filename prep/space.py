@@ -23,9 +23,13 @@ def check_space(source: Source, splits: list[str], out: Store, options: Options)
     if needed > free:
         smaller = "" if _shrinks(options) else ", or make the images smaller (--max-side 500 --quality 90)"
         raise InputError(
-            f"{out} has {free / 1e9:,.2f} GB free, about {needed / 1e9:,.2f} GB are needed: "
+            f"{out} has {_readable(free)} free, about {_readable(needed)} are needed: "
             f"free some, choose another --out{smaller}"
         )
+
+
+def _readable(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def _shrinks(options: Options) -> bool:

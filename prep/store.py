@@ -5,6 +5,7 @@ Names are relative to the store, with slashes. Stores are small and picklable, s
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ from prep.dataset import InputError, sync_folder, write_whole
 from prep.hashed_file import HashedFile
 
 WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
+PARTIAL = ".partial"  # ends the names of files that a writer has not finished
 
 
 class Store(Protocol):
@@ -112,7 +114,7 @@ class LocalStore:
     def create(self, name: str) -> HashedFile:
         work = self.folder / WORK_FOLDER
         work.mkdir(parents=True, exist_ok=True)
-        return HashedFile(work / f"{name}.partial")
+        return HashedFile(work / f"{name}.{secrets.token_hex(8)}{PARTIAL}")  # a writer taken for lost may yet write
 
     def publish(self, file: HashedFile, name: str) -> None:
         os.replace(file.path, self.folder / name)
@@ -131,10 +133,11 @@ class LocalStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise InputError(f"{self.folder} is being written by another process: wait for it") from error
             yield
-        except BlockingIOError as error:
-            raise InputError(f"{self.folder} is being written by another process: wait for it") from error
         finally:
             os.close(descriptor)
 

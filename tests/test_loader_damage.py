@@ -92,13 +92,15 @@ def test_a_shard_that_vanishes_after_its_split_was_opened_is_named(root: Path, b
 
 def test_a_missing_shard_is_found_when_the_split_is_opened(root: Path) -> None:
     (root / "validation/validation-000001.tar").unlink()
-    with pytest.raises(InputError, match=r"validation-000001\.tar is missing: run prep/shard\.py again"):
+    with pytest.raises(InputError, match=r"validation-000001\.tar is missing: `python prep/verify\.py"):
         Split(root, "validation")
 
 
 def test_a_truncated_shard_is_found_when_the_split_is_opened(root: Path) -> None:
     os.truncate(root / "validation/validation-000000.tar", 1000)
-    with pytest.raises(InputError, match=r"validation-000000\.tar has 1,000 bytes, not [\d,]+: run prep/shard\.py"):
+    with pytest.raises(
+        InputError, match=r"validation-000000\.tar has 1,000 bytes, not [\d,]+: `python prep/verify"
+    ):
         Split(root, "validation")
 
 
@@ -118,7 +120,7 @@ def test_a_damaged_sample_index_is_refused(root: Path, damage: Callable[[Path], 
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "\xff\xfe", '{"format_version": 1}', '{"format_version": 1, "shards": 3}']
+    "content", ["", "{", "[]", "\xff\xfe", '{"format_version": 2}', '{"format_version": 2, "shards": 3}']
 )
 def test_a_damaged_manifest_is_refused(root: Path, content: str) -> None:
     path = root / "validation" / MANIFEST
@@ -130,8 +132,8 @@ def test_a_damaged_manifest_is_refused(root: Path, content: str) -> None:
 
 def test_a_manifest_of_another_format_is_refused(root: Path) -> None:
     path = root / "validation" / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(InputError, match="is of format 2, this is Penstock for format 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    with pytest.raises(InputError, match="is of format 1, this is Penstock for format 2"):
         Split(root, "validation")
 
 
