@@ -22,7 +22,7 @@ from train.command import exit_with
 
 MAKE_SOURCE = Path(__file__).resolve().parent / "contenders" / "source.py"
 LEAST_REPETITIONS = 5
-IMAGES, SMALLER_IMAGES = 20_000, 4_000  # 2 GiB of ImageNet, and as many as keep the slower races short
+IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and as many as keep the slower races short
 OURS = "penstock"
 SYNCED = "fsync of every file before it gets its name, and of the folder after"
 METHOD = (

@@ -138,7 +138,7 @@ def _mend(jobs: list[TarJob], manifest: Manifest, pool: Pool[TarJob]) -> None:
     listed = [job for job in jobs if job.name in shards]
     _index([job for job in listed if job.store.size(job.index_name) is None], manifest.split, pool)
     for job in listed:
-        if (record := read_record(job)) and record["shard"]["sha256"] != shards[job.name].sha256:
+        if (record := read_record(job)) and record["shard"]["composite_sha256"] != shards[job.name].composite_sha256:
             job.store.remove(job.index_name)
             raise InputError(f"{job.path} is not what was adopted: fetch it again, or delete {job.store} and run again")
         _link(job)
@@ -173,7 +173,7 @@ def _close(jobs: list[TarJob], split: str, class_names: Names | None, store: Loc
     for job, _ in usable:
         _link(job)
     sync_folder(store.folder)
-    revision = hashlib.sha256("".join(shard["sha256"] for _, shard in usable).encode()).hexdigest()
+    revision = hashlib.sha256("".join(shard["composite_sha256"] for _, shard in usable).encode()).hexdigest()
     close_split(store, SplitFacts(split, Origin(ADOPTED, revision), None, class_names), records)
 
 

@@ -198,7 +198,11 @@ def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None
     manifest, name = split.manifest, job.shard.name
     assert manifest is not None
     if found.tar:
-        others = [shard.name for shard in manifest.shards if shard.sha256 == found.sha256 and shard.name != name]
+        others = [
+            shard.name
+            for shard in manifest.shards
+            if shard.composite_sha256 == found.composite_sha256 and shard.name != name
+        ]
         wrong = f"holds the bytes of {others[0]}" if others else found.tar
         split.add(name, wrong, shard_cure(manifest), name)
     if found.index:

@@ -66,7 +66,7 @@ class Shard:
     name: str
     num_images: int
     size_bytes: int
-    sha256: str
+    composite_sha256: str  # of the tar with the data of each file in it replaced by its own SHA-256
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from prep.dataset import InputError, sha256_of
-from prep.hashed_file import HashedFile
+from prep.direct_file import DirectFile
 
 CHUNK_BYTES = 1 << 23
 ATTEMPTS = 3
@@ -37,12 +37,12 @@ def open_object_store(url: str) -> "ObjectStore":
     return store
 
 
-class StagedFile(HashedFile):
+class StagedFile(DirectFile):
     """A file that waits to be put, in the folder for temporary ones (TMPDIR), nameless: it goes with its process."""
 
     def __init__(self, name: str) -> None:
         descriptor, path = tempfile.mkstemp(prefix="penstock-", suffix=f"-{name}")
-        self._reader = os.fdopen(descriptor, "rb")
+        self._reader, self._hash = os.fdopen(descriptor, "rb"), hashlib.sha256()
         try:
             super().__init__(Path(path))
         finally:
@@ -52,6 +52,15 @@ class StagedFile(HashedFile):
     def source(self) -> str:
         """Where this process can read it."""
         return f"/proc/self/fd/{self._reader.fileno()}"
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> None:
+        super().write(data)
+        self._hash.update(data)
 
     def discard(self) -> None:
         super().discard()
@@ -109,7 +118,7 @@ class ObjectStore:
     def create(self, name: str) -> StagedFile:
         return StagedFile(name)
 
-    def publish(self, file: HashedFile, name: str) -> None:
+    def publish(self, file: DirectFile, name: str) -> None:
         assert isinstance(file, StagedFile)
         options = PUT_OPTIONS.get(self.url.partition("://")[0], {})
         self._put(name, file.sha256, lambda url: self._files.put_file(file.source, url, **options))

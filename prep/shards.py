@@ -72,7 +72,7 @@ def write_shard(job: ShardJob) -> None:
         tar = TarWriter(file)
         contents = _fill(tar, job)
         tar.finish()
-        shard = Shard(job.name, len(contents.components), file.size_bytes, file.sha256)
+        shard = Shard(job.name, len(contents.components), file.size_bytes, tar.composite_sha256)
         if shard.num_images:
             job.store.write(job.index_name, dali_index(contents.components))
         job.store.write(job.record_name, contents.record(shard))
@@ -100,12 +100,12 @@ def _fill(tar: TarWriter, job: ShardJob) -> Contents:
 
 
 def _add_sample(tar: TarWriter, contents: Contents, row: int, key: str, image: StoredImage, label: str) -> None:
-    offset = tar.add(f"{key}.jpg", image.data)
-    label_offset = tar.add(f"{key}.cls", label.encode())
+    sha256 = hashlib.sha256(image.data)
+    offset = tar.add(f"{key}.jpg", image.data, sha256.digest())
+    label_offset = tar.add(f"{key}.cls", label.encode(), hashlib.sha256(label.encode()).digest())
     size = len(image.data)
     contents.components.append([("jpg", offset, size, f"{key}.jpg"), ("cls", label_offset, len(label), f"{key}.cls")])
-    sha256 = hashlib.sha256(image.data).hexdigest()
-    values = (key, offset, size, int(label), image.width, image.height, sha256, row)
+    values = (key, offset, size, int(label), image.width, image.height, sha256.hexdigest(), row)
     for column, value in zip(contents.columns.values(), values, strict=True):
         column.append(value)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from prep.dataset import InputError, sync_folder, write_whole
-from prep.hashed_file import HashedFile
+from prep.direct_file import DirectFile
 
 WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
 PARTIAL = ".partial"  # ends the names of files that a writer has not finished
@@ -46,11 +46,11 @@ class Store(Protocol):
         """Write a small file: under its name only when whole and durable."""
         ...
 
-    def create(self, name: str) -> HashedFile:
+    def create(self, name: str) -> DirectFile:
         """A big file to be filled and closed, then given its name by `publish` or dropped by its `discard`."""
         ...
 
-    def publish(self, file: HashedFile, name: str) -> None:
+    def publish(self, file: DirectFile, name: str) -> None:
         """Give a closed file its name, durably."""
         ...
 
@@ -111,12 +111,12 @@ class LocalStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 
-    def create(self, name: str) -> HashedFile:
+    def create(self, name: str) -> DirectFile:
         work = self.folder / WORK_FOLDER
         work.mkdir(parents=True, exist_ok=True)
-        return HashedFile(work / f"{name}.{secrets.token_hex(8)}{PARTIAL}")  # a writer taken for lost may yet write
+        return DirectFile(work / f"{name}.{secrets.token_hex(8)}{PARTIAL}")  # a writer taken for lost may yet write
 
-    def publish(self, file: HashedFile, name: str) -> None:
+    def publish(self, file: DirectFile, name: str) -> None:
         os.replace(file.path, self.folder / name)
         sync_folder(self.folder)
 

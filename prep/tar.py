@@ -1,8 +1,9 @@
 """Tars as Penstock writes them, and DALI's index of a tar."""
 
+import hashlib
 from collections.abc import Sequence
 
-from prep.hashed_file import HashedFile
+from prep.direct_file import DirectFile
 
 BLOCK, TAR_RECORD = 512, 10240
 MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
@@ -13,22 +14,32 @@ END_OF_HEADER = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 class TarWriter:
     """A plain USTAR archive with fixed metadata (mode 0644, owner 0, time 0): equal members, equal bytes."""
 
-    def __init__(self, file: HashedFile) -> None:
-        self.file = file
+    def __init__(self, file: DirectFile) -> None:
+        self.file, self._hash = file, hashlib.sha256()
 
-    def add(self, name: str, data: bytes | memoryview) -> int:
-        """Append a member; the offset of its first byte."""
-        self.file.write(_header(name.encode("ascii"), len(data)))
+    @property
+    def composite_sha256(self) -> str:
+        """Of what has been written, each member's data replaced by its own SHA-256: every image is hashed once."""
+        return self._hash.hexdigest()
+
+    def add(self, name: str, data: bytes | memoryview, sha256: bytes) -> int:
+        """Append a member, whose data has that digest; the offset of its first byte."""
+        self._frame(_header(name.encode("ascii"), len(data)))
         offset = self.file.size_bytes
         self.file.write(data)
-        self.file.write(bytes(-len(data) % BLOCK))
+        self._hash.update(sha256)
+        self._frame(bytes(-len(data) % BLOCK))
         return offset
 
     def finish(self) -> None:
         """Two blocks of zeros, filled up to a tar record, and everything on disk."""
-        self.file.write(bytes(2 * BLOCK))
-        self.file.write(bytes(-self.file.size_bytes % TAR_RECORD))
+        self._frame(bytes(2 * BLOCK))
+        self._frame(bytes(-self.file.size_bytes % TAR_RECORD))
         self.file.close()
+
+    def _frame(self, content: bytes) -> None:
+        self.file.write(content)
+        self._hash.update(content)
 
 
 def _header(name: bytes, size: int) -> bytes:

@@ -3,7 +3,6 @@
 What cannot be trained on as it lies there is left out of the sample index and listed in the ledger.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Collection
@@ -18,7 +17,7 @@ from prep.ledger import REPAIRED, entry
 from prep.shards import Contents
 from prep.store import WORK_FOLDER, LocalStore
 from prep.tar import dali_index
-from prep.tar_reader import Component, HashedReader, TarSample, read_samples
+from prep.tar_reader import Component, TarSample, TarStream, read_samples
 
 IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "bmp", "gif", "tif", "tiff", "jp2", "avif"])
 LABELS = ("cls", "json")
@@ -68,10 +67,10 @@ def index_tar(job: TarJob) -> int:
     """
     contents = Contents()
     with job.path.open("rb") as stream:
-        file = HashedReader(stream, str(job.path))
+        file = TarStream(stream, str(job.path))
         for sample in read_samples(file, _is_wanted):
             _add_sample(contents, sample, job)
-    shard = Shard(job.name, len(contents.columns["key"]), file.size_bytes, file.sha256)
+    shard = Shard(job.name, len(contents.columns["key"]), file.size_bytes, file.composite_sha256)
     if shard.num_images:
         job.store.write(job.index_name, dali_index(contents.components))
     else:
@@ -99,8 +98,8 @@ def _add_sample(contents: Contents, sample: TarSample, job: TarJob) -> None:
         return
     contents.ledger += [entry(row, name, event, reason) for event, reason in image.findings]
     contents.source_size_bytes += component.size
-    sha256 = hashlib.sha256(image.data).hexdigest()
-    values = (sample.key, component.offset, component.size, label, image.width, image.height, sha256, row)
+    values = (sample.key, component.offset, component.size, label, image.width, image.height)
+    values += (component.sha256.hex(), row)
     for column, value in zip(contents.columns.values(), values, strict=True):
         column.append(value)
 

@@ -28,6 +28,7 @@ class Component:
     offset: int  # of its first byte in the tar
     size: int
     name: str  # as GNU tar lists it: control characters, backslashes and bytes that are no UTF-8 are escaped
+    sha256: bytes
     data: bytes | None
 
 
@@ -43,10 +44,10 @@ class TarSample:
         return [(_escape_blank(c.extension), c.offset, c.size, _escape_blank(c.name)) for c in self.components]
 
 
-class HashedReader:
+class TarStream:
     """A tar file as tarfile wants it, forward only and over any stream, hashed as it is read.
 
-    `name` is for errors. `sha256` and `size_bytes` are those of the whole file once `read_samples` is through.
+    `name` is for errors; `composite_sha256` and `size_bytes` are the whole file's once `read_samples` is through.
     """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
@@ -54,8 +55,8 @@ class HashedReader:
         self._hash = hashlib.sha256()
 
     @property
-    def sha256(self) -> str:
-        """Of everything read."""
+    def composite_sha256(self) -> str:
+        """Of everything read, what `read_data` read replaced by its own SHA-256."""
         return self._hash.hexdigest()
 
     def tell(self) -> int:
@@ -76,6 +77,17 @@ class HashedReader:
             size -= len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def read_data(self, size: int, is_wanted: bool) -> tuple[bytes, bytes] | None:
+        """A member's data, empty where it is not wanted, and its SHA-256; None where the file ends before it does."""
+        digest, chunks = hashlib.sha256(), []
+        while size and (chunk := self._take(size)):
+            digest.update(chunk)
+            size -= len(chunk)
+            if is_wanted:
+                chunks.append(chunk)
+        self._hash.update(digest.digest())
+        return None if size else (b"".join(chunks), digest.digest())
+
     def ends_in_zeros(self) -> bool:
         """Read the rest; whether it is all zeros."""
         empty = True
@@ -84,9 +96,13 @@ class HashedReader:
         return empty
 
     def _next(self, most: int) -> bytes:
+        chunk = self._take(most)
+        self._hash.update(chunk)
+        return chunk
+
+    def _take(self, most: int) -> bytes:
         chunk = self.stream.read(min(most, CHUNK_BYTES))
         self.start = self.start or chunk[:8]
-        self._hash.update(chunk)
         self.size_bytes += len(chunk)
         return chunk
 
@@ -104,7 +120,7 @@ class _StrictInfo(TarInfo):
             raise ReadError(str(error)) from error
 
 
-def read_samples(file: HashedReader, is_wanted: Callable[[str], bool] = lambda _: False) -> Iterator[TarSample]:
+def read_samples(file: TarStream, is_wanted: Callable[[str], bool] = lambda _: False) -> Iterator[TarSample]:
     """The samples of a tar in order, with the data of the components whose extension `is_wanted`.
 
     Members group as in webdataset and in DALI's wds2idx: the key is the name up to the first dot of its base name,
@@ -132,21 +148,24 @@ def split_name(name: str) -> tuple[str, str]:
     return name[:dot], name[dot + 1 :]
 
 
-def _read_components(file: HashedReader, is_wanted: Callable[[str], bool]) -> Iterator[Component]:
+def _read_components(file: TarStream, is_wanted: Callable[[str], bool]) -> Iterator[Component]:
     for info in _read_members(file):
         name = _escape(info.name)
         base, extension = split_name(name)
-        if info.type not in REGULAR or not base or base.endswith("/"):
+        if info.type not in REGULAR:
             continue
         if info.issparse():
             raise InputError(f"{file.label} stores {name} with holes: write the tar again without --sparse")
-        data = file.read(info.size) if is_wanted(extension) else None
-        if data is not None and len(data) < info.size:
+        wanted = is_wanted(extension)
+        found = file.read_data(info.size, wanted)
+        if found is None:
             raise _cut_off(file)
-        yield Component(extension, info.offset_data, info.size, name, data)
+        if not base or base.endswith("/"):  # hidden
+            continue
+        yield Component(extension, info.offset_data, info.size, name, found[1], found[0] if wanted else None)
 
 
-def _read_members(file: HashedReader) -> Iterator[TarInfo]:
+def _read_members(file: TarStream) -> Iterator[TarInfo]:
     """Every member, with the file read as far as its data; then whatever follows the archive's end is looked at."""
     try:
         tar: Any = TarFile(fileobj=file, tarinfo=_StrictInfo, encoding="utf-8")  # type: ignore[arg-type]
@@ -159,7 +178,7 @@ def _read_members(file: HashedReader) -> Iterator[TarInfo]:
         raise InputError(f"{file.label} goes on after its end (two tars joined?), where no reader looks: {AGAIN}")
 
 
-def _explain(file: HashedReader, error: TarError) -> InputError:
+def _explain(file: TarStream, error: TarError) -> InputError:
     kind = next((COMPRESSIONS[start] for start in COMPRESSIONS if file.start.startswith(start)), None)
     at_first_header = file.size_bytes <= BLOCKSIZE
     if not file.size_bytes:
@@ -173,7 +192,7 @@ def _explain(file: HashedReader, error: TarError) -> InputError:
     return InputError(f"{file.label} is damaged before byte {file.size_bytes:,} ({error}): {AGAIN}")
 
 
-def _cut_off(file: HashedReader) -> InputError:
+def _cut_off(file: TarStream) -> InputError:
     return InputError(f"{file.label} is cut off (or damaged) at its end, byte {file.size_bytes:,}: {AGAIN}")
 
 

@@ -1,5 +1,6 @@
 """Tars for tests, written by Python's tarfile or by webdataset, images to put in them, and adopting them."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -72,3 +73,15 @@ def state(*paths: Path) -> list[tuple[bytes, int]]:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def composite_sha256(content: bytes) -> str:
+    """The digest in manifests: of a tar with the data of each member replaced by its own SHA-256."""
+    digest, end = hashlib.sha256(), 0
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in filter(tarfile.TarInfo.isreg, tar):
+            digest.update(content[end : member.offset_data])
+            end = member.offset_data + member.size
+            digest.update(hashlib.sha256(content[member.offset_data : end]).digest())
+    digest.update(content[end:])
+    return digest.hexdigest()

@@ -98,9 +98,7 @@ def test_a_missing_shard_is_found_when_the_split_is_opened(root: Path) -> None:
 
 def test_a_truncated_shard_is_found_when_the_split_is_opened(root: Path) -> None:
     os.truncate(root / "validation/validation-000000.tar", 1000)
-    with pytest.raises(
-        InputError, match=r"validation-000000\.tar has 1,000 bytes, not [\d,]+: `python prep/verify"
-    ):
+    with pytest.raises(InputError, match=r"validation-000000\.tar has 1,000 bytes, not [\d,]+: `python prep/verify"):
         Split(root, "validation")
 
 

@@ -1,8 +1,7 @@
-"""A big file written once, front to back: past the page cache, hashed on the way, on disk when closed."""
+"""A big file written once, front to back: past the page cache, and on disk when closed."""
 
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ ALIGNMENT = 4096  # of length and memory, for O_DIRECT; open(2)
 BUFFER_BYTES = 1 << 22
 
 
-class HashedFile:
+class DirectFile:
     """Two buffers: while one is filled, a thread writes the other.
 
     Writing past the page cache (O_DIRECT, where the file system can) saves the kernel's copy of every byte, and
@@ -23,7 +22,6 @@ class HashedFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size_bytes = path, 0
-        self._hash = hashlib.sha256()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._set_direct(True)
         self._buffers = [memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(2)]  # page-aligned
@@ -31,15 +29,9 @@ class HashedFile:
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
 
-    @property
-    def sha256(self) -> str:
-        """Of everything written; for a closed file."""
-        return self._hash.hexdigest()
-
     def write(self, data: bytes | memoryview) -> None:
         """Append some bytes."""
         self.size_bytes += len(data)
-        self._hash.update(data)  # here, where the bytes are still in the cache
         done = 0
         while done < len(data):
             length = min(len(data) - done, BUFFER_BYTES - self._filled)
