@@ -28,7 +28,7 @@ test: env
 	$(BIN)/pytest
 
 soak: env
-	PENSTOCK_SOAK_KILLS=50 $(BIN)/pytest tests/test_prep_crash.py
+	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/test_prep_crash.py tests/test_prep_verify.py
 
 clean:
 	rm -rf .venv data/digits data/digits-source $(RUN)

@@ -106,6 +106,7 @@ def _write(source: Source, jobs: list[ShardJob], pool: Pool[ShardJob], strict: b
     """Write the shards that are not there yet, and close the split."""
     store, split, options = jobs[0].store, jobs[0].split, jobs[0].options
     store.write(JOB, json.dumps(_describe(source, split, options)).encode())
+    _remove_unfinished(store)
     missing = _list_missing(jobs)
     for record in _run(missing, sum(job.num_rows for job in jobs), pool):
         _check(record, strict)
@@ -151,13 +152,16 @@ def _is_whole(job: ShardJob, manifest: Manifest) -> bool:
     return job.store.size(job.name) == size_bytes and job.store.size(job.index_name) is not None
 
 
-def _list_missing(jobs: list[ShardJob]) -> list[ShardJob]:
-    """The shards that no earlier run finished: a tar gets its name after its record. Unfinished files are removed."""
-    store = jobs[0].store
-    names, noted = set(store.names()), set(store.child(WORK_FOLDER).names())
-    for name in noted:
+def _remove_unfinished(store: Store) -> None:
+    for name in store.child(WORK_FOLDER).names():
         if name.endswith(PARTIAL):
             store.remove(f"{WORK_FOLDER}/{name}")
+
+
+def _list_missing(jobs: list[ShardJob]) -> list[ShardJob]:
+    """The shards that no earlier run finished: a tar gets its name after its record."""
+    store = jobs[0].store
+    names, noted = set(store.names()), set(store.child(WORK_FOLDER).names())
     return [
         job
         for job in jobs

@@ -106,6 +106,6 @@ if __name__ == "__main__":
     try:
         main()
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")  # names of files may hold anything
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")

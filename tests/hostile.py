@@ -83,7 +83,7 @@ def broken(seed: int) -> Iterator[tuple[str, bytes]]:
         [0, 1, 2, 3, 10, 20, 21, scan - 1, scan, scan + 5, scan + 14, len(whole) - 2, len(whole) - 1]
     ):
         yield f"cut {number}.jpg", whole[:cut]
-    for number in range(40):
+    for number in range(70):
         yield f"cut at random {number}.jpg", whole[: draw.randrange(len(whole))]
     for number in range(50):
         damaged = bytearray(encode(photo("flower.jpg"), "JPEG", quality=40 + number))

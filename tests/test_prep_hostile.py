@@ -38,7 +38,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def test_nothing_stops_the_run_and_it_says_what_it_left_out_in_one_line(outcome: Outcome) -> None:
-    assert outcome.num_offered >= 160
+    assert outcome.num_offered >= 200
     assert outcome.result.returncode == 0
     assert outcome.result.stderr.startswith("warning: ")
     assert outcome.result.stderr.count("\n") == 1
