@@ -8,12 +8,12 @@ would have to be written anew (PNG, CMYK, damaged) and samples without a label a
 import argparse
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 from prep.adoption import adopt_split, find_tars, read_class_names
-from prep.dataset import InputError, read_manifest
+from prep.command import positive_count, run, warn
+from prep.dataset import read_manifest
 from prep.pools import local_pool
 from prep.report import describe_leaks, describe_rejects, summarize
 from prep.store import LocalStore
@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--split", type=_split, default="train", metavar="SPLIT", help="the split's name")
     add("--class-names", type=Path, metavar="FILE", help="class names, one a line, for the labels as text")
     add("--no-decode-check", action="store_true", help="do not decode each image once in full")
-    add("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     return parser.parse_args(arguments)
 
 
@@ -46,12 +46,6 @@ def _split(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)
-
-
 def main() -> None:
     """Adopt one split; images that had to be left out are told, not fatal."""
     arguments = parse_arguments()
@@ -63,19 +57,9 @@ def main() -> None:
     if adopt_split(jobs, arguments.split, names, out, local_pool(arguments.workers)):
         print(f"{store} is adopted from these tars already:")
     print(summarize(read_manifest(store.folder), store, time.monotonic() - started))
-    _warn(describe_rejects(store))
-    _warn(describe_leaks(out))
-
-
-def _warn(message: str) -> None:
-    if message:
-        print(f"warning: {message}", file=sys.stderr)
+    warn(describe_rejects(store))
+    warn(describe_leaks(out))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command again to go on")
+    run(main)

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prep.closing import SplitFacts, close_dataset, close_split
+from prep.closing import SplitFacts, close_dataset, close_split, find_manifest
 from prep.dataset import (
     LEDGER,
     MANIFEST,
@@ -17,7 +17,6 @@ from prep.dataset import (
     InputError,
     Manifest,
     Origin,
-    parse_manifest,
     sync_folder,
 )
 from prep.pools import Pool
@@ -84,7 +83,7 @@ def adopt_split(jobs: list[TarJob], split: str, class_names: Names | None, out: 
     store = out.child(split)
     check_folder(jobs, class_names, store)
     with store.lock():
-        manifest = _read_manifest(store)
+        manifest = find_manifest(store)
         if manifest:
             _mend(jobs, manifest, pool)
         else:
@@ -97,7 +96,7 @@ def adopt_split(jobs: list[TarJob], split: str, class_names: Names | None, out: 
 
 def check_folder(jobs: list[TarJob], class_names: Names | None, store: LocalStore) -> None:
     """Raises InputError where a split's folder holds anything but (part of) what adopting these very tars makes."""
-    if manifest := _read_manifest(store):
+    if manifest := find_manifest(store):
         _check_manifest(jobs, class_names, manifest, store)
         return
     if store.size(f"{WORK_FOLDER}/job.json") is not None:
@@ -125,11 +124,6 @@ def _rejected_tars(store: LocalStore) -> set[str]:
     """Tars with an image that was left out; one that has no other is in no manifest."""
     entries = map(json.loads, (store.read(LEDGER) or b"").splitlines())
     return {found["name"].partition("/")[0] for found in entries if found["event"] == REJECTED}
-
-
-def _read_manifest(store: LocalStore) -> Manifest | None:
-    content = store.read(MANIFEST)
-    return None if content is None else parse_manifest(content, f"{store}/{MANIFEST}")
 
 
 def _mend(jobs: list[TarJob], manifest: Manifest, pool: Pool[TarJob]) -> None:

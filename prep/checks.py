@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from prep.closing import LEAKS, TIMM_INFO, list_leaks, timm_info
+from prep.command import one_line
 from prep.dataset import LEDGER, MANIFEST, SAMPLES, InputError, Manifest, encode_samples, parse_manifest, sha256_of
-from prep.faults import CLEAN, DATASET, INDEX, PREPARE, Cure, Fault, Remedy, Report, one_line, shard_cure, split_cure
+from prep.faults import CLEAN, DATASET, INDEX, PREPARE, Cure, Fault, Remedy, Report, shard_cure, split_cure
 from prep.index_check import find_contradictions, read_samples_table
 from prep.ledger import to_lines
 from prep.pools import Pool
 from prep.progress import Meter
 from prep.shard_check import ShardCheck, ShardReport, check_shard
 from prep.store import WORK_FOLDER, Store, open_store
+from prep.tar import index_name
 
 SPLIT_FILES = {MANIFEST, SAMPLES, LEDGER, WORK_FOLDER}
 
@@ -155,8 +157,8 @@ def _open_samples(split: OpenedSplit, manifest: Manifest) -> pa.Table | None:
 
 
 def _note_strangers(split: OpenedSplit, manifest: Manifest, names: list[str]) -> None:
-    stems = {shard.name.removesuffix(".tar") for shard in manifest.shards}
-    known = SPLIT_FILES | {f"{stem}.tar" for stem in stems} | {f"{stem}.idx" for stem in stems}
+    tars = {shard.name for shard in manifest.shards}
+    known = SPLIT_FILES | tars | {index_name(name) for name in tars}
     split.notes += [one_line(f"{split.store}/{name} is no part of the split") for name in names if name not in known]
 
 

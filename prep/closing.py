@@ -88,20 +88,22 @@ def _complete(ledger: list[dict[str, Any]], columns: dict[str, list[Any]]) -> li
     return sorted([*ledger, *find_duplicates(columns)], key=lambda found: found["row"])
 
 
-def close_dataset(store: Store) -> int:
-    """Write what lies beside the split folders; how many images are in more than one of them.
+def find_manifest(store: Store) -> Manifest | None:
+    """The manifest of a split's folder; None where it has none (yet)."""
+    content = store.read(MANIFEST)
+    return None if content is None else parse_manifest(content, f"{store}/{MANIFEST}")
+
+
+def close_dataset(store: Store) -> None:
+    """Write what lies beside the split folders.
 
     `_info.json` is what timm's `wds/` reader wants. `leaks.jsonl` lists images that are in several splits.
     """
     with store.lock(wait=True):
-        manifests = {}
-        for name in store.names():
-            if (content := store.child(name).read(MANIFEST)) is not None:
-                manifests[name] = parse_manifest(content, f"{store.child(name)}/{MANIFEST}")
+        found = {name: find_manifest(store.child(name)) for name in store.names()}
+        manifests = {name: manifest for name, manifest in found.items() if manifest}
         store.write(TIMM_INFO, timm_info(manifests))
-        leaks = list_leaks(store, manifests)
-        store.write(LEAKS, to_lines(leaks))
-    return len(leaks)
+        store.write(LEAKS, to_lines(list_leaks(store, manifests)))
 
 
 def timm_info(manifests: dict[str, Manifest]) -> bytes:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from prep.command import one_line
 from prep.dataset import Manifest
 
 
@@ -79,8 +80,3 @@ def is_hub_id(name: str) -> bool:
 
 def _source_argument(manifest: Manifest) -> str:
     return "" if is_hub_id(manifest.source.name) else " --source SRC"
-
-
-def one_line(text: str) -> str:
-    """Printable anywhere: no line breaks, no half characters of damaged names."""
-    return " ".join(text.split()).encode(errors="backslashreplace").decode()

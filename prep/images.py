@@ -79,8 +79,8 @@ def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], opt
     """A JPEG that is kept, or made smaller."""
     _check_pixels(header.size)
     size, target, complaint = header.size, target_size(*header.size, options), ""
-    if target != size or (options.quality and can_shrink(data, options.quality)):
-        data, size, complaint = shrink(data, size, target, options.quality)
+    if target != size or (options.quality and can_shrink(data, header, options.quality)):
+        data, size, complaint = shrink(data, header, target, options.quality)
     elif options.decode_check or header.is_cut:
         _, complaint = decode(data, "GRAY")  # every code of the JPEG is read, for less than the colours would cost
     if header.is_progressive:

@@ -29,6 +29,7 @@ class JpegHeader:
 
     size: tuple[int, int]  # width, height in pixels as stored
     coding: str
+    subsampling: str  # of the chroma, as simplejpeg names it: "444", "420", ..., "Gray"
     is_common: bool  # Huffman-coded, YCbCr or grey
     has_exif: bool
     is_cut: bool  # has no end-of-image marker
@@ -49,7 +50,7 @@ def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     """
     try:
         markers, scan = _find_markers(data)
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(data)
         size = int(width), int(height)
     except ValueError:
         return None
@@ -64,7 +65,7 @@ def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     trailing_bytes = len(data) - end - len(END_OF_IMAGE) if end >= 0 else 0
     is_common = frame in CODINGS and colours in ("YCbCr", "Gray")
     kind = coding if is_common else f"{coding} {colours}"
-    return JpegHeader(size, kind, is_common, APP1 in markers, end < 0, trailing_bytes)
+    return JpegHeader(size, kind, subsampling, is_common, APP1 in markers, end < 0, trailing_bytes)
 
 
 def _find_end(data: Bytes, scan: int) -> int:
@@ -116,10 +117,10 @@ def target_size(width: int, height: int, options: Options) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def can_shrink(data: Bytes, quality: int) -> bool:
+def can_shrink(data: Bytes, header: JpegHeader, quality: int) -> bool:
     """Whether encoding anew at a quality may save bytes: not where the chroma is subsampled already and no
     quantisation step is finer than those that the quality means."""
-    if simplejpeg.decode_jpeg_header(data)[3] not in ("420", "Gray"):
+    if header.subsampling not in ("420", "Gray"):
         return True
     wanted = _quantization(quality)
     with Image.open(io.BytesIO(data)) as image:
@@ -140,21 +141,21 @@ def _quantization(quality: int) -> dict[int, list[int]]:
 
 
 def shrink(
-    data: Bytes, size: tuple[int, int], target: tuple[int, int], quality: int | None
+    data: Bytes, header: JpegHeader, target: tuple[int, int], quality: int | None
 ) -> tuple[Bytes, tuple[int, int], str]:
     """A JPEG scaled down to `target` (width, height) by pixel area and encoded anew with 4:2:0 chroma.
 
     Returns the bytes, their size in pixels and what the decoder warned of; the original where that is no longer.
     """
-    colours = "GRAY" if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else "RGB"
-    pixels, complaint = decode(data, colours, *(target if target != size else (0, 0)))
+    colours = "GRAY" if header.subsampling == "Gray" else "RGB"
+    pixels, complaint = decode(data, colours, *(target if target != header.size else (0, 0)))
     if target != (pixels.shape[1], pixels.shape[0]):
         pixels = _scale_down(pixels, target)
     subsampling = "Gray" if colours == "GRAY" else "420"
     smaller = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality or SHRINK_QUALITY, colours, subsampling)
     if len(smaller) < len(data):
         return smaller, target, complaint
-    return data, size, complaint
+    return data, header.size, complaint
 
 
 def _scale_down(pixels: np.ndarray[Any, Any], target: tuple[int, int]) -> np.ndarray[Any, Any]:

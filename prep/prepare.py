@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from prep.closing import SplitFacts, close_dataset, close_split
-from prep.dataset import MANIFEST, REJECTED, InputError, Manifest, Options, Shard, parse_manifest
+from prep.closing import SplitFacts, close_dataset, close_split, find_manifest
+from prep.dataset import REJECTED, InputError, Manifest, Options, Shard
 from prep.ledger import SUSPECT
 from prep.pools import Pool
 from prep.progress import Meter
@@ -33,7 +33,7 @@ def prepare_split(
     check_folder(source, split, store, options)
     jobs = list_jobs(source, split, store, options)
     with store.lock():
-        if manifest := _read_manifest(store):
+        if manifest := find_manifest(store):
             _write_again([job for job in jobs if not _is_whole(job, manifest)], manifest, pool)
         else:
             manifest = _write(source, jobs, pool, strict)
@@ -66,7 +66,7 @@ def rewrite_shards(
 def check_folder(source: Source, split: str, store: Store, options: Options) -> None:
     """Raises InputError where a split's folder holds anything but (part of) this very job's output."""
     wanted = _describe(source, split, options)
-    if manifest := _read_manifest(store):
+    if manifest := find_manifest(store):
         found = {"split": manifest.split, **asdict(manifest.source), **asdict(manifest.options or Options(0))}
     elif (content := store.read(JOB)) is not None:
         found = json.loads(content)
@@ -80,11 +80,6 @@ def check_folder(source: Source, split: str, store: Store, options: Options) -> 
                 f"{store} was begun with {name} {found.get(name)}, not {wanted[name]}: "
                 "give it as before, choose another --out, or delete the folder"
             )
-
-
-def _read_manifest(store: Store) -> Manifest | None:
-    content = store.read(MANIFEST)
-    return None if content is None else parse_manifest(content, f"{store}/{MANIFEST}")
 
 
 def _describe(source: Source, split: str, options: Options) -> dict[str, Any]:

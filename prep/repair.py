@@ -15,6 +15,7 @@ from prep.resolve import open_source
 from prep.shard_check import index_samples
 from prep.source import Source
 from prep.store import WORK_FOLDER, LocalStore, Store, open_store
+from prep.tar import index_name
 from prep.tar_reader import TarStream, read_samples
 
 
@@ -98,4 +99,4 @@ def _write_index(store: Store, name: str) -> None:
     """DALI's index anew from its tar, which is whole."""
     with store.open(name) as file:
         content = index_samples(read_samples(TarStream(file, f"{store}/{name}")))
-    store.write(f"{name.removesuffix('.tar')}.idx", content)
+    store.write(index_name(name), content)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 from prep.closing import LEAKS
+from prep.command import one_line
 from prep.dataset import LEDGER, REJECTED, Manifest
 from prep.ledger import MEANINGS, REPAIRED
 from prep.progress import format_duration
@@ -44,8 +45,7 @@ def describe_rejects(store: Store) -> str:
         f"{found['name'] or 'row ' + str(found['row'])}: {found['reason']}" for found in rejects[:MOST_SHOWN]
     )
     more = "; ..." if len(rejects) > MOST_SHOWN else ""
-    one_line = " ".join(f"{store}: {len(rejects):,} images left out ({shown}{more}), all listed in {LEDGER}".split())
-    return one_line.encode(errors="backslashreplace").decode()
+    return one_line(f"{store}: {len(rejects):,} images left out ({shown}{more}), all listed in {LEDGER}")
 
 
 def describe_leaks(out: Store) -> str:

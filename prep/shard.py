@@ -5,10 +5,10 @@ With no arguments: ImageNet-1k from the hub to data/imagenet. Run it again to go
 
 import argparse
 import os
-import sys
 import time
 from typing import Any
 
+from prep.command import positive_count, run, warn
 from prep.dataset import InputError, Options
 from prep.pools import Pool, local_pool
 from prep.prepare import check_folder, prepare_split
@@ -28,22 +28,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder")
     add("--out", default="data/imagenet", metavar="DIR", help="where the shards go: a folder or s3://bucket/prefix")
     add("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all but test)")
-    add("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     add("--ray", metavar="ADDRESS", help="write on a Ray cluster instead: auto, or its address")
-    add("--images-per-shard", type=_count, default=Options.images_per_shard, metavar="N", help=" ")
-    add("--limit", type=_count, metavar="N", help="only the first N images of each split")
-    add("--max-side", type=_count, metavar="PIXELS", help="scale images down to this longer side")
-    add("--short-side", type=_count, metavar="PIXELS", help="scale images down to this shorter side")
+    add("--images-per-shard", type=positive_count, default=Options.images_per_shard, metavar="N", help=" ")
+    add("--limit", type=positive_count, metavar="N", help="only the first N images of each split")
+    add("--max-side", type=positive_count, metavar="PIXELS", help="scale images down to this longer side")
+    add("--short-side", type=positive_count, metavar="PIXELS", help="scale images down to this shorter side")
     add("--quality", type=_quality, metavar="Q", help="encode anew with this JPEG quality where it saves bytes")
     add("--no-decode-check", action="store_true", help="do not decode each image once in full")
     add("--strict", action="store_true", help="stop at the first shard with a damaged image")
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)
 
 
 def _quality(text: str) -> int:
@@ -74,8 +68,8 @@ def main() -> None:
         started = time.monotonic()
         manifest = prepare_split(source, split, out, options, pool, strict=arguments.strict)
         print(summarize(manifest, out.child(split), time.monotonic() - started))
-        _warn(describe_rejects(out.child(split)))
-    _warn(describe_leaks(out))
+        warn(describe_rejects(out.child(split)))
+    warn(describe_leaks(out))
 
 
 def _choose_pool(arguments: argparse.Namespace) -> Pool[Any]:
@@ -97,15 +91,5 @@ def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[
     return splits
 
 
-def _warn(message: str) -> None:
-    if message:
-        print(f"warning: {message}", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")  # names of files may hold anything
-    except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command again to go on")
+    run(main)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from prep.dataset import Shard
 from prep.jpeg import decode
 from prep.store import Store
-from prep.tar import dali_index
+from prep.tar import dali_index, index_name
 from prep.tar_damage import describe_damage
 from prep.tar_index import find_label
 from prep.tar_reader import Component, TarSample, TarStream, read_samples
@@ -34,7 +34,7 @@ class ShardCheck:
 
     @property
     def index_name(self) -> str:
-        return f"{self.shard.name.removesuffix('.tar')}.idx"
+        return index_name(self.shard.name)
 
 
 @dataclass

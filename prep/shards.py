@@ -17,7 +17,7 @@ from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import entry
 from prep.source import Item
 from prep.store import WORK_FOLDER, Store
-from prep.tar import TarWriter, dali_index
+from prep.tar import TarWriter, dali_index, index_name
 
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -41,7 +41,7 @@ class ShardJob:
 
     @property
     def index_name(self) -> str:
-        return f"{self.split}-{self.number:06d}.idx"
+        return index_name(self.name)
 
     @property
     def record_name(self) -> str:
@@ -59,10 +59,10 @@ class Contents:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     source_size_bytes: int = 0
 
-    def record(self, shard: Shard) -> bytes:
+    def record(self, shard: Shard) -> dict[str, Any]:
         """All that closing the split needs of this shard."""
         facts = {"shard": asdict(shard), "source_size_bytes": self.source_size_bytes}
-        return json.dumps({**facts, "columns": self.columns, "ledger": self.ledger}).encode()
+        return {**facts, "columns": self.columns, "ledger": self.ledger}
 
 
 def write_shard(job: ShardJob) -> None:
@@ -75,7 +75,7 @@ def write_shard(job: ShardJob) -> None:
         shard = Shard(job.name, len(contents.components), file.size_bytes, tar.composite_sha256)
         if shard.num_images:
             job.store.write(job.index_name, dali_index(contents.components))
-        job.store.write(job.record_name, contents.record(shard))
+        job.store.write(job.record_name, json.dumps(contents.record(shard)).encode())
         if shard.num_images:
             job.store.publish(file, job.name)
     finally:

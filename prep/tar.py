@@ -24,7 +24,7 @@ class TarWriter:
 
     def add(self, name: str, data: bytes | memoryview, sha256: bytes) -> int:
         """Append a member, whose data has that digest; the offset of its first byte."""
-        self._frame(_header(name.encode("ascii"), len(data)))
+        self._frame(member_header(name.encode("ascii"), len(data)))
         offset = self.file.size_bytes
         self.file.write(data)
         self._hash.update(sha256)
@@ -42,12 +42,17 @@ class TarWriter:
         self._hash.update(content)
 
 
-def _header(name: bytes, size: int) -> bytes:
-    """A member's ustar header block, POSIX.1-1988, 10.1.1: as `tarfile` writes it, in a sixth of the time."""
+def member_header(name: bytes, size: int) -> bytes:
+    """A file's ustar header block, POSIX.1-1988, 10.1.1: as `tarfile` writes it, in a sixth of the time."""
     assert len(name) <= 100 and size < 8**11
     start = b"%s%s%011o\0%011o\0" % (name.ljust(100, b"\0"), MODE_AND_OWNER, size, 0)
     checksum = sum(start) + sum(END_OF_HEADER) + 8 * ord(" ")
     return b"%s%06o\0 %s" % (start, checksum, END_OF_HEADER)
+
+
+def index_name(tar_name: str) -> str:
+    """What DALI's index of a tar is named."""
+    return f"{tar_name.removesuffix('.tar')}.idx"
 
 
 def dali_index(samples: Sequence[Sequence[tuple[str, int, int, str]]]) -> bytes:

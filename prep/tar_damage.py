@@ -1,12 +1,11 @@
 """What of a damaged tar is harmed: which images by their digests, else which byte of a tar that is framed as ours."""
 
 import hashlib
-import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from prep.dataset import Shard
-from prep.tar import BLOCK
+from prep.tar import BLOCK, member_header
 
 MOST_NAMED = 5
 Piece = tuple[int, bytes, str]  # offset in the tar, the bytes that should be there, what they are
@@ -59,16 +58,10 @@ def _framing(rows: list[dict[str, Any]], size_bytes: int, num_classes: int) -> I
     end = 0
     for row in rows:
         offset, size, name, label = row["offset"], row["size"], f"{row['key']}.jpg", f"{row['key']}.cls"
-        yield offset - BLOCK, _header(name, size), f"the header of {name}"
+        yield offset - BLOCK, member_header(name.encode(), size), f"the header of {name}"
         yield offset + size, bytes(-size % BLOCK), f"the padding after {name}"
         after = offset + size + -size % BLOCK
-        yield after, _header(label, width), f"the header of {label}"
+        yield after, member_header(label.encode(), width), f"the header of {label}"
         yield after + BLOCK, str(row["label"]).zfill(width).encode().ljust(BLOCK, b"\0"), f"{label} or its padding"
         end = after + 2 * BLOCK
     yield end, bytes(size_bytes - end), "the padding at its end"
-
-
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    return member.tobuf(tarfile.USTAR_FORMAT)

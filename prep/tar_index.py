@@ -16,7 +16,7 @@ from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import REPAIRED, entry
 from prep.shards import Contents
 from prep.store import WORK_FOLDER, LocalStore
-from prep.tar import dali_index
+from prep.tar import dali_index, index_name
 from prep.tar_reader import Component, TarSample, TarStream, read_samples
 
 IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "bmp", "gif", "tif", "tiff", "jp2", "avif"])
@@ -45,7 +45,7 @@ class TarJob:
 
     @property
     def index_name(self) -> str:
-        return f"{self.name.removesuffix('.tar')}.idx"
+        return index_name(self.name)
 
     @property
     def record_name(self) -> str:
@@ -76,7 +76,7 @@ def index_tar(job: TarJob) -> int:
     else:
         job.store.remove(job.index_name)
     num_samples = len(contents.components)
-    facts = {"state": job.state, "num_samples": num_samples, **json.loads(contents.record(shard))}
+    facts = {"state": job.state, "num_samples": num_samples, **contents.record(shard)}
     job.store.write(job.record_name, json.dumps(facts).encode())
     return num_samples
 

@@ -5,12 +5,11 @@ DIR is a folder of splits, one split's folder, or the same in an object store. S
 
 import argparse
 import os
-import sys
 import time
 
 from prep.checks import check, find_layout
-from prep.dataset import InputError
-from prep.faults import Report, one_line
+from prep.command import one_line, positive_count, run
+from prep.faults import Report
 from prep.pools import local_pool
 from prep.repair import Repair
 
@@ -21,7 +20,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("directory", metavar="DIR", help="what prep/shard.py wrote: a folder or s3://bucket/prefix")
     add("--decode", type=_num_decoded, default=100, metavar="N|all", help="images a split to decode in full (100)")
-    add("--workers", type=_num_workers, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     add("--repair", action="store_true", help="write what is damaged anew")
     add("--source", metavar="SRC", help="what it was prepared from, for --repair (default: its hub id)")
     return parser.parse_args(arguments)
@@ -31,12 +30,6 @@ def _num_decoded(text: str) -> int | None:
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is neither a number nor all")
     return None if text == "all" else int(text)
-
-
-def _num_workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,9 +62,4 @@ def _summarize(report: Report, seconds: float, num_left: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: nothing is harmed, run the same command again")
+    run(main, interrupted="nothing is harmed, run the same command again")

@@ -92,7 +92,7 @@ def broken(seed: int) -> Iterator[tuple[str, bytes]]:
         yield f"flipped {number}.jpg", bytes(damaged)
     for number in range(10):
         yield f"random {number}.jpg", draw.randbytes(draw.randrange(1, 3000))
-    yield "bomb.png", _png_bomb()
+    yield "bomb.png", png_bomb()
     yield (
         "bomb.jpg",
         whole[: whole.index(b"\xff\xc0") + 5]
@@ -104,7 +104,9 @@ def broken(seed: int) -> Iterator[tuple[str, bytes]]:
     yield "zip.jpg", b"PK\x03\x04" + bytes(100)
 
 
-def _png_bomb() -> bytes:
+def png_bomb() -> bytes:
+    """A PNG of some hundred bytes whose header promises 30,000 x 30,000 pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -20,7 +20,7 @@ from tars import composite_sha256
 
 from prep.dataset import InputError, Split
 from prep.direct_file import DirectFile
-from prep.tar import TarWriter, _header
+from prep.tar import TarWriter, member_header
 
 SPLITS = {"train": 1437, "validation": 360}
 
@@ -215,4 +215,4 @@ def test_split_names_the_damaged_file_and_the_way_out(
 def test_a_tar_header_is_what_tarfile_writes(name: str, size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size = size
-    assert _header(name.encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)
+    assert member_header(name.encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)

@@ -4,9 +4,7 @@ import io
 import json
 import os
 import re
-import struct
 import tarfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import prepare_folder, run_command
+from hostile import png_bomb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
@@ -40,17 +39,6 @@ def _colour_ramp() -> Image.Image:
 
 RAMP = _colour_ramp()
 RAMP_16_BIT = np.arange(WIDTH * HEIGHT, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 21
-
-
-def _bomb() -> bytes:
-    """A PNG of some hundred bytes whose header promises 30,000 x 30,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def _rotated_exif() -> Image.Exif:
@@ -110,7 +98,7 @@ REJECTED = {
     "nothing.jpg": (b"", "0 bytes"),
     "text.jpg": (b"<html>404 Not Found</html>", "not an image"),
     "truncated.jpg": (_encode(RAMP, "JPEG")[:-200], "damaged: "),
-    "bomb.png": (_bomb(), "damaged: Image size (900000000 pixels) exceeds limit"),
+    "bomb.png": (png_bomb(), "damaged: Image size (900000000 pixels) exceeds limit"),
 }
 
 

@@ -1,0 +1,36 @@
+"""What prep's commands share: arguments that count, warnings, and an end in one line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from prep.dataset import InputError
+
+
+def positive_count(text: str) -> int:
+    """An argument that is a number of 1 or more, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
+
+
+def warn(message: str) -> None:
+    """Say something that is not fatal; nothing where there is nothing to say."""
+    if message:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Printable anywhere, whatever the names of files in it: no line breaks, no half characters."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
+
+
+def run(main: Callable[[], int | None], interrupted: str = "run the same command again to go on") -> NoReturn:
+    """Run a command to its exit status; a user's mistake or the disk's fault ends it in one line."""
+    try:
+        sys.exit(main())
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {one_line(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {interrupted}")
