@@ -151,12 +151,12 @@ def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float],
     with closing(batches):  # pyright: ignore[reportArgumentType]  (a generator)
         take = build_take(arguments, loader, batches)
         num_steps = warm_up(take, arguments.seconds, loader.world)
-        waited, marks = loader.stats.wait_seconds, [read_clock(loader.world)]
+        before, marks = loader.stats(), [read_clock(loader.world)]
         for _ in range(arguments.repetitions):
             for _ in range(num_steps):
                 take()
             marks.append(read_clock(loader.world))
-        wait = (loader.stats.wait_seconds - waited) / (marks[-1] - marks[0])
+        wait = loader.stats().since(before).wait_seconds / (marks[-1] - marks[0])
     seconds = [end - start for start, end in pairwise(marks)]
     everyone = gather([*seconds, wait], loader.world)
     rates = [num_steps * len(loader.slots) / max(row[i] for row in everyone) for i in range(len(seconds))]

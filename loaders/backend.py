@@ -8,7 +8,7 @@ import torch
 
 from loaders.plan import Plan
 from loaders.reader import Encoded
-from loaders.stats import Stats
+from loaders.stats import Counters
 
 
 @dataclass(frozen=True)
@@ -16,23 +16,29 @@ class BackendSpec:
     """What a backend is built for: shapes, device, threads, and bounds that the sample index knows."""
 
     batch_size: int  # of this rank
-    size: int  # pixels, of the square output
+    size: int  # pixels, of evaluation's square output; a training plan says its own
     crops: bool  # whether plans crop after resizing
     device: torch.device
+    stream: torch.cuda.Stream | None  # on which a GPU's batches are made
     num_threads: int
+    cores: tuple[int, ...]  # to pin the decoder's threads to; empty: they may run anywhere
     batches_ahead: int
+    roi: bool  # decode the windows alone, not whole images
     hw_decoder_load: float
     max_width: int  # pixels, of any source image
     max_height: int
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
 
 @dataclass(frozen=True)
 class Pixels:
-    """A plan's images: uint8 RGB [B, 3, size, size], channels_last; on a GPU usable once `ready` has happened."""
+    """A plan's images: uint8 RGB [B, 3, size, size], channels_last; on a GPU made on the spec's stream."""
 
     plan: Plan
     images_BCHW: torch.Tensor
-    ready: torch.cuda.Event | None = None
 
 
 class Backend(ABC):
@@ -40,9 +46,13 @@ class Backend(ABC):
 
     reads = True  # whether it wants the encoded images at all
 
-    def __init__(self, spec: BackendSpec, release: Callable[[Encoded], None], stats: Stats) -> None:
-        self.spec, self.release, self.stats = spec, release, stats
+    def __init__(self, spec: BackendSpec, release: Callable[[Encoded], None], counters: Counters) -> None:
+        self.spec, self.release, self.counters = spec, release, counters
 
     @abstractmethod
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
-        """The pixels of each pair; each `Encoded` goes to `release` once nothing reads it any more."""
+        """The pixels of each pair; each `Encoded` goes to `release` once nothing reads it any more.
+
+        Raises:
+            DecodeError: images cannot be decoded; it names their rows (`loaders/blame.py`).
+        """

@@ -43,8 +43,26 @@ class Batch:
     images_BCHW: torch.Tensor  # uint8 RGB, channels_last in memory
     labels_B: torch.Tensor  # int64
     valid_B: torch.Tensor  # bool: False for padding, which evaluation must not count
+    damaged_B: torch.Tensor  # bool: a black image instead of one that cannot be decoded, to be counted as wrong
     position: int  # of the global batch's first image in the stream
     rows_B: np.ndarray  # int64: rows of the sample index, to name images by
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch on its way to the consumer; on a GPU usable once `made` has happened on the loader's stream."""
+
+    batch: Batch
+    made: torch.cuda.Event | None
+
+    def take(self) -> Batch:
+        """The batch, for use on the current stream, without waiting on the host."""
+        if self.made is not None:
+            stream = torch.cuda.current_stream(self.batch.images_BCHW.device)
+            stream.wait_event(self.made)
+            for tensor in (self.batch.labels_B, self.batch.valid_B, self.batch.damaged_B):
+                tensor.record_stream(stream)
+        return self.batch
 
 
 class InUse:

@@ -1,9 +1,6 @@
-"""Naming the image that a decoder failed on: DALI ends its pipeline without saying which it was."""
+"""Finding the images that a decoder failed on: DALI ends its pipeline without saying which they were."""
 
-import io
-from collections.abc import Sequence
-
-from PIL import Image
+from collections.abc import Callable, Iterable
 
 from loaders.plan import Plan
 from loaders.reader import Encoded
@@ -13,26 +10,23 @@ MOST_CHARACTERS = 500
 
 
 class DecodeError(InputError):
-    """Images of these rows of the sample index cannot be decoded."""
+    """Images of these rows cannot be decoded; without rows, decoding failed for another reason."""
 
     def __init__(self, rows: list[int], message: str) -> None:
         super().__init__(message)
         self.rows = rows
 
 
-def explain_decode_error(pairs: Sequence[tuple[Plan, Encoded]], error: Exception) -> DecodeError:
-    """The error for batches that a decoder had begun: each image is decoded alone, in full, to find the culprits."""
-    rows = {int(plan.rows_B[i]) for plan, encoded in pairs for i in range(len(encoded.images)) if not _ok(encoded, i)}
-    if rows:
-        return DecodeError(sorted(rows), f"images {sorted(rows)} cannot be decoded")
-    said = " ".join(str(error).split())[:MOST_CHARACTERS]
-    return DecodeError([], f"decoding failed, though Pillow decodes each image of the batch: {said}")
+def blame(
+    pairs: Iterable[tuple[Plan, Encoded]], find_failing: Callable[[Plan, Encoded], list[int]], reason: str
+) -> DecodeError:
+    """The error for batches that a decoder had begun: it is tried on each image alone, in the first batch that fails.
 
-
-def _ok(encoded: Encoded, i: int) -> bool:
-    try:
-        with Image.open(io.BytesIO(encoded.images[i].tobytes())) as image:
-            image.load()
-    except Exception:  # Pillow's decoders raise nearly anything on damaged bytes
-        return False
-    return True
+    Args:
+        find_failing: the places in a batch of the images that the decoder cannot decode.
+    """
+    reason = " ".join(reason.split())[:MOST_CHARACTERS]
+    for plan, encoded in pairs:
+        if rows := sorted({int(plan.rows_B[i]) for i in find_failing(plan, encoded)}):
+            return DecodeError(rows, reason)
+    return DecodeError([], f"decoding failed, though each image of the batch can be decoded alone: {reason}")

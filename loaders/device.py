@@ -7,9 +7,26 @@ from pathlib import Path
 
 import torch
 
+from loaders.batch import World
 from prep.dataset import InputError
 
 DRIVER = Path("/proc/driver/nvidia")
+
+
+def join_environment(device: str) -> World:
+    """This process's place in the world, as torchrun's environment variables tell it; a world of one without them.
+
+    Raises:
+        InputError: as `resolve_device`.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        device=resolve_device(device, local_rank),
+    )
 
 
 def resolve_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -8,35 +8,30 @@ pass in the index's order, the last batch padded.
 """
 
 import math
-import os
+import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, nullcontext
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from loaders.backend import BackendSpec, Pixels
 from loaders.backends import find_backend
-from loaders.batch import Batch, InUse, World
+from loaders.batch import Batch, InUse, Ready, World
 from loaders.blame import DecodeError
-from loaders.plan import EvalTransform, Plan, TrainTransform, eval_plan, train_plan
+from loaders.config import LoaderConfig, default_num_threads, share_cores
+from loaders.order import OrderKind, Sampling
+from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 from loaders.pump import Pump
+from loaders.quarantine import Quarantine
+from loaders.readahead import ReadAhead
 from loaders.reader import NOTHING, Encoded, Reader
-from loaders.stats import Stats
+from loaders.stats import Counters, Stats
 from prep.dataset import InputError, Split
 
-MOST_THREADS = 16
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How batches are produced; nothing here changes which pixels they hold."""
-
-    backend: str = "dali"  # dali, reference (Pillow) or synthetic (one batch for ever)
-    num_threads: int = 0  # decoding threads a process; 0: an equal share of the cores, at most 16
-    batches_ahead: int = 2  # prepared before they are asked for, at each of the stages read, decode and queue
-    hw_decoder_load: float = 0.65  # share of the JPEGs for the GPU's own decoder, where it has one
+Transform = TrainTransform | EvalTransform
 
 
 class Loader:
@@ -45,19 +40,24 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        transform: TrainTransform | EvalTransform,
+        transform: Transform,
         batch_size: int,
         world: World,
-        seed: int,
+        sampling: Sampling,
         config: LoaderConfig,
     ) -> None:
-        _check(transform, seed, config)
+        config.check()
+        _check(split, transform, sampling)
         self.split, self.transform, self.batch_size = split, transform, batch_size
-        self.world, self.seed, self.config = world, seed, config
+        self.world, self.sampling, self.config = world, sampling, config
         self.slots = world.share(batch_size)
-        self.stats = Stats()
-        self.position = 0
+        self.backend = find_backend(config.backend)
+        self.trains = isinstance(transform, TrainTransform)
+        outcome = "another image takes its place" if self.trains else "it counts as wrong"
+        self.quarantine = Quarantine(split, config.most_damaged, outcome)
         self.widths, self.heights, self.labels = (split.column(name) for name in ("width", "height", "label"))
+        self.position = self.planned = 0
+        self.counters, self.pump = Counters(), None
 
     def __len__(self) -> int:
         """Batches in one pass over the split, the last one padded (evaluation) or filled from the next (training)."""
@@ -66,92 +66,141 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `position` on; training never ends by itself."""
         in_use = InUse(self.world.device)
-        with Pump(self._pixels(), self.config.batches_ahead, self.stats) as pump, in_use:
-            for item in pump:
-                batch = self._batch(item)
-                self.position = item.plan.position + self.batch_size
+        position = self.position if self.trains else 0
+        with Pump(self._produce(position), self.config.batches_ahead, self.counters) as self.pump, in_use:
+            for ready in self.pump:
+                started = time.perf_counter()
+                batch = ready.take()
+                self.position = batch.position + self.batch_size
+                self.counters.take_seconds += time.perf_counter() - started
                 yield batch
                 in_use.add(batch)
-        if isinstance(self.transform, EvalTransform):
+        if not self.trains:
             self.position = 0
 
     def plan(self, position: int) -> Plan:
         """This rank's part of the global batch at `position`."""
+        images = Images(self.widths, self.heights, self.quarantine.rows)
         if isinstance(self.transform, TrainTransform):
-            return train_plan(self.seed, position, self.slots, self.widths, self.heights, self.transform)
-        return eval_plan(position, self.slots, self.widths, self.heights, self.transform)
+            return train_plan(self.sampling, position, self.slots, images, self.transform)
+        return eval_plan(position, self.slots, images, self.transform)
+
+    def stats(self) -> Stats:
+        """What it has done since it was made, and where it stands."""
+        sums = {name: value for name, value in vars(self.counters).items() if name != "started"}
+        return Stats(
+            seconds=time.perf_counter() - self.counters.started,
+            queue_depth=self.pump.num_ready if self.pump else 0,
+            batches_ahead=max(0, self.planned - self.position) // self.batch_size,
+            num_damaged=len(self.quarantine),
+            **sums,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batch last taken."""
-        return {"position": self.position, "seed": self.seed, "dataset": self.split.digest}
+        """Where the stream stands after the batch last taken, and what it must not meet again."""
+        return {**self._identity(), "position": self.position, "damaged": self.quarantine.keys()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, on any number of processes.
 
         Raises:
-            InputError: it belongs to another dataset or seed.
+            InputError: it belongs to another dataset, seed or order.
         """
-        if state["dataset"] != self.split.digest:
-            raise InputError(f"{self.split.folder} is not the dataset that the saved position belongs to")
-        if state["seed"] != self.seed:
-            raise InputError(f"the saved position belongs to seed {state['seed']}, not {self.seed}")
+        for name, ours in self._identity().items():
+            if state[name] != ours:
+                raise InputError(
+                    f"the saved position is of {name} {state[name]}, not of {self.split.folder} with {name} {ours}"
+                )
+        self.quarantine.add_keys(state["damaged"])
         self.position = int(state["position"])
 
-    def _plans(self) -> Iterator[Plan]:
-        endless = isinstance(self.transform, TrainTransform)
-        positions = count(self.position, self.batch_size) if endless else range(0, len(self.split), self.batch_size)
-        return map(self.plan, positions)
+    def _identity(self) -> dict[str, Any]:
+        """What a position means nothing without."""
+        return {"dataset": self.split.digest, "seed": self.sampling.seed, "order": self.sampling.order}
 
-    def _pixels(self) -> Generator[Pixels, None, None]:
-        spec, backend_class = self._spec(), find_backend(self.config.backend)
-        if not backend_class.reads:
-            yield from backend_class(spec, _ignore, self.stats).decode((plan, NOTHING) for plan in self._plans())
+    def _produce(self, position: int) -> Generator[Ready, None, None]:
+        """Batches from `position` on; what cannot be decoded is quarantined, and the stream taken up where it was."""
+        spec = self._spec()
+        with torch.cuda.stream(spec.stream) if spec.stream else nullcontext():
+            while True:
+                try:
+                    with closing(self._decode(spec, position)) as pixels:
+                        for item in pixels:
+                            yield self._make_ready(item, spec)
+                            position = item.plan.position + self.batch_size
+                    return
+                except DecodeError as error:
+                    if not error.rows:
+                        raise
+                    self.quarantine.add(error.rows, str(error))
+
+    def _decode(self, spec: BackendSpec, position: int) -> Generator[Pixels, None, None]:
+        if not self.backend.reads:
+            backend = self.backend(spec, _ignore, self.counters)
+            yield from backend.decode((plan, NOTHING) for plan in self._plans(position))
             return
-        with Reader(self.split, spec.num_threads, self.config.batches_ahead, self.stats) as reader:
-            try:
-                yield from backend_class(spec, reader.release, self.stats).decode(reader.read(self._plans()))
-            except DecodeError as error:
-                raise self._name_images(error) from error
+        with ExitStack() as stack:
+            reader = Reader(self.split, spec.num_threads, self.config.batches_ahead, self.counters)
+            stack.enter_context(reader)
+            plans = self._plans(position)
+            if self.trains and self.sampling.order == "blocks":
+                plans = stack.enter_context(ReadAhead(self.split, self.sampling, self.world)).follow(plans)
+            yield from self.backend(spec, reader.release, self.counters).decode(reader.read(plans))
+
+    def _plans(self, position: int) -> Iterator[Plan]:
+        ends = range(position, len(self.split), self.batch_size)
+        for start in count(position, self.batch_size) if self.trains else ends:
+            self.planned = start + self.batch_size
+            yield self.plan(start)
 
     def _spec(self) -> BackendSpec:
+        on_gpu = self.world.device.type == "cuda"
         return BackendSpec(
             batch_size=len(self.slots),
             size=self.transform.size,
-            crops=isinstance(self.transform, EvalTransform),
+            crops=not self.trains,
             device=self.world.device,
+            stream=torch.cuda.Stream(self.world.device) if on_gpu else None,
             num_threads=self.config.num_threads or default_num_threads(self.world),
+            cores=share_cores(self.world) if self.config.pin_threads else (),
             batches_ahead=self.config.batches_ahead,
+            roi=self.config.decode == "roi",
             hw_decoder_load=self.config.hw_decoder_load,
             max_width=int(self.widths.max()),
             max_height=int(self.heights.max()),
         )
 
-    def _batch(self, item: Pixels) -> Batch:
-        plan, device = item.plan, self.world.device
-        if item.ready is not None:
-            torch.cuda.current_stream(device).wait_event(item.ready)
-        labels_B = torch.from_numpy(self.labels[plan.rows_B]).long().to(device, non_blocking=True)
-        valid_B = torch.from_numpy(plan.valid_B).to(device, non_blocking=True)
-        return Batch(item.images_BCHW, labels_B, valid_B, plan.position, plan.rows_B)
+    def _make_ready(self, item: Pixels, spec: BackendSpec) -> Ready:
+        """The batch with its labels and masks, on the device."""
+        started, plan = time.perf_counter(), item.plan
+        labels_B, valid_B, damaged_B = (
+            torch.from_numpy(array_B).to(self.world.device, non_blocking=True)
+            for array_B in (self.labels[plan.rows_B].astype(np.int64), plan.valid_B, plan.damaged_B)
+        )
+        made = None
+        if spec.stream is not None:
+            made = torch.cuda.Event()
+            made.record(spec.stream)
+        self.counters.copy_seconds += time.perf_counter() - started
+        batch = Batch(item.images_BCHW, labels_B, valid_B, damaged_B, plan.position, plan.rows_B)
+        return Ready(batch, made)
 
-    def _name_images(self, error: DecodeError) -> DecodeError:
-        if not error.rows:
-            return error
-        shards = self.split.column("shard")
-        named = zip(error.rows, self.split.keys(error.rows), strict=True)
-        listed = "; ".join(f"{key} in {self.split.shard_paths[shards[row]]}" for row, key in named)
-        return DecodeError(error.rows, f"cannot decode {listed}: damaged on disk; delete that shard and run prep again")
 
-
-def _check(transform: TrainTransform | EvalTransform, seed: int, config: LoaderConfig) -> None:
-    if isinstance(transform, EvalTransform) and transform.resize < transform.size:
-        raise InputError(f"cannot crop {transform.size} pixels from a short side of {transform.resize}: resize to more")
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative: take 0 or more")
-    if config.num_threads < 0:
-        raise InputError(f"num_threads {config.num_threads} is negative: take 1 or more, or 0 for a share of the cores")
-    if config.batches_ahead < 1:
-        raise InputError(f"batches_ahead {config.batches_ahead} is too few: take 1 or more")
+def _check(split: Split, transform: Transform, sampling: Sampling) -> None:
+    """Raises InputError for what cannot work."""
+    if not len(split):
+        raise InputError(f"{split.folder} holds no images: choose other data")
+    if sampling.seed < 0:
+        raise InputError(f"seed {sampling.seed} is negative: take 0 or more")
+    if sampling.order not in get_args(OrderKind):
+        raise InputError(f"there is no order {sampling.order}: choose from {', '.join(get_args(OrderKind))}")
+    if isinstance(transform, EvalTransform):
+        if transform.resize < transform.size:
+            raise InputError(
+                f"cannot crop {transform.size} pixels from a short side of {transform.resize}: resize to more"
+            )
+    elif transform.first_size is not None and not 0 <= transform.grow[0] < transform.grow[1]:
+        raise InputError(f"resolution cannot grow between the epochs {transform.grow}: give a first and a later one")
 
 
 def _ignore(_: Encoded) -> None:
@@ -160,16 +209,11 @@ def _ignore(_: Encoded) -> None:
 
 def build_loader(
     split: Split,
-    transform: TrainTransform | EvalTransform,
+    transform: Transform,
     batch_size: int,
     world: World | None = None,
-    seed: int = 0,
+    sampling: Sampling | None = None,
     config: LoaderConfig | None = None,
 ) -> Loader:
     """A loader of `batch_size` images a step over all processes of `world`; the transform says train or eval."""
-    return Loader(split, transform, batch_size, world or World(), seed, config or LoaderConfig())
-
-
-def default_num_threads(world: World) -> int:
-    """This process's share of the cores that it may run on, at most 16."""
-    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // world.local_size))
+    return Loader(split, transform, batch_size, world or World(), sampling or Sampling(), config or LoaderConfig())

@@ -1,25 +1,29 @@
 """The plan: which pixels make a batch, decided before anything is read or decoded. numpy alone, pure functions.
 
-Shapes: B images of one rank's batch, N images of a split, T tries of a random crop.
+Shapes: B images of one rank's batch, N images of a split, T tries of a random crop, D damaged images.
 All randomness is a function of (seed, epoch, sample); what was drawn before never matters.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from loaders.order import Sampling, find_substitute, locate
 from loaders.philox import philox4x32, uniform
 
 NUM_TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
 FLIP_BLOCK = NUM_TRIES  # each try takes one Philox block of four words; the flip takes the next
+SIZE_STEP = 32  # pixels: the stride of most networks, and few shapes to compile for
+DAMAGED_SIDE = 64  # pixels of the black image that stands in for a damaged one in evaluation
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop and horizontal flip, as torchvision defines them."""
+    """Random resized crop and horizontal flip, as torchvision defines them; and the resolution of each epoch."""
 
     size: int = 224  # pixels, of the square output
+    first_size: int | None = None  # pixels in the first epochs, where resolution is progressive
+    grow: tuple[float, float] = (0.0, 0.0)  # epochs between which first_size becomes size
     scale: tuple[float, float] = (0.08, 1.0)  # crop area, as a share of the image's
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height
     hflip: float = 0.5  # probability of a horizontal flip
@@ -34,6 +38,22 @@ class EvalTransform:
 
 
 @dataclass(frozen=True)
+class Images:
+    """What a plan has to know of a split's images."""
+
+    widths_N: np.ndarray  # pixels, integers
+    heights_N: np.ndarray
+    damaged_D: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows that cannot be decoded
+
+    def __len__(self) -> int:
+        return len(self.widths_N)
+
+    def sides(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Heights and widths of some rows, int64 [B] each."""
+        return self.heights_N[rows_B].astype(np.int64), self.widths_N[rows_B].astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Plan:
     """One rank's batch: decode `windows`, resize each to `resized`, crop `size` at `crops`, flip."""
 
@@ -45,50 +65,57 @@ class Plan:
     crops_B2: np.ndarray  # int64: top, left, in resized pixels
     flips_B: np.ndarray  # bool
     valid_B: np.ndarray  # bool: False for padding
+    damaged_B: np.ndarray  # bool: a black image of DAMAGED_SIDE is shown instead (evaluation alone)
 
 
-@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the dataset is smaller than a batch
-def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """The epoch's true permutation of all rows, int64 [N]: the stable sort of one random word each.
+def train_plan(sampling: Sampling, position: int, slots: range, images: Images, transform: TrainTransform) -> Plan:
+    """The plan of the images in `slots` (one rank's share) of the global batch at `position`.
 
-    Raw Philox streams are guaranteed not to change with numpy's version, `Generator.permutation` is not.
+    A damaged row's substitute gets the window and the flip that the damaged one's randomness gives.
     """
-    words_N = np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(num_images)
-    return np.argsort(words_N, kind="stable")
-
-
-def locate(seed: int, positions_B: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and rows of some positions of the endless training stream, int64 [B] each."""
-    epochs_B, offsets_B = np.divmod(positions_B, num_images)
-    rows_B = np.empty_like(positions_B)
-    for epoch in np.unique(epochs_B):
-        here = epochs_B == epoch
-        rows_B[here] = epoch_order(seed, int(epoch), num_images)[offsets_B[here]]
-    return epochs_B, rows_B
-
-
-def train_plan(
-    seed: int, position: int, slots: range, widths_N: np.ndarray, heights_N: np.ndarray, transform: TrainTransform
-) -> Plan:
-    """The plan of the images in `slots` (one rank's share) of the global batch at `position`."""
     positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
-    epochs_B, rows_B = locate(seed, positions_B, len(widths_N))
-    counter_4TB = np.zeros((4, NUM_TRIES + 1, len(rows_B)), np.uint64)
-    counter_4TB[0] = np.arange(NUM_TRIES + 1)[:, None]
-    counter_4TB[1], counter_4TB[2] = rows_B, epochs_B
-    draws_4TB = uniform(philox4x32(seed, counter_4TB))
-    windows_B4 = random_resized_crops(draws_4TB[:, :NUM_TRIES], heights_N[rows_B], widths_N[rows_B], transform)
-    num_images = len(rows_B)
+    epochs_B, rows_B = locate(sampling, positions_B, len(images))
+    draws_4TB = _draw(sampling.seed, epochs_B, rows_B)
+    rows_B = _replace_damaged(sampling, positions_B, rows_B, images)
+    size, num_images = size_at(transform, position // len(images)), len(rows_B)
     return Plan(
         position=position,
-        size=transform.size,
+        size=size,
         rows_B=rows_B,
-        windows_B4=windows_B4,
-        resized_B2=np.full((num_images, 2), transform.size, np.int64),
+        windows_B4=random_resized_crops(draws_4TB[:, :NUM_TRIES], *images.sides(rows_B), transform),
+        resized_B2=np.full((num_images, 2), size, np.int64),
         crops_B2=np.zeros((num_images, 2), np.int64),
         flips_B=draws_4TB[0, FLIP_BLOCK] < transform.hflip,
         valid_B=np.ones(num_images, bool),
+        damaged_B=np.zeros(num_images, bool),
     )
+
+
+def _draw(seed: int, epochs_B: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
+    """The uniform numbers of each row in its epoch: [4, T + 1, B], the last block for the flip."""
+    counter_4TB = np.zeros((4, NUM_TRIES + 1, len(rows_B)), np.uint64)
+    counter_4TB[0] = np.arange(NUM_TRIES + 1)[:, None]
+    counter_4TB[1], counter_4TB[2] = rows_B, epochs_B
+    return uniform(philox4x32(seed, counter_4TB))
+
+
+def _replace_damaged(sampling: Sampling, positions_B: np.ndarray, rows_B: np.ndarray, images: Images) -> np.ndarray:
+    if not len(images.damaged_D):
+        return rows_B
+    shown_B = rows_B.copy()
+    for i in np.flatnonzero(np.isin(rows_B, images.damaged_D)):
+        shown_B[i] = find_substitute(sampling, int(positions_B[i]), len(images), images.damaged_D)
+    return shown_B
+
+
+def size_at(transform: TrainTransform, epoch: int) -> int:
+    """The resolution of an epoch: linear between those of `grow`, in steps of SIZE_STEP, as in FFCV's recipe."""
+    if transform.first_size is None:
+        return transform.size
+    start, end = transform.grow
+    share = min(1.0, max(0.0, (epoch - start) / (end - start)))
+    size = transform.first_size + share * (transform.size - transform.first_size)
+    return transform.size if share == 1 else round(size / SIZE_STEP) * SIZE_STEP
 
 
 def random_resized_crops(
@@ -102,7 +129,6 @@ def random_resized_crops(
     Returns:
         int64 [B, 4]: top, left, height, width.
     """
-    heights_B, widths_B = heights_B.astype(np.int64), widths_B.astype(np.int64)
     area_TB = heights_B * widths_B * _between(draws_4TB[0], *transform.scale)
     ratio_TB = np.exp(_between(draws_4TB[1], *np.log(transform.ratio)))
     w_TB = np.rint(np.sqrt(area_TB * ratio_TB)).astype(np.int64)
@@ -130,13 +156,15 @@ def _central_crops(heights_B: np.ndarray, widths_B: np.ndarray, ratio: tuple[flo
     return np.stack([(heights_B - h_B) // 2, (widths_B - w_B) // 2, h_B, w_B], axis=1)
 
 
-def eval_plan(
-    position: int, slots: range, widths_N: np.ndarray, heights_N: np.ndarray, transform: EvalTransform
-) -> Plan:
-    """The plan of `slots` of the batch at `position`, in the index's order; past its end the last row, not valid."""
+def eval_plan(position: int, slots: range, images: Images, transform: EvalTransform) -> Plan:
+    """The plan of `slots` of the batch at `position`, in the index's order; past its end the last row, not valid.
+
+    Evaluation substitutes no other image for a damaged one: it shows a black one, to be counted as wrong.
+    """
     positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
-    rows_B = np.minimum(positions_B, len(widths_N) - 1)
-    heights_B, widths_B = heights_N[rows_B].astype(np.int64), widths_N[rows_B].astype(np.int64)
+    rows_B = np.minimum(positions_B, len(images) - 1)
+    damaged_B = np.isin(rows_B, images.damaged_D)
+    heights_B, widths_B = (np.where(damaged_B, DAMAGED_SIDE, sides_B) for sides_B in images.sides(rows_B))
     resized_B2 = resized_sizes(heights_B, widths_B, transform.resize)
     zeros_B = np.zeros_like(rows_B)
     return Plan(
@@ -148,7 +176,8 @@ def eval_plan(
         # torchvision.transforms.functional.center_crop rounds half to even
         crops_B2=np.rint((resized_B2 - transform.size) / 2).astype(np.int64),
         flips_B=np.zeros(len(rows_B), bool),
-        valid_B=positions_B < len(widths_N),
+        valid_B=positions_B < len(images),
+        damaged_B=damaged_B,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from loaders.stats import Stats
+from loaders.stats import Counters
 
 T = TypeVar("T")
 SECONDS_BETWEEN_CHECKS = 0.1  # how soon a producer with a full queue notices that it should stop
@@ -17,8 +17,8 @@ SECONDS_BETWEEN_CHECKS = 0.1  # how soon a producer with a full queue notices th
 class Pump(Generic[T]):
     """Runs a generator in a thread of its own, at most `depth` items ahead; its exceptions reach the consumer."""
 
-    def __init__(self, items: Generator[T, None, None], depth: int, stats: Stats) -> None:
-        self.items, self.stats = items, stats
+    def __init__(self, items: Generator[T, None, None], depth: int, counters: Counters) -> None:
+        self.items, self.counters = items, counters
         self.queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._produce, name="penstock-pump", daemon=True)
@@ -31,16 +31,21 @@ class Pump(Generic[T]):
         self.stopped.set()
         self.thread.join()
 
+    @property
+    def num_ready(self) -> int:
+        """Items that wait to be taken."""
+        return self.queue.qsize()
+
     def __iter__(self) -> Iterator[T]:
         while True:
             started = time.perf_counter()
             item, error = self.queue.get()
-            self.stats.wait_seconds += time.perf_counter() - started
+            self.counters.wait_seconds += time.perf_counter() - started
             if error is not None:
                 raise error
             if item is None:
                 return
-            self.stats.num_batches += 1
+            self.counters.num_batches += 1
             yield item
 
     def _produce(self) -> None:

@@ -3,6 +3,7 @@
 The plan is known ahead, so a slow disk only empties a queue; a shard that shrinks is a short read with a name.
 """
 
+import io
 import os
 import resource
 import time
@@ -10,13 +11,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from PIL import Image
 
-from loaders.plan import Plan
-from loaders.stats import Stats
+from loaders.plan import DAMAGED_SIDE, Plan
+from loaders.stats import Counters
 from prep.dataset import InputError, Split
 
 SPARE_DESCRIPTORS = 256  # for everything else that this process opens
@@ -36,8 +39,8 @@ NOTHING = Encoded([], np.empty(0, np.uint8))
 class Reader:
     """Reads the images of plans from a split's shards. Use as a context manager: it holds threads and files."""
 
-    def __init__(self, split: Split, num_threads: int, batches_ahead: int, stats: Stats) -> None:
-        self.split, self.stats = split, stats
+    def __init__(self, split: Split, num_threads: int, batches_ahead: int, counters: Counters) -> None:
+        self.split, self.counters = split, counters
         self.num_threads, self.batches_ahead = num_threads, batches_ahead
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
         _allow_open_files(len(split.shard_paths))
@@ -69,11 +72,14 @@ class Reader:
 
     def _start(self, plan: Plan) -> tuple[Plan, Encoded, list[Future[None]]]:
         rows_B = plan.rows_B
-        ends = np.cumsum(self.sizes[rows_B])
-        buffer = self._take_buffer(int(ends[-1]))
-        images = [buffer[end - size : end] for end, size in zip(ends, self.sizes[rows_B], strict=True)]
+        sizes_B = np.where(plan.damaged_B, 0, self.sizes[rows_B])
+        ends_B = np.cumsum(sizes_B)
+        buffer = self._take_buffer(int(ends_B[-1]))
+        images = [buffer[end - size : end] for end, size in zip(ends_B, sizes_B, strict=True)]
+        for i in np.flatnonzero(plan.damaged_B):
+            images[i] = black_jpeg()
         in_disk_order = np.lexsort((self.offsets[rows_B], self.shards[rows_B]))
-        parts = np.array_split(in_disk_order, self.num_threads)
+        parts = np.array_split(in_disk_order[sizes_B[in_disk_order] > 0], self.num_threads)
         futures = [self.threads.submit(self._read_some, rows_B[part], [images[i] for i in part]) for part in parts]
         return plan, Encoded(images, buffer), futures
 
@@ -90,8 +96,8 @@ class Reader:
         started = time.perf_counter()
         for future in futures:
             future.result()
-        self.stats.read_seconds += time.perf_counter() - started
-        self.stats.read_bytes += sum(image.nbytes for image in encoded.images)
+        self.counters.read_seconds += time.perf_counter() - started
+        self.counters.read_bytes += sum(image.nbytes for image in encoded.images)
         return plan, encoded
 
     def _read_some(self, rows: np.ndarray, images: list[np.ndarray]) -> None:
@@ -101,13 +107,27 @@ class Reader:
     def _read_image(self, row: int, image: np.ndarray) -> None:
         done, shard = 0, int(self.shards[row])
         while done < len(image):
-            num_bytes = os.preadv(self.descriptors[shard], [image.data[done:]], int(self.offsets[row]) + done)
+            try:
+                num_bytes = os.preadv(self.descriptors[shard], [image.data[done:]], int(self.offsets[row]) + done)
+            except OSError as error:
+                raise self._fault(row, f"cannot be read ({error.strerror}) at") from error
             if not num_bytes:
-                raise InputError(
-                    f"{self.split.shard_paths[shard]} ends before its image {self.split.keys(np.array([row]))[0]}: "
-                    "it was cut short; run prep/shard.py again as before, it writes just that shard anew"
-                )
+                raise self._fault(row, "ends before")
             done += num_bytes
+
+    def _fault(self, row: int, what: str) -> InputError:
+        path, key = self.split.shard_paths[int(self.shards[row])], self.split.keys(np.array([row]))[0]
+        return InputError(
+            f"{path} {what} its image {key}: `python prep/verify.py {self.split.folder}` says how to mend it"
+        )
+
+
+@cache
+def black_jpeg() -> np.ndarray:
+    """What is decoded instead of a damaged image that is counted as wrong: uint8, encoded."""
+    encoded = io.BytesIO()
+    Image.new("RGB", (DAMAGED_SIDE, DAMAGED_SIDE)).save(encoded, "JPEG")
+    return np.frombuffer(encoded.getvalue(), np.uint8)
 
 
 def _open(paths: list[Path]) -> list[int]:
@@ -119,7 +139,8 @@ def _open(paths: list[Path]) -> list[int]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise InputError(
-            f"{error.filename} cannot be opened ({error.strerror}): run prep/shard.py again as before"
+            f"{error.filename} cannot be opened ({error.strerror}): "
+            f"`python prep/verify.py {paths[0].parent}` says how to mend it"
         ) from error
     return descriptors
 

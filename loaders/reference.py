@@ -1,6 +1,7 @@
 """The reference backend: Pillow, short and readable, the definition of what the others must produce."""
 
 import io
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from loaders.backend import Backend, Pixels
-from loaders.blame import explain_decode_error
+from loaders.blame import blame
 from loaders.plan import Plan
 from loaders.reader import Encoded
 
@@ -18,11 +19,13 @@ class ReferenceBackend(Backend):
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
         for plan, encoded in pairs:
+            started = time.perf_counter()
             try:
                 images = [render(encoded.images[i], plan, i) for i in range(len(encoded.images))]
             except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-                raise explain_decode_error([(plan, encoded)], error) from error
+                raise blame([(plan, encoded)], find_failing, str(error)) from error
             self.release(encoded)
+            self.counters.decode_seconds += time.perf_counter() - started
             images_BHWC = torch.from_numpy(np.stack(images)).to(self.spec.device)
             yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))
 
@@ -33,9 +36,24 @@ def render(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:
     resized_height, resized_width = map(int, plan.resized_B2[i])
     crop_top, crop_left = map(int, plan.crops_B2[i])
     with Image.open(io.BytesIO(encoded.tobytes())) as opened:
+        if left + width > opened.width or top + height > opened.height:
+            raise ValueError(f"it has {opened.width} x {opened.height} pixels, fewer than its index says")
         image = opened.convert("RGB").crop((left, top, left + width, top + height))
     image = image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
     image = image.crop((crop_left, crop_top, crop_left + plan.size, crop_top + plan.size))
     if plan.flips_B[i]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)
+
+
+def find_failing(plan: Plan, encoded: Encoded) -> list[int]:
+    """The places of the images of a batch that cannot be rendered."""
+    return [i for i in range(len(encoded.images)) if not _renders(encoded.images[i], plan, i)]
+
+
+def _renders(encoded: np.ndarray, plan: Plan, i: int) -> bool:
+    try:
+        render(encoded, plan, i)
+    except Exception:  # see decode
+        return False
+    return True

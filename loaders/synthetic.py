@@ -1,6 +1,7 @@
 """The synthetic backend: the same batch for ever, already on the device. What a model does with a perfect loader."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 
@@ -10,13 +11,16 @@ from loaders.reader import Encoded
 
 
 class SyntheticBackend(Backend):
-    """Ignores what the plans say of pixels; labels and positions stay those of the plan."""
+    """Ignores what the plans say of pixels but their size; labels and positions stay those of the plan."""
 
     reads = False
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
-        shape = (self.spec.batch_size, 3, self.spec.size, self.spec.size)
-        noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        images_BCHW = noise.to(self.spec.device).contiguous(memory_format=torch.channels_last)
+        noise = cache(self._noise)  # of each resolution
         for plan, _ in pairs:
-            yield Pixels(plan, images_BCHW)
+            yield Pixels(plan, noise(plan.size))
+
+    def _noise(self, size: int) -> torch.Tensor:
+        shape, generator = (self.spec.batch_size, 3, size, size), torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return noise.to(self.spec.device).contiguous(memory_format=torch.channels_last)

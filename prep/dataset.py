@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
@@ -170,6 +171,18 @@ class Split:
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of some rows of the sample index."""
         return self.samples.column("key").take(pa.array(rows)).to_pylist()
+
+    def rows_of(self, keys: Sequence[str]) -> list[int]:
+        """The rows of some keys.
+
+        Raises:
+            InputError: a key is not there.
+        """
+        all_keys = self.samples.column("key").combine_chunks()
+        rows = pc.call_function("index_in", [pa.array(keys, pa.string())], pc.SetLookupOptions(all_keys))
+        if rows.null_count:
+            raise InputError(f"{self.folder} has no image {keys[rows.to_pylist().index(None)]}")
+        return rows.to_pylist()
 
     def _check_shards(self) -> None:
         for shard in self.manifest.shards:

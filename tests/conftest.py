@@ -1,6 +1,7 @@
 """What the tests share: prepared digits, real photographs where they are at hand, and the commands."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,13 @@ def digits(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for split in ("train", "validation"):
         prepare_folder(digits_source, split, out, Options(images_per_shard=300), num_workers=2)
     return out
+
+
+@pytest.fixture
+def digits_copy(digits: Path, tmp_path: Path) -> Path:
+    """A copy of the digits' validation split (300 and 60 images in two shards), to damage."""
+    shutil.copytree(digits / "validation", tmp_path / "validation")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Batch, EvalTransform, InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import (
+    Batch,
+    EvalTransform,
+    InputError,
+    Loader,
+    LoaderConfig,
+    Sampling,
+    Split,
+    TrainTransform,
+    World,
+    build_loader,
+)
 from loaders.backends import BACKENDS
-from loaders.loader import default_num_threads
-from loaders.plan import epoch_order
+from loaders.config import default_num_threads
+from loaders.order import epoch_order
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 DECODING = sorted(set(BACKENDS) - {"synthetic"})  # those whose images are the split's
@@ -52,8 +63,8 @@ def test_a_batch_is_uint8_channels_last_with_a_label_for_each_image(
 
 @every_backend
 def test_training_batches_follow_the_plan(train: Split, backend: str) -> None:
-    batches = list(islice(build_loader(train, TRAIN, 200, seed=3, config=LoaderConfig(backend)), 9))
-    orders = [epoch_order(3, epoch, len(train)) for epoch in (0, 1)]
+    batches = list(islice(build_loader(train, TRAIN, 200, sampling=Sampling(3), config=LoaderConfig(backend)), 9))
+    orders = [epoch_order(Sampling(3), epoch, len(train)) for epoch in (0, 1)]
     rows = np.concatenate([batch.rows_B for batch in batches])
     assert [batch.position for batch in batches] == list(range(0, 1800, 200))
     assert rows.tolist() == np.concatenate(orders)[:1800].tolist()  # the eighth batch straddles two epochs
@@ -116,7 +127,7 @@ def test_the_ranks_of_a_world_share_out_the_global_batch(
 def test_seeds_and_epochs_show_other_images(validation: Split, backend: str) -> None:
     num_images = len(validation)
     epochs = list(islice(build_loader(validation, TRAIN, num_images, config=LoaderConfig(backend)), 2))
-    other = next(iter(build_loader(validation, TRAIN, num_images, seed=1, config=LoaderConfig(backend))))
+    other = next(iter(build_loader(validation, TRAIN, num_images, sampling=Sampling(1), config=LoaderConfig(backend))))
     assert epochs[0].rows_B.tolist() != epochs[1].rows_B.tolist()
     assert epochs[0].rows_B.tolist() != other.rows_B.tolist()
     by_row = [batch.images_BCHW[np.argsort(batch.rows_B)] for batch in (*epochs, other)]
@@ -148,8 +159,8 @@ def test_a_dataset_smaller_than_a_batch_fills_it_from_several_epochs(validation:
 def test_stats_count_what_was_handed_over(validation: Split, backend: str) -> None:
     loader = build_loader(validation, EVAL, 60, config=LoaderConfig(backend))
     list(loader)
-    assert loader.stats.num_batches == 6
-    assert loader.stats.read_bytes == (int(validation.column("size").sum()) if backend in DECODING else 0)
+    assert loader.stats().num_batches == 6
+    assert loader.stats().read_bytes == (int(validation.column("size").sum()) if backend in DECODING else 0)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +187,7 @@ def test_a_crop_larger_than_the_resized_image_is_refused(train: Split) -> None:
 
 def test_a_negative_seed_is_refused(train: Split) -> None:
     with pytest.raises(InputError, match="seed -1 is negative"):
-        build_loader(train, TRAIN, 8, seed=-1)
+        build_loader(train, TRAIN, 8, sampling=Sampling(-1))
 
 
 @pytest.mark.parametrize(

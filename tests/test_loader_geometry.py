@@ -11,9 +11,10 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as torchvision
 
-from loaders.plan import EvalTransform, TrainTransform, eval_plan, resized_sizes, train_plan
+from loaders.order import Sampling
+from loaders.plan import EvalTransform, Images, TrainTransform, eval_plan, resized_sizes, train_plan
 
-NUM_DRAWS = 20_000
+NUM_DRAWS = 100_000
 # Height and width: ImageNet's median, upright, tiny (rounding shows), and so wide that tries fail and some fall back.
 SHAPES = [(375, 500), (500, 333), (9, 7), (40, 200)]
 TRANSFORM = TrainTransform(size=32)
@@ -25,8 +26,8 @@ sides = st.one_of(st.integers(1, 12), st.integers(1, 3000), st.sampled_from([1, 
 
 def _windows(height: int, width: int, num_draws: int, transform: TrainTransform = TRANSFORM) -> np.ndarray:
     """Windows that the plan draws for images of one size, int64 [num_draws, 4]: top, left, height, width."""
-    sizes = np.full(num_draws, width), np.full(num_draws, height)
-    return train_plan(0, 0, range(num_draws), *sizes, transform).windows_B4
+    images = Images(np.full(num_draws, width), np.full(num_draws, height))
+    return train_plan(Sampling(), 0, range(num_draws), images, transform).windows_B4
 
 
 @cache
@@ -75,7 +76,7 @@ def test_as_often_as_in_torchvision_no_try_fits_and_the_centre_is_taken() -> Non
         for windows in (_windows, _torchvision_windows)
     ]
     assert shares[1] > 0.01  # else this image shows nothing
-    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+    assert shares[0] == pytest.approx(shares[1], abs=0.005)
 
 
 @reproducible
@@ -92,7 +93,7 @@ def test_where_every_try_fails_the_window_is_torchvisions(short: int, times: int
 @given(st.lists(st.tuples(sides, sides), min_size=1, max_size=50), st.integers(0, 2**40))
 def test_windows_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) -> None:
     heights, widths = np.array(sizes, np.int32).T
-    plan = train_plan(seed, 0, range(len(sizes)), widths, heights, TRANSFORM)
+    plan = train_plan(Sampling(seed), 0, range(len(sizes)), Images(widths, heights), TRANSFORM)
     top, left, height, width = plan.windows_B4.T
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
     assert (top + height <= heights[plan.rows_B]).all()
@@ -117,7 +118,7 @@ def test_resized_sizes_are_torchvisions(height: int, width: int, resize: int) ->
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 40), st.integers(0, 9))
 def test_centre_crops_are_torchvisions(height: int, width: int, size: int, margin: int) -> None:
     transform = EvalTransform(size=size, resize=size + margin)
-    plan = eval_plan(0, range(1), np.array([width]), np.array([height]), transform)
+    plan = eval_plan(0, range(1), Images(np.array([width]), np.array([height])), transform)
     (resized_height, resized_width), (top, left) = plan.resized_B2[0].tolist(), plan.crops_B2[0].tolist()
     numbered_HW = torch.arange(resized_height * resized_width).reshape(1, resized_height, resized_width)
     expected = torchvision.center_crop(numbered_HW, [size, size])
@@ -125,6 +126,6 @@ def test_centre_crops_are_torchvisions(height: int, width: int, size: int, margi
 
 
 def test_evaluation_takes_the_whole_image_and_never_flips() -> None:
-    plan = eval_plan(0, range(3), np.array([30, 50, 1]), np.array([40, 20, 9]), EvalTransform(8, 10))
+    plan = eval_plan(0, range(3), Images(np.array([30, 50, 1]), np.array([40, 20, 9])), EvalTransform(8, 10))
     assert plan.windows_B4.tolist() == [[0, 0, 40, 30], [0, 0, 20, 50], [0, 0, 9, 1]]
     assert not plan.flips_B.any()

@@ -6,7 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from loaders.pump import Pump
-from loaders.stats import Stats
+from loaders.stats import Counters
 
 PATIENCE_SECONDS = 30
 
@@ -25,7 +25,7 @@ def _fail_after(num_items: int, error: BaseException) -> Generator[int, None, No
 
 
 def test_items_come_in_order_and_are_counted() -> None:
-    stats = Stats()
+    stats = Counters()
     with Pump(_count_to(1000), 3, stats) as pump:
         assert list(pump) == list(range(1000))
     assert stats.num_batches == 1000
@@ -33,7 +33,7 @@ def test_items_come_in_order_and_are_counted() -> None:
 
 
 def test_an_empty_producer_ends_the_iteration() -> None:
-    with Pump(_count_to(0), 1, Stats()) as pump:
+    with Pump(_count_to(0), 1, Counters()) as pump:
         assert list(pump) == []
 
 
@@ -44,7 +44,7 @@ def test_the_producers_error_reaches_the_consumer_after_the_items_before_it(
 ) -> None:
     taken: list[int] = []
     expected = RuntimeError if isinstance(error, StopIteration) else type(error)  # as generators turn it
-    with Pump(_fail_after(num_items, error), 2, Stats()) as pump, pytest.raises(expected) as caught:
+    with Pump(_fail_after(num_items, error), 2, Counters()) as pump, pytest.raises(expected) as caught:
         taken.extend(pump)
     assert error in (caught.value, caught.value.__cause__)
     assert taken == list(range(num_items))
@@ -54,7 +54,7 @@ def test_the_producers_error_reaches_the_consumer_after_the_items_before_it(
 @pytest.mark.parametrize("num_taken", [0, 1, 7])
 def test_leaving_early_with_a_full_queue_stops_the_producer(num_taken: int) -> None:
     closed = threading.Event()
-    with Pump(_count_to(10**9, closed), 2, Stats()) as pump:
+    with Pump(_count_to(10**9, closed), 2, Counters()) as pump:
         items = iter(pump)
         assert [next(items) for _ in range(num_taken)] == list(range(num_taken))
         _wait_until_full(pump)
@@ -73,7 +73,7 @@ def _wait_until_full(pump: Pump[int]) -> None:
 
 def test_an_error_of_the_consumer_stops_the_producer_and_is_not_hidden() -> None:
     closed = threading.Event()
-    with pytest.raises(ArithmeticError, match="not finite"), Pump(_count_to(10**9, closed), 2, Stats()) as pump:
+    with pytest.raises(ArithmeticError, match="not finite"), Pump(_count_to(10**9, closed), 2, Counters()) as pump:
         for _ in pump:
             raise ArithmeticError("the loss is not finite")
     assert closed.is_set()
@@ -88,7 +88,7 @@ def test_an_error_while_leaving_with_a_full_queue_does_not_hang() -> None:
         finally:
             raise OSError("the disk is gone")
 
-    with Pump(items(), 1, Stats()) as pump:
+    with Pump(items(), 1, Counters()) as pump:
         _wait_until_full(pump)
     assert not pump.thread.is_alive()
 
@@ -102,7 +102,7 @@ def test_the_producer_is_never_more_than_the_queue_and_one_item_ahead() -> None:
             produced += 1
             yield produced
 
-    with Pump(items(), 3, Stats()) as pump:
+    with Pump(items(), 3, Counters()) as pump:
         for item in pump:
             assert produced <= item + 4 + 1  # the queue's three, the one waiting for a place, and one begun
 
@@ -118,6 +118,6 @@ def test_the_producer_runs_and_is_closed_in_its_own_thread() -> None:
         finally:
             threads.append(threading.current_thread().name)
 
-    with Pump(items(), 1, Stats()) as pump:
+    with Pump(items(), 1, Counters()) as pump:
         next(iter(pump))
     assert threads == ["penstock-pump"] * 2

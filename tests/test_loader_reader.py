@@ -11,7 +11,7 @@ import pytest
 from loaders import EvalTransform, InputError, Loader, Split, TrainTransform, build_loader
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
-from loaders.stats import Stats
+from loaders.stats import Counters
 
 BATCH_SIZE = 32
 
@@ -34,7 +34,7 @@ def _digests(split: Split, rows: np.ndarray) -> list[bytes]:
 def test_every_image_has_the_bytes_of_its_row(
     split: Split, transform: TrainTransform | EvalTransform, num_threads: int
 ) -> None:
-    loader, stats, seen = build_loader(split, transform, BATCH_SIZE), Stats(), []
+    loader, stats, seen = build_loader(split, transform, BATCH_SIZE), Counters(), []
     with Reader(split, num_threads, 2, stats) as reader:
         for plan, encoded in reader.read(_plans(loader, len(loader))):
             digests = [hashlib.sha256(image.tobytes()).digest() for image in encoded.images]
@@ -48,7 +48,7 @@ def test_every_image_has_the_bytes_of_its_row(
 def test_a_batch_stays_as_it_is_until_it_is_released(split: Split) -> None:
     loader = build_loader(split, TrainTransform(), BATCH_SIZE)
     kept: list[tuple[Plan, Encoded]] = []
-    with Reader(split, 2, 2, Stats()) as reader:
+    with Reader(split, 2, 2, Counters()) as reader:
         for number, (plan, encoded) in enumerate(reader.read(_plans(loader, 20))):
             if number % 2:
                 reader.release(encoded)
@@ -62,7 +62,7 @@ def test_a_batch_stays_as_it_is_until_it_is_released(split: Split) -> None:
 def test_released_buffers_are_used_again(split: Split, batches_ahead: int) -> None:
     loader = build_loader(split, TrainTransform(), BATCH_SIZE)
     buffers: dict[int, np.ndarray] = {}
-    with Reader(split, 2, batches_ahead, Stats()) as reader:
+    with Reader(split, 2, batches_ahead, Counters()) as reader:
         for _, encoded in reader.read(_plans(loader, 200)):
             buffers[id(encoded.buffer)] = encoded.buffer  # kept alive, so that no other gets its id
             reader.release(encoded)
@@ -74,7 +74,7 @@ def test_batches_that_grow_and_shrink_again_are_read_whole(split: Split, growth:
     small, large = (build_loader(split, EvalTransform(), batch_size) for batch_size in (20, int(20 * growth)))
     plans = map(Loader.plan, [small] * 4 + [large] * 4 + [small] * 4, range(0, 1200, 100))
     buffers: dict[int, np.ndarray] = {}
-    with Reader(split, 1, 1, Stats()) as reader:
+    with Reader(split, 1, 1, Counters()) as reader:
         for plan, encoded in reader.read(plans):
             digests = [hashlib.sha256(image.tobytes()).digest() for image in encoded.images]
             assert digests == _digests(split, plan.rows_B)
@@ -85,7 +85,7 @@ def test_batches_that_grow_and_shrink_again_are_read_whole(split: Split, growth:
 
 def test_buffers_that_have_become_too_small_are_let_go(split: Split) -> None:
     growing = [build_loader(split, EvalTransform(), 2**i) for i in range(11)]
-    with Reader(split, 1, 1, Stats()) as reader:
+    with Reader(split, 1, 1, Counters()) as reader:
         for _, encoded in reader.read(loader.plan(0) for loader in growing):
             reader.release(encoded)
         assert len(reader.free) <= 3
@@ -100,7 +100,7 @@ def test_the_reader_runs_only_so_far_ahead(split: Split) -> None:
             planned += 1
             yield plan
 
-    with Reader(split, 2, 3, Stats()) as reader:
+    with Reader(split, 2, 3, Counters()) as reader:
         for number, _ in enumerate(islice(reader.read(plans()), 10)):
             assert planned == number + 4
 
@@ -110,12 +110,12 @@ def test_more_shards_than_open_files_allowed_is_said_before_reading(
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (64, 128))
     with pytest.raises(InputError, match=r"5 shards need 261 open files, the limit is 128: raise `ulimit -Hn`"):
-        Reader(split, 1, 1, Stats())
+        Reader(split, 1, 1, Counters())
 
 
 def test_a_low_soft_limit_of_open_files_is_raised(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     raised = []
     monkeypatch.setattr("resource.getrlimit", lambda _: (64, 4096))
     monkeypatch.setattr("resource.setrlimit", lambda _, limits: raised.append(limits))
-    with Reader(split, 1, 1, Stats()):
+    with Reader(split, 1, 1, Counters()):
         assert raised == [(261, 4096)]

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from loaders import Batch, EvalTransform, InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import (
+    Batch,
+    EvalTransform,
+    InputError,
+    Loader,
+    LoaderConfig,
+    Sampling,
+    Split,
+    TrainTransform,
+    World,
+    build_loader,
+)
 from loaders import loader as loader_module
 from loaders.backends import BACKENDS
 from loaders.plan import Plan
@@ -43,10 +54,10 @@ def _assert_same(batches: list[Batch], others: list[Batch]) -> None:
 
 @every_backend
 def test_a_new_loader_goes_on_from_a_saved_state_bit_by_bit(split: Split, backend: str) -> None:
-    uninterrupted = list(islice(build_loader(split, TRAIN, 70, seed=4, config=LoaderConfig(backend)), 8))
-    first = build_loader(split, TRAIN, 70, seed=4, config=LoaderConfig(backend))
+    uninterrupted = list(islice(build_loader(split, TRAIN, 70, sampling=Sampling(4), config=LoaderConfig(backend)), 8))
+    first = build_loader(split, TRAIN, 70, sampling=Sampling(4), config=LoaderConfig(backend))
     before = list(islice(first, 4))
-    second = build_loader(split, TRAIN, 70, seed=4, config=LoaderConfig(backend, batches_ahead=4))
+    second = build_loader(split, TRAIN, 70, sampling=Sampling(4), config=LoaderConfig(backend, batches_ahead=4))
     second.load_state_dict(first.state_dict())
     _assert_same(uninterrupted, before + list(islice(second, 4)))  # the sixth batch straddles two epochs
 
@@ -96,7 +107,8 @@ def test_the_state_is_of_the_batch_consumed_however_far_the_producer_is(
 ) -> None:
     loader = build_loader(split, TRAIN, 20, config=LoaderConfig(backend, batches_ahead=3))
     batches = _wait_until_planned(loader, monkeypatch, 4)
-    assert loader.state_dict() == {"position": 20, "seed": 0, "dataset": split.digest}
+    identity = {"dataset": split.digest, "seed": 0, "order": "shuffle"}
+    assert loader.state_dict() == {**identity, "position": 20, "damaged": []}
     for batch in islice(batches, 5):
         time.sleep(0.05)  # the producer plans the next one meanwhile, and must not move the state
         assert loader.state_dict()["position"] == batch.position + 20
@@ -110,18 +122,22 @@ def test_the_producer_runs_only_so_far_ahead(split: Split, backend: str, monkeyp
     time.sleep(0.3)  # a producer without bounds would be hundreds ahead by now
     next(batches)
     assert next(batches).position == 20
-    assert loader.stats.read_bytes < 15 * 10 * split.column("size").max()
+    assert loader.stats().read_bytes < 15 * 10 * split.column("size").max()
 
 
 def test_the_state_of_another_dataset_is_refused(digits: Path, split: Split) -> None:
     state = build_loader(Split(digits, "train"), TRAIN, 10).state_dict()
-    with pytest.raises(InputError, match="validation is not the dataset that the saved position belongs to"):
+    with pytest.raises(InputError, match=r"the saved position is of dataset \w+, not of .*validation with dataset"):
         build_loader(split, TRAIN, 10).load_state_dict(state)
 
 
-def test_the_state_of_another_seed_is_refused(split: Split) -> None:
-    state = build_loader(split, TRAIN, 10, seed=1).state_dict()
-    with pytest.raises(InputError, match="belongs to seed 1, not 0"):
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [(Sampling(1), "is of seed 1, not of .* with seed 0"), (Sampling(0, "blocks"), "order blocks, .* order shuffle")],
+)
+def test_the_state_of_another_stream_is_refused(split: Split, sampling: Sampling, message: str) -> None:
+    state = build_loader(split, TRAIN, 10, sampling=sampling).state_dict()
+    with pytest.raises(InputError, match=message):
         build_loader(split, TRAIN, 10).load_state_dict(state)
 
 

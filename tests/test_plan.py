@@ -8,22 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders.batch import World
+from loaders.order import Sampling, epoch_order, locate
 from loaders.philox import philox4x32, uniform
-from loaders.plan import EvalTransform, Plan, TrainTransform, epoch_order, eval_plan, locate, train_plan
+from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 
 TRANSFORM = TrainTransform(size=32)
 reproducible = settings(deadline=None, derandomize=True)
 seeds = st.integers(0, 2**63 - 1)
 
 
-def _sizes(num_images: int) -> tuple[np.ndarray, np.ndarray]:
+def _images(num_images: int) -> Images:
     """Widths and heights, no two images alike."""
     rows = np.arange(num_images, dtype=np.int32)
-    return 200 + 3 * rows, 400 + rows
+    return Images(200 + 3 * rows, 400 + rows)
 
 
 def _plan(seed: int, position: int, slots: range, num_images: int) -> Plan:
-    return train_plan(seed, position, slots, *_sizes(num_images), TRANSFORM)
+    return train_plan(Sampling(seed), position, slots, _images(num_images), TRANSFORM)
 
 
 def _decisions(plan: Plan) -> list[tuple[object, ...]]:
@@ -63,30 +64,30 @@ def test_uniform_is_at_least_zero_and_below_one() -> None:
 @reproducible
 @given(seeds, st.integers(0, 10_000), st.integers(1, 500))
 def test_an_epoch_is_a_permutation_of_all_rows(seed: int, epoch: int, num_images: int) -> None:
-    assert sorted(epoch_order(seed, epoch, num_images).tolist()) == list(range(num_images))
+    assert sorted(epoch_order(Sampling(seed), epoch, num_images).tolist()) == list(range(num_images))
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:
-    orders = [tuple(epoch_order(seed, epoch, 100).tolist()) for seed in range(4) for epoch in range(4)]
+    orders = [tuple(epoch_order(Sampling(seed), epoch, 100).tolist()) for seed in range(4) for epoch in range(4)]
     assert len({*orders, tuple(range(100))}) == 17
 
 
 def test_neighbours_in_the_index_are_no_neighbours_in_an_epoch() -> None:
     """Two random rows of N are N / 3 apart on average; where blocks of rows stay together, neighbours are not."""
-    order_N = epoch_order(0, 0, 3000)
+    order_N = epoch_order(Sampling(0), 0, 3000)
     assert np.abs(np.diff(order_N)).mean() == pytest.approx(1000, abs=100)  # over five standard deviations
 
 
 def test_a_shuffled_row_comes_from_anywhere() -> None:
     """No shuffle buffer: over many epochs the first place sees rows of the whole range."""
-    first = np.array([epoch_order(0, epoch, 1000)[0] for epoch in range(400)])
+    first = np.array([epoch_order(Sampling(0), epoch, 1000)[0] for epoch in range(400)])
     assert (np.bincount(first // 100, minlength=10) > 15).all()  # 40 expected, 6 sigma deviation is 36
 
 
 def test_the_stream_is_frozen() -> None:
     """Golden: another order or other windows would make saved positions mean other images."""
     plan = _plan(5, 6, range(4), 8)
-    assert epoch_order(5, 0, 8).tolist() == [2, 4, 3, 1, 5, 0, 6, 7]
+    assert epoch_order(Sampling(5), 0, 8).tolist() == [2, 4, 3, 1, 5, 0, 6, 7]
     assert plan.rows_B.tolist() == [6, 7, 6, 5]
     assert plan.windows_B4.tolist() == [[170, 11, 172, 202], [130, 12, 153, 203], [32, 34, 235, 178], [5, 2, 193, 204]]
     assert plan.flips_B.tolist() == [False, True, True, False]
@@ -126,32 +127,31 @@ def test_every_epoch_of_the_stream_holds_every_row_once(seed: int, num_images: i
     rows = np.concatenate([batch.rows_B for batch in batches])
     for epoch in range(3):
         part = rows[epoch * num_images : (epoch + 1) * num_images].tolist()
-        assert part == epoch_order(seed, epoch, num_images).tolist()
+        assert part == epoch_order(Sampling(seed), epoch, num_images).tolist()
         assert sorted(part) == list(range(num_images))
     assert all(batch.valid_B.all() for batch in batches)
 
 
 def test_locate_counts_epochs_at_their_seams() -> None:
-    epochs_B, rows_B = locate(3, np.array([0, 9, 10, 19, 20]), 10)
+    epochs_B, rows_B = locate(Sampling(3), np.array([0, 9, 10, 19, 20]), 10)
     assert epochs_B.tolist() == [0, 0, 1, 1, 2]
-    orders = [epoch_order(3, epoch, 10) for epoch in range(3)]
+    orders = [epoch_order(Sampling(3), epoch, 10) for epoch in range(3)]
     assert rows_B.tolist() == [orders[0][0], orders[0][9], orders[1][0], orders[1][9], orders[2][0]]
 
 
 def test_a_row_gets_the_same_window_and_flip_wherever_it_comes_in_its_epoch() -> None:
     """A split of half the images puts the rows that stay into other places."""
-    widths_N, heights_N = _sizes(50)
     by_row = {decision[0]: decision for decision in _decisions(_plan(1, 0, range(50), 50))}
-    half = train_plan(1, 0, range(25), widths_N[:25], heights_N[:25], TRANSFORM)
+    half = train_plan(Sampling(1), 0, range(25), _images(25), TRANSFORM)
     assert half.rows_B.tolist() != list(by_row)[:25]
     assert _decisions(half) == [by_row[row] for row in half.rows_B.tolist()]
 
 
 def test_windows_and_flips_differ_between_epochs_seeds_and_rows() -> None:
-    sizes = np.full(64, 500), np.full(64, 400)  # alike, so that only the randomness differs
+    images = Images(np.full(64, 500), np.full(64, 400))  # alike, so that only the randomness differs
 
     def draws(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        plan = train_plan(seed, epoch * 64, range(64), *sizes, TRANSFORM)
+        plan = train_plan(Sampling(seed), epoch * 64, range(64), images, TRANSFORM)
         order = np.argsort(plan.rows_B)
         return plan.windows_B4[order], plan.flips_B[order]
 
@@ -164,9 +164,9 @@ def test_windows_and_flips_differ_between_epochs_seeds_and_rows() -> None:
 
 
 def test_hflip_is_a_probability() -> None:
-    sizes = np.full(20_000, 500), np.full(20_000, 400)
+    images = Images(np.full(20_000, 500), np.full(20_000, 400))
     shares = {
-        hflip: train_plan(0, 0, range(20_000), *sizes, TrainTransform(hflip=hflip)).flips_B.mean()
+        hflip: train_plan(Sampling(), 0, range(20_000), images, TrainTransform(hflip=hflip)).flips_B.mean()
         for hflip in (0.0, 0.25, 0.5, 1.0)
     }
     assert shares[0.0] == 0
@@ -180,7 +180,7 @@ def test_hflip_is_a_probability() -> None:
 def test_evaluation_holds_every_row_once_and_masks_the_padding(num_images: int, world_size: int, each: int) -> None:
     batch_size = each * world_size
     plans = [
-        eval_plan(position, World(rank, world_size).share(batch_size), *_sizes(num_images), EvalTransform(32, 40))
+        eval_plan(position, World(rank, world_size).share(batch_size), _images(num_images), EvalTransform(32, 40))
         for position in range(0, num_images, batch_size)
         for rank in range(world_size)
     ]

@@ -18,7 +18,7 @@ import torch
 from conftest import CHECKOUT, run_command
 from tars import adopt, state, tree, write_shards
 
-from loaders import EvalTransform, LoaderConfig, TrainTransform, build_loader
+from loaders import EvalTransform, LoaderConfig, Sampling, TrainTransform, build_loader
 from prep.dataset import Split
 
 TRAINING = [
@@ -104,7 +104,7 @@ def test_batches_are_those_of_the_same_images_prepared(
     adopted: Path, digits: Path, backend: str, transform: TrainTransform | EvalTransform
 ) -> None:
     loaders = [
-        build_loader(Split(root, "train"), transform, 100, seed=5, config=LoaderConfig(backend))
+        build_loader(Split(root, "train"), transform, 100, sampling=Sampling(5), config=LoaderConfig(backend))
         for root in (adopted, digits)
     ]
     for ours, prepared in zip(*(islice(loader, 4) for loader in loaders), strict=True):

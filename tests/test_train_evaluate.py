@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from loaders import Batch, EvalTransform, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders.normalize import Normalize
 from train.checkpoint import EMA, MODEL, list_checkpoints
 from train.fit import fit
-from train.model import Normalize, build_model
+from train.model import build_model
 from train.recipe import Recipe, demo
 from train.validate import score, to_scores
 
@@ -104,7 +105,7 @@ def test_scores_are_those_of_a_plain_loop(
     split = Split(recipe.data.root, "validation")
     model = build_model(recipe.model, 10, torch.device("cpu")).eval()
     model.load_state_dict(load_file(list_checkpoints(recipe.run_dir / "checkpoints")[-1] / file))
-    normalize = Normalize(recipe.model)
+    normalize = Normalize(recipe.model.mean, recipe.model.std)
     found = {"num_images": 0, "num_top1": 0, "num_top5": 0, "loss_sum": 0.0}
     with torch.inference_mode():
         for batch in build_loader(split, recipe.evaluation, 1, config=LoaderConfig("dali")):
@@ -118,9 +119,10 @@ def test_scores_are_those_of_a_plain_loop(
     _assert_same(by_size[1][name], found, rel=1e-5)
 
 
-def _batch(labels: list[int], valid: list[bool]) -> Batch:
-    images = torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8)
-    return Batch(images, torch.tensor(labels), torch.tensor(valid), 0, np.arange(len(labels)))
+def _batch(labels: list[int], valid: list[bool], damaged: list[bool] | None = None) -> Batch:
+    images, damaged_B = torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), torch.zeros(len(labels), dtype=torch.bool)
+    damaged_B = torch.tensor(damaged) if damaged else damaged_B
+    return Batch(images, torch.tensor(labels), torch.tensor(valid), damaged_B, 0, np.arange(len(labels)))
 
 
 def test_padding_is_not_counted_even_where_its_logits_are_not_numbers() -> None:
@@ -132,12 +134,18 @@ def test_padding_is_not_counted_even_where_its_logits_are_not_numbers() -> None:
     assert sums.loss_sum == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_damaged_image_counts_and_is_never_a_hit() -> None:
+    logits = torch.eye(6)[:3]  # guesses: 0, 1, 2, all right
+    sums = to_scores(score(logits, _batch([0, 1, 2], [True] * 3, [False, True, False])).tolist())
+    assert (sums.num_images, sums.num_damaged, sums.num_top1, sums.num_top5) == (3, 1, 2, 2)
+
+
 def test_a_padded_image_that_claims_to_be_valid_changes_the_count() -> None:
     logits = torch.eye(4, 6)
     right, wrong = (score(logits, _batch([0, 1, 2, 3], [True, True, True, last])).tolist() for last in (False, True))
-    assert (right[:2], wrong[:2]) == ([3, 3], [4, 4])
+    assert (right[:3], wrong[:3]) == ([3, 0, 3], [4, 0, 4])
 
 
 def test_fewer_classes_than_five_guesses() -> None:
     sums = score(torch.eye(3), _batch([0, 2, 2], [True] * 3)).tolist()
-    assert sums[:3] == [3, 2, 3]
+    assert sums[:4] == [3, 0, 2, 3]

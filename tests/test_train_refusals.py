@@ -117,7 +117,9 @@ def test_another_recipe_in_a_run_folder_names_the_field(
 def test_other_data_in_a_run_folder_is_refused(refusal: Main, digits: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(digits / "train", tmp_path / "validation")
     shutil.copytree(digits / "validation", tmp_path / "train")
-    assert "other data" in refusal("demo", *_flags(tmp_path, finished), "--epochs", "0.1")
+    assert "cannot go on: the saved position is of dataset" in refusal(
+        "demo", *_flags(tmp_path, finished), "--epochs", "0.1"
+    )
 
 
 def test_a_finished_run_says_so_and_changes_nothing(

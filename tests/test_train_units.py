@@ -15,8 +15,9 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from loaders import Batch, World
+from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from train.fit import due
-from train.model import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Normalize, build_model
+from train.model import ModelConfig, build_model
 from train.optim import OptimConfig, build_optimizer, lr_factor, peak_lr
 from train.recipe import RECIPES, Recipe, demo, first_difference, seed_113
 from train.step import Step, Sums, new_state
@@ -72,7 +73,8 @@ def test_a_step_moves_the_ema_by_timms_formula_and_the_clock_by_a_batch() -> Non
     expected = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
     for position in (0, 8, 16):
         images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-        step(Batch(images, torch.arange(8), torch.ones(8, dtype=torch.bool), position, np.arange(8)), sums)
+        valid, damaged = torch.ones(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+        step(Batch(images, torch.arange(8), valid, damaged, position, np.arange(8)), sums)
         for name, tensor in model.state_dict().items():
             floating = tensor.is_floating_point()
             expected[name] = 0.75 * expected[name] + 0.25 * tensor if floating else tensor.clone()
@@ -85,7 +87,7 @@ def test_a_step_moves_the_ema_by_timms_formula_and_the_clock_by_a_batch() -> Non
 def test_normalize_is_torchvisions() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     expected = normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    torch.testing.assert_close(Normalize(ModelConfig())(images), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(Normalize()(images), expected, rtol=0, atol=1e-6)
 
 
 def test_sums_saved_and_restored_go_on_in_a_world_of_another_size() -> None:

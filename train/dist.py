@@ -1,7 +1,6 @@
 """The only file that speaks to torch.distributed: joins the processes that torchrun started, and adds up over them."""
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from loaders import World
-from loaders.device import resolve_device
+from loaders.device import join_environment
 
 
 @contextmanager
@@ -22,14 +21,7 @@ def join_world(device: str) -> Iterator[World]:
     Args:
         device: auto, cpu or cuda. GPUs talk through NCCL, CPUs through gloo.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    world = World(
-        rank=int(os.environ.get("RANK", "0")),
-        size=int(os.environ.get("WORLD_SIZE", "1")),
-        local_rank=local_rank,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        device=resolve_device(device, local_rank),
-    )
+    world = join_environment(device)
     if world.size == 1:
         yield world
         return
@@ -64,6 +56,15 @@ def add_up(values: torch.Tensor, world: World) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def from_every_rank(values: list[Any], world: World) -> list[Any]:
+    """The values of all ranks in one list, on every rank."""
+    if world.size == 1:
+        return values
+    lists: list[Any] = [None] * world.size
+    dist.all_gather_object(lists, values)
+    return [value for each in lists for value in each]
 
 
 def from_rank_0(value: Any, world: World) -> Any:

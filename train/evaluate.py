@@ -10,10 +10,11 @@ from pathlib import Path
 
 from loaders import InputError, LoaderConfig, Split, World, build_loader
 from loaders.backends import BACKENDS
+from loaders.normalize import Normalize
 from train.checkpoint import META, find_fault, load_weights, newest_whole, read_meta
 from train.command import exit_with
 from train.dist import join_world
-from train.model import Normalize, build_model
+from train.model import build_model
 from train.recipe import Recipe
 from train.step import autocast
 from train.validate import Scores, validate
@@ -71,7 +72,7 @@ def evaluate_checkpoint(
     load_weights(path, models["model"], models["ema"])
     config = LoaderConfig(backend=arguments.backend)
     loader = build_loader(split, recipe.evaluation, arguments.batch_size * world.size, world, config=config)
-    normalize = Normalize(recipe.model).to(world.device)
+    normalize = Normalize(recipe.model.mean, recipe.model.std).to(world.device)
     return validate(models, normalize, loader, autocast(recipe, world.device), world)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from loaders import InputError, Loader, Split, World, build_loader
+from loaders import InputError, Loader, Sampling, Split, World, build_loader, select
 from prep.dataset import write_whole
 from train.checkpoint import (
     TrainState,
@@ -17,7 +17,7 @@ from train.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from train.dist import from_rank_0
+from train.dist import from_every_rank, from_rank_0
 from train.journal import Journal
 from train.metrics import Meter, train_metrics, validation_metrics
 from train.model import build_model
@@ -39,9 +39,8 @@ def fit(recipe: Recipe, world: World) -> None:
     training, validation = open_loaders(recipe, world)
     epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
-    state, sums = start_state(recipe, training.split, world)
+    state, sums = start_state(recipe, training, world)
     claim_run_folder(recipe, world)
-    training.position = state.clock
     step, meter = Step(recipe, state, total_images, world), Meter(training)
 
     with Journal(recipe, state.clock, epoch_size, world) as journal:
@@ -64,7 +63,7 @@ def fit(recipe: Recipe, world: World) -> None:
                 metrics = validation_metrics(scores)
                 journal.log("validation", state.clock, metrics)
             if evaluate or due(recipe.run.save_every * epoch_size, before, state.clock):
-                save(recipe, state, sums, training.split, metrics, world)
+                save(recipe, state, sums, training, metrics, world)
             if evaluate:
                 meter.restart()
     journal.say(f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs")
@@ -95,20 +94,23 @@ def claim_run_folder(recipe: Recipe, world: World) -> None:
 
 def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
     """The training and the validation loader, over splits of the same classes."""
-    splits = [Split(recipe.data.root, name) for name in (recipe.data.train, recipe.data.validation)]
+    data = recipe.data
+    splits = [Split(data.root, name) for name in (data.train, data.validation)]
     if splits[0].class_names != splits[1].class_names:
         raise InputError(f"{splits[0].folder} and {splits[1].folder} have different classes: prepare them together")
+    splits = [select(splits[0], data.fraction, data.classes), select(splits[1], classes=data.classes)]
+    sampling = Sampling(recipe.seed, data.order)
     training, validation = (
-        build_loader(split, transform, recipe.batch_size, world, recipe.seed, recipe.loader)
+        build_loader(split, transform, recipe.batch_size, world, sampling, recipe.loader)
         for split, transform in zip(splits, (recipe.transform, recipe.evaluation), strict=True)
     )
     return training, validation
 
 
-def start_state(recipe: Recipe, split: Split, world: World) -> tuple[TrainState, Sums]:
-    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's."""
+def start_state(recipe: Recipe, training: Loader, world: World) -> tuple[TrainState, Sums]:
+    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's; and the loader's."""
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(split.class_names), world.device)
+    model = build_model(recipe.model, len(training.split.class_names), world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
     sums = Sums.zero(world.device)
@@ -117,21 +119,24 @@ def start_state(recipe: Recipe, split: Split, world: World) -> tuple[TrainState,
         print("\n".join(damaged), flush=True)
     if path is not None:
         meta = load_checkpoint(path, state)
-        if meta["dataset"] != split.digest:
-            raise InputError(
-                f"{recipe.run_dir} was trained on other data than {split.folder}: choose another --run.dir"
-            )
+        try:
+            training.load_state_dict(meta["loader"])
+        except InputError as error:
+            raise InputError(f"{recipe.run_dir} cannot go on: {error}; choose another --run.dir") from error
         sums.restore(meta.get("since_log"), world)
     return state, sums
 
 
-def save(recipe: Recipe, state: TrainState, sums: Sums, split: Split, metrics: dict[str, float], world: World) -> None:
+def save(
+    recipe: Recipe, state: TrainState, sums: Sums, training: Loader, metrics: dict[str, float], world: World
+) -> None:
     """Save a checkpoint from rank 0; keep the newest ones and the best by EMA top-1."""
     since_log = sums.over(world)
+    training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), world))
     if world.rank != 0:
         return
     folder = recipe.run_dir / "checkpoints"
-    facts = {"recipe": recipe.to_dict(), "dataset": split.digest, "metrics": metrics, "since_log": since_log}
+    facts = {"recipe": recipe.to_dict(), "loader": training.state_dict(), "metrics": metrics, "since_log": since_log}
     save_checkpoint(folder, state, facts)
     scored = {path: read_meta(path)["metrics"].get("ema_top1", -1.0) for path in list_checkpoints(folder)}
     prune(folder, recipe.run.keep, best=max(scored, key=lambda path: scored[path]))

@@ -52,7 +52,7 @@ class Journal:
         self.file.flush()
         for name, value in metrics.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, clock)
-        shown = "  ".join(_show(name, value) for name, value in metrics.items())
+        shown = "  ".join(filter(None, (_show(name, value) for name, value in metrics.items())))
         eta = f"  ETA {self._eta(clock)}" if kind == "train" else ""
         self.say(f"epoch {clock / self.epoch_size:.2f}/{self.epochs:g}  {kind}  {shown}{eta}")
 
@@ -76,6 +76,8 @@ def _show(name: str, value: float) -> str:
         return f"{value:,.0f} images/s"
     if name == "num_images":
         return f"{value:,} images"
+    if name == "num_damaged":
+        return f"{value:,} damaged" if value else ""
     words = name.replace("_percent", "").replace("_", " ").replace("top", "top-")
     is_percent = "top" in name or name.endswith("_percent")
     return f"{words} {value:.2f}%" if is_percent else f"{words} {value:.4g}"

@@ -1,7 +1,5 @@
 """The figures that a run logs, from what it has added up."""
 
-import time
-
 from loaders import Loader, World
 from train.dist import add_up
 from train.step import Sums
@@ -17,25 +15,24 @@ class Meter:
 
     def restart(self) -> None:
         """Count from now on."""
-        self.started, self.waited = time.perf_counter(), self.loader.stats.wait_seconds
-        self.num_batches = self.loader.stats.num_batches
+        self.before = self.loader.stats()
 
-    def read(self) -> tuple[float, float]:
-        """Images/s over all processes, and the share of the time that this one waited for data."""
-        seconds = time.perf_counter() - self.started
-        num_images = (self.loader.stats.num_batches - self.num_batches) * self.loader.batch_size
-        wait = self.loader.stats.wait_seconds - self.waited
+    def read(self) -> dict[str, float]:
+        """Images/s over all processes; what this one waited for data, and damaged images that it knows of."""
+        stats = self.loader.stats().since(self.before)
         self.restart()
-        return num_images / seconds, wait / seconds
+        return {
+            "images_per_second": stats.num_batches * self.loader.batch_size / stats.seconds,
+            "data_wait_percent": 100 * stats.wait_seconds / stats.seconds,
+            "num_damaged": stats.num_damaged,
+        }
 
 
 def train_metrics(sums: Sums, meter: Meter, lr: float, world: World) -> dict[str, float]:
     """The means since the last log. The one place where training waits for the device."""
     loss, hits = add_up(sums.loss_and_hits, world).tolist()
     num_images = sums.num_images * world.size
-    images_per_second, data_wait = meter.read()
-    means = {"loss": loss / num_images, "top1": 100 * hits / num_images, "lr": lr}
-    return {**means, "images_per_second": images_per_second, "data_wait_percent": 100 * data_wait}
+    return {"loss": loss / num_images, "top1": 100 * hits / num_images, "lr": lr, **meter.read()}
 
 
 def validation_metrics(scores: dict[str, Scores]) -> dict[str, float]:
@@ -49,4 +46,5 @@ def validation_metrics(scores: dict[str, Scores]) -> dict[str, float]:
         "ema_top1": ema.top1,
         "ema_top5": ema.top5,
         "num_images": model.num_images,
+        "num_damaged": model.num_damaged,
     }

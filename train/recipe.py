@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loaders import EvalTransform, LoaderConfig, TrainTransform
+from loaders import EvalTransform, LoaderConfig, OrderKind, TrainTransform
 from train.model import ModelConfig
 from train.optim import OptimConfig
 
@@ -24,6 +24,9 @@ class DataConfig:
     root: Path = Path("data/imagenet")  # as written by prep/shard.py
     train: str = "train"  # split to train on
     validation: str = "validation"  # split to evaluate on
+    fraction: float = 1.0  # of each class's training images, for quick experiments
+    classes: tuple[str, ...] = ()  # names, numbers or ranges as 0-99, numbered anew; none: all
+    order: OrderKind = "shuffle"  # or blocks, for storage that hates random reads
 
 
 @dataclass(frozen=True)

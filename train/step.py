@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from loaders import Batch, World
+from loaders.normalize import Normalize
 from train.checkpoint import TrainState
 from train.dist import add_up, wrap
-from train.model import Normalize
 from train.optim import lr_factor, peak_lr, set_lr
 from train.recipe import Recipe
 
@@ -62,7 +62,7 @@ class Step:
         self.model = wrap(state.model, world)
         self.ema = ModelEmaV3(state.model, decay=recipe.ema_decay)
         self.ema.module = state.ema
-        self.normalize = Normalize(recipe.model).to(world.device)
+        self.normalize = Normalize(recipe.model.mean, recipe.model.std).to(world.device)
         self.amp = autocast(recipe, world.device)
 
     def __call__(self, batch: Batch, sums: Sums) -> None:

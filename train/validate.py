@@ -16,6 +16,7 @@ class Scores:
     """Sums over a whole split."""
 
     num_images: int
+    num_damaged: int  # of these, not decodable and so counted as wrong
     num_top1: int
     num_top5: int
     loss_sum: float  # cross-entropy without label smoothing, nats
@@ -53,31 +54,32 @@ def validate(
     for model in models.values():
         share_buffers(model, world)
         model.eval()
-    sums_M4 = torch.zeros(len(models), 4, dtype=torch.float64, device=world.device)
+    sums_M5 = torch.zeros(len(models), 5, dtype=torch.float64, device=world.device)
     for batch in loader:
         images_BCHW = normalize(batch.images_BCHW)
         with amp:
             logits_MBK = [model(images_BCHW) for model in models.values()]
-        sums_M4 += torch.stack([score(logits_BK.float(), batch) for logits_BK in logits_MBK])
+        sums_M5 += torch.stack([score(logits_BK.float(), batch) for logits_BK in logits_MBK])
     for model in models.values():
         model.train()
-    return {name: to_scores(sums) for name, sums in zip(models, add_up(sums_M4, world).tolist(), strict=True)}
+    return {name: to_scores(sums) for name, sums in zip(models, add_up(sums_M5, world).tolist(), strict=True)}
 
 
 def score(logits_BK: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Images, top-1 hits, top-5 hits and summed loss of one batch, padding left out: float64 [4].
+    """Images, damaged ones, top-1 hits, top-5 hits and summed loss of one batch, padding left out: float64 [5].
 
-    Exact in float64: the first three are integers, the losses float32 numbers.
+    A damaged image is no hit; its loss is that of the black one shown instead.
+    Exact in float64: all but the last are integers, the losses float32 numbers.
     """
     losses_B = functional.cross_entropy(logits_BK, batch.labels_B, reduction="none")
     num_guesses = min(5, logits_BK.shape[1])
-    hits_B5 = logits_BK.topk(num_guesses, dim=1).indices == batch.labels_B[:, None]
-    columns_B4 = torch.stack(
-        [torch.ones_like(losses_B), hits_B5[:, 0].float(), hits_B5.any(1).float(), losses_B], dim=1
-    )
-    return torch.where(batch.valid_B[:, None], columns_B4, 0).double().sum(0)
+    hits_B5 = (logits_BK.topk(num_guesses, dim=1).indices == batch.labels_B[:, None]) & ~batch.damaged_B[:, None]
+    columns = (torch.ones_like(losses_B), batch.damaged_B, hits_B5[:, 0], hits_B5.any(1), losses_B)
+    columns_B5 = torch.stack([column_B.float() for column_B in columns], dim=1)
+    return torch.where(batch.valid_B[:, None], columns_B5, 0).double().sum(0)
 
 
 def to_scores(sums: list[float]) -> Scores:
-    """Scores from their four sums."""
-    return Scores(int(sums[0]), int(sums[1]), int(sums[2]), sums[3])
+    """Scores from their five sums."""
+    *counts, loss_sum = sums
+    return Scores(*map(int, counts), loss_sum=loss_sum)
