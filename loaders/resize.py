@@ -1,4 +1,4 @@
-"""Resizing, cropping and flipping decoded windows on the CPU, by torch: 7 times as fast as DALI's CPU resize.
+"""Resizing, cropping and flipping decoded windows on the CPU, by torch: in a quarter of the time that DALI takes for it.
 
 torch's antialiased bilinear filter of uint8 is Pillow's to within 1 of 255 (`tests/test_loader_parity.py`).
 """
@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 
 from loaders.plan import Plan
@@ -37,23 +39,29 @@ class Resizer:
         Returns:
             uint8 [B, 3, size, size], channels_last.
         """
-        images_BCHW = torch.empty(len(windows), plan.size, plan.size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        images_BHWC = torch.empty(len(windows), plan.size, plan.size, 3, dtype=torch.uint8)
 
         def finish(first: int) -> None:
             for i in range(first, len(windows), self.num_threads):
-                window_1CHW = torch.from_dlpack(windows[i]).permute(2, 0, 1)[None]
-                finish_window(window_1CHW, plan, i, images_BCHW[i : i + 1])
+                finish_window(torch.from_dlpack(windows[i]), plan, i, images_BHWC[i])
 
         list(self.threads.map(finish, range(self.num_threads)))
-        return images_BCHW
+        return images_BHWC.permute(0, 3, 1, 2)
 
 
-def finish_window(window_1CHW: torch.Tensor, plan: Plan, i: int, out_1CHW: torch.Tensor) -> None:
-    """Resize one window as image `i` of a plan, into `out`."""
-    size = plan.resized_B2[i].tolist()
+def finish_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:
+    """Resize one window as image `i` of a plan, into `out`.
+
+    Copies go through OpenCV and numpy: torch would share one image out among threads of its own, which costs more.
+    """
+    size, (top, left) = plan.resized_B2[i].tolist(), plan.crops_B2[i].tolist()
+    window_1CHW = window_HWC[None].permute(0, 3, 1, 2)  # in this order the strides are channels_last's to the letter
     if size == [plan.size, plan.size] and not plan.flips_B[i]:
-        bilinear.out(window_1CHW, size, False, out=out_1CHW)
+        bilinear.out(window_1CHW, size, False, out=out_HWC[None].permute(0, 3, 1, 2))
         return
-    top, left = plan.crops_B2[i].tolist()
-    resized_1CHW = bilinear(window_1CHW, size, False)[:, :, top : top + plan.size, left : left + plan.size]
-    out_1CHW.copy_(resized_1CHW.flip(3) if plan.flips_B[i] else resized_1CHW)
+    resized_HWC = bilinear(window_1CHW, size, False)[0].permute(1, 2, 0).numpy()
+    cropped_HWC = resized_HWC[top : top + plan.size, left : left + plan.size]
+    if plan.flips_B[i]:
+        cv2.flip(cropped_HWC, 1, dst=out_HWC.numpy())
+    else:
+        np.copyto(out_HWC.numpy(), cropped_HWC)
