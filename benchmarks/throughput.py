@@ -38,6 +38,7 @@ IMAGENET = Path("data/imagenet")
 PHOTOS, PHOTOS_NAME, COPIES = ("china.jpg", "flower.jpg"), "two sample photos of scikit-learn, copied", 128
 LEAST_REPETITIONS = 5
 WARMUP_STEPS = 3  # untimed: the first ones load kernels and fill queues
+SPENT = ("wait", "take", "read", "decode", "copy")  # what `loader.stats()` has seconds of
 TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
 
 Take = Callable[[], None]  # one batch through what is measured
@@ -142,8 +143,8 @@ def _drop(_: Batch) -> None:
     """The loader alone: nothing is done with a batch."""
 
 
-def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float], float]:
-    """Images/s of a process in each repetition, at the slowest one's pace; the share of time waited for data.
+def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float], dict[str, float]]:
+    """Images/s of a process in each repetition, at the slowest one's pace; milliseconds a batch that the loader spent.
 
     Repetitions follow one another without a pause in which the loader could get ahead.
     """
@@ -156,11 +157,13 @@ def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float],
             for _ in range(num_steps):
                 take()
             marks.append(read_clock(loader.world))
-        wait = loader.stats().since(before).wait_seconds / (marks[-1] - marks[0])
+        stats = loader.stats().since(before)
     seconds = [end - start for start, end in pairwise(marks)]
-    everyone = gather([*seconds, wait], loader.world)
+    spent = [1000 * getattr(stats, f"{name}_seconds") / stats.num_batches for name in SPENT]
+    everyone = gather([*seconds, *spent], loader.world)
     rates = [num_steps * len(loader.slots) / max(row[i] for row in everyone) for i in range(len(seconds))]
-    return rates, statistics.mean(row[-1] for row in everyone)
+    means = [statistics.mean(column) for column in zip(*everyone, strict=True)]
+    return rates, dict(zip(SPENT, means[len(seconds) :], strict=True))
 
 
 def warm_up(take: Take, seconds: float, world: World) -> int:
@@ -190,9 +193,12 @@ def gather(values: list[float], world: World) -> list[list[float]]:
     return add_up(table, world).tolist()
 
 
-def build_record(arguments: argparse.Namespace, loader: Loader, rates: list[float], wait: float) -> dict[str, Any]:
+def build_record(
+    arguments: argparse.Namespace, loader: Loader, rates: list[float], spent: dict[str, float]
+) -> dict[str, Any]:
     """All that is needed to read the figures and to take them again."""
     trains, world = arguments.mode != "loader", loader.world
+    batch_milliseconds = 1000 * arguments.batch_size / statistics.harmonic_mean(rates)
     return {
         "what": "throughput",
         "mode": arguments.mode,
@@ -204,7 +210,8 @@ def build_record(arguments: argparse.Namespace, loader: Loader, rates: list[floa
         "amp": arguments.amp if trains else None,
         "images_per_second": summarize(rates),
         "total": summarize([rate * world.size for rate in rates]),
-        "data_wait_percent": 100 * wait,
+        "data_wait_percent": 100 * spent["wait"] / batch_milliseconds,
+        "milliseconds_a_batch": spent,
         "num_processes": world.size,
         "threads": loader.config.num_threads,
         "device": world.device.type,
