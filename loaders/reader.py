@@ -33,6 +33,10 @@ class Encoded:
     buffer: np.ndarray
 
 
+class ShardError(InputError):
+    """A shard that one process finds unreadable, and the others may not."""
+
+
 NOTHING = Encoded([], np.empty(0, np.uint8))
 
 
@@ -115,9 +119,9 @@ class Reader:
                 raise self._fault(row, "ends before")
             done += num_bytes
 
-    def _fault(self, row: int, what: str) -> InputError:
+    def _fault(self, row: int, what: str) -> ShardError:
         path, key = self.split.shard_paths[int(self.shards[row])], self.split.keys(np.array([row]))[0]
-        return InputError(
+        return ShardError(
             f"{path} {what} its image {key}: `python prep/verify.py {self.split.folder}` says how to mend it"
         )
 

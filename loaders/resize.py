@@ -1,4 +1,4 @@
-"""Resizing, cropping and flipping decoded windows on the CPU, by torch: in a quarter of the time that DALI takes for it.
+"""Resizing, cropping and flipping decoded windows on the CPU, by torch: in a quarter of the time that DALI takes.
 
 torch's antialiased bilinear filter of uint8 is Pillow's to within 1 of 255 (`tests/test_loader_parity.py`).
 """

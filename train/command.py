@@ -12,6 +12,7 @@ import tyro
 
 from loaders import InputError
 from loaders.blame import DecodeError
+from loaders.reader import ShardError
 from train.recipe import RECIPES, Recipe
 
 DEFAULT_RECIPE = "seed_113"
@@ -53,9 +54,9 @@ def parse_command(arguments: list[str]) -> Command:
 
 
 def exit_with(error: InputError) -> NoReturn:
-    """One line for what every rank finds wrong alike; a damaged image is found by one rank, which says so."""
+    """One line for what every rank finds wrong alike; a damaged image or shard is found by one rank, which says so."""
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0 or isinstance(error, DecodeError):
+    if rank == 0 or isinstance(error, DecodeError | ShardError):
         sys.exit(f"error: {f'rank {rank}: ' if rank else ''}{error}")
     sys.exit(1)
 
