@@ -1,5 +1,6 @@
 """A producer thread and a bounded queue: the consumer only takes what is ready."""
 
+import atexit
 import queue
 import threading
 import time
@@ -24,10 +25,16 @@ class Pump(Generic[T]):
         self.thread = threading.Thread(target=self._produce, name="penstock-pump", daemon=True)
 
     def __enter__(self) -> "Pump[T]":
+        # A process that ends with a loader open must stop it first: DALI aborts where threads still run its pipelines.
+        atexit.register(self._stop)
         self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        atexit.unregister(self._stop)
+        self._stop()
+
+    def _stop(self) -> None:
         self.stopped.set()
         self.thread.join()
 

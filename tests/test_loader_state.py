@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_command
 
 from loaders import (
     Batch,
@@ -219,3 +220,19 @@ def test_an_error_of_the_consumer_leaves_no_threads_and_no_files(split: Split, b
         consume()
     assert not _penstock_threads()
     assert not _open_shards(split.folder)
+
+
+LEAVE_OPEN = """
+import sys
+from loaders import LoaderConfig, Split, TrainTransform, build_loader
+batches = iter(build_loader(Split(sys.argv[1], "validation"), TrainTransform(24), 60, config=LoaderConfig(sys.argv[2])))
+next(batches)
+"""
+
+
+@every_backend
+def test_a_process_may_end_with_a_loader_open(digits: Path, backend: str) -> None:
+    """DALI aborts a process that ends while a thread runs its pipeline."""
+    for _ in range(3):
+        ended = run_command("-c", LEAVE_OPEN, digits, backend)
+        assert (ended.returncode, ended.stderr) == (0, "")
