@@ -7,21 +7,18 @@ Pillow pool. One JSON record goes to stdout, progress and a table to stderr.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from race import Contender, Race, hold, split_missing
+from race import LEAST_REPETITIONS, Contender, Race, check_places, hold, make_source, split_missing
 from record import describe_command, describe_date, describe_hardware, label_source, summarize
 
 from prep.dataset import InputError
 from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 
-MAKE_SOURCE = Path(__file__).resolve().parent / "contenders" / "source.py"
-LEAST_REPETITIONS = 5
 IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and as many as keep the slower races short
 OURS = "penstock"
 SYNCED = "fsync of every file before it gets its name, and of the folder after"
@@ -57,14 +54,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises InputError for values that cannot be measured with."""
-    if arguments.repetitions < LEAST_REPETITIONS:
-        raise InputError(f"{arguments.repetitions} repetitions show no spread: take {LEAST_REPETITIONS} or more")
+    check_places(arguments.repetitions, arguments.out, arguments.work)
     if min(arguments.images, arguments.smaller_images) < 1:
         raise InputError("images and smaller images must be 1 or more")
-    if arguments.out and not arguments.out.resolve().parent.is_dir():
-        raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
-    if arguments.work and not arguments.work.is_dir():
-        raise InputError(f"{arguments.work} is no folder: create it or choose another --work")
 
 
 def list_original(arguments: argparse.Namespace) -> tuple[Contender, ...]:
@@ -101,20 +93,6 @@ def list_smaller(side: str, pixels: int) -> tuple[Contender, ...]:
         Contender(OURS, "decoded, resized, encoded", "ours:penstock", options=options, durability=SYNCED),
         Contender("pillow", "a pool of two, their parent reads and writes", "writers:pillow", options=options),
     )
-
-
-def make_source(source: str, num_images: int, out: Path) -> dict[str, Any]:
-    """The source of a race; its facts.
-
-    Raises:
-        InputError: the given one cannot be used.
-    """
-    command = [sys.executable, str(MAKE_SOURCE), source, str(num_images), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise InputError(f"{source} cannot be used: {reason.partition('InputError: ')[2] or reason}")
-    return json.loads(done.stdout)
 
 
 def plan_races(arguments: argparse.Namespace, work: Path) -> tuple[list[Race], dict[str, str]]:

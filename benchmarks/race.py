@@ -18,7 +18,11 @@ from typing import Any
 
 from record import summarize
 
-RUN = Path(__file__).resolve().parent / "contenders" / "run.py"
+from prep.dataset import InputError
+
+CONTENDERS = Path(__file__).resolve().parent / "contenders"
+RUN, MAKE_SOURCE = CONTENDERS / "run.py", CONTENDERS / "source.py"
+LEAST_REPETITIONS = 5
 LONGEST_SECONDS = 600  # a run that takes longer hangs
 NO_SYNC = "none: what is written may still be in memory alone when it returns"
 
@@ -55,16 +59,47 @@ class Race:
 Report = Callable[[str], None]
 
 
+def last_line(errors: str) -> str:
+    """The reason why a process failed, from its standard error."""
+    lines = errors.strip().splitlines() or ["ended without a word"]
+    return " ".join(lines[-1].split())[-300:]
+
+
+def check_places(repetitions: int, out: Path | None, work: Path | None) -> None:
+    """Raises InputError for what no race can be held with."""
+    if repetitions < LEAST_REPETITIONS:
+        raise InputError(f"{repetitions} repetitions show no spread: take {LEAST_REPETITIONS} or more")
+    if out and not out.resolve().parent.is_dir():
+        raise InputError(f"{out.parent} does not exist: create it or choose another --out")
+    if work and not work.is_dir():
+        raise InputError(f"{work} is no folder: create it or choose another --work")
+
+
+def make_source(source: str, num_images: int, out: Path) -> dict[str, Any]:
+    """The source of a race, parquet made from `source`; its facts.
+
+    Raises:
+        InputError: the given one cannot be used.
+    """
+    command = [sys.executable, str(MAKE_SOURCE), source, str(num_images), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = last_line(done.stderr)
+        raise InputError(f"{source} cannot be used: {reason.partition('InputError: ')[2] or reason}")
+    return json.loads(done.stdout)
+
+
 def split_missing(contenders: tuple[Contender, ...]) -> tuple[tuple[Contender, ...], dict[str, str]]:
     """Those whose interpreter has what they need; why the others are skipped."""
     skipped = {}
     for contender in contenders:
-        if contender.module and not _has_module(contender.python, contender.module):
+        if contender.module and not has_module(contender.python, contender.module):
             skipped[contender.name] = f"{contender.module} is not there: {contender.install}"
     return tuple(contender for contender in contenders if contender.name not in skipped), skipped
 
 
-def _has_module(python: str, module: str) -> bool:
+def has_module(python: str, module: str) -> bool:
+    """Whether an interpreter is there and could import it."""
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     try:
         return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
@@ -123,7 +158,7 @@ def run_once(race: Race, contender: Contender, work: Path) -> dict[str, Any]:
 def read_all(folder: Path) -> None:
     """Bring a folder's files into the page cache."""
     buffer = bytearray(1 << 22)
-    for path in folder.rglob("*.parquet"):
+    for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
@@ -164,8 +199,7 @@ def _answer(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
     if line := process.stdout.readline():
         return json.loads(line)
     _end(process)
-    lines = (folder / "stderr").read_text(errors="replace").strip().splitlines() or ["ended without a word"]
-    raise FailedError(" ".join(lines[-1].split())[-300:])
+    raise FailedError(last_line((folder / "stderr").read_text(errors="replace")))
 
 
 def describe_runs(race: Race, contender: Contender, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ COMMANDS = (
     "train/evaluate.py",
     "train/curves.py",
     "benchmarks/throughput.py",
+    "benchmarks/peers.py",
     "benchmarks/preparation.py",
+    "benchmarks/startup.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]

@@ -1,0 +1,130 @@
+"""Who races, each in its best documented form: the one table of the peers' configurations.
+
+Nobody converts to floating point who has a way not to; all take as many workers, shuffle, and keep their workers
+between epochs. What an entry does beyond its options stands in its own file here.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+OURS = "penstock"
+SHARDS, SMALLER_SHARDS, FOLDER = "shards", "smaller-shards", "folder"  # formats; the others bear their peers' names
+TORCH = ("torch", "torchvision", "pillow")
+DALI = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch")
+BY_TORCHVISION, BY_PILLOW = {"decoder": "torchvision"}, {"decoder": "pillow"}
+V2 = "decode_jpeg, transforms v2 on uint8"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to feed: the generator `entry` in this folder reads the format `data`."""
+
+    name: str
+    what: str
+    entry: str
+    data: str
+    packages: tuple[str, ...]  # whose versions the record names
+    options: dict[str, Any] = field(default_factory=dict)
+    peer: str = ""  # whose interpreter it wants; its own one else
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One that has an environment of its own."""
+
+    module: str  # what its interpreter must have
+    install: str  # how it gets it
+
+
+PEERS = {
+    "litdata": Peer("litdata", "pip install litdata torchvision pillow"),
+    "mosaicml": Peer("streaming", "pip install mosaicml-streaming torchvision pillow"),
+    "spdl": Peer("spdl", "apt-get install ffmpeg; pip install spdl torch torchvision numpy pillow"),
+    "ffcv": Peer(
+        "ffcv", "apt-get install libopencv-dev libturbojpeg0-dev; pip install setuptools ffcv torch torchvision"
+    ),
+}
+
+PENSTOCK = Contender(OURS, "build_loader with its defaults, backend dali", "ours:penstock", SHARDS, (OURS, *DALI))
+DALI_READER = Contender(
+    "dali-reader", "readers.webdataset, image_random_crop, resize, flip", "dali_reader:webdataset", SHARDS, DALI
+)
+ORIGINAL = (
+    PENSTOCK,
+    DALI_READER,
+    Contender(
+        "torchvision-v2",
+        f"DataLoader, ImageFolder, {V2}",
+        "torch_folder:image_folder",
+        FOLDER,
+        TORCH,
+        BY_TORCHVISION,
+    ),
+    Contender(
+        "imagefolder-pillow",
+        "DataLoader, ImageFolder, Pillow, transforms v2",
+        "torch_folder:image_folder",
+        FOLDER,
+        TORCH,
+        BY_PILLOW,
+    ),
+    Contender("timm", "create_loader, its prefetcher, Pillow", "timm_loader:prefetching", FOLDER, ("timm", *TORCH)),
+    Contender(
+        "webdataset-pillow",
+        "WebLoader, Pillow, transforms v2",
+        "wds_loader:webdataset",
+        SHARDS,
+        ("webdataset", *TORCH),
+        BY_PILLOW,
+    ),
+    Contender(
+        "webdataset-v2", f"WebLoader, {V2}", "wds_loader:webdataset", SHARDS, ("webdataset", *TORCH), BY_TORCHVISION
+    ),
+    Contender(
+        "litdata-v2",
+        f"StreamingDataLoader, {V2}",
+        "litdata_loader:streaming",
+        "litdata",
+        ("litdata", *TORCH),
+        BY_TORCHVISION,
+        "litdata",
+    ),
+    Contender(
+        "mosaicml-v2",
+        f"StreamingDataset, DataLoader, {V2}",
+        "mosaic_loader:streaming",
+        "mds",
+        ("mosaicml-streaming", *TORCH),
+        BY_TORCHVISION,
+        "mosaicml",
+    ),
+    Contender(
+        "spdl-io", "a pipeline of threads, spdl.io", "spdl_loader:own_decoders", FOLDER, ("spdl", *TORCH), {}, "spdl"
+    ),
+    Contender(
+        "spdl-v2",
+        f"a pipeline of threads, {V2}",
+        "spdl_loader:torchvision_decoders",
+        FOLDER,
+        ("spdl", *TORCH),
+        BY_TORCHVISION,
+        "spdl",
+    ),
+    Contender(
+        "libjpeg-turbo", "the bound: decoded in full, no transform", "turbo:decode_alone", FOLDER, ("simplejpeg",)
+    ),
+)
+SMALLER = (
+    replace(PENSTOCK, data=SMALLER_SHARDS),
+    replace(PENSTOCK, name=f"{OURS}-original"),
+    replace(DALI_READER, data=SMALLER_SHARDS),
+    Contender(
+        "ffcv",
+        "Loader, OrderOption.RANDOM, os_cache",
+        "ffcv_loader:beton",
+        "beton",
+        ("ffcv", "numba", "opencv-python", "torch"),
+        {},
+        "ffcv",
+    ),
+)

@@ -1,0 +1,82 @@
+"""SPDL's pipeline of threads over image files, with its own decoders (FFmpeg's) or with torchvision's."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import spdl.io  # pyright: ignore[reportMissingImports]
+import torch
+from job import Job
+from spdl.pipeline import PipelineBuilder  # pyright: ignore[reportMissingImports]
+from transforms import build_decoder
+
+BUFFERED = 3  # batches, SPDL's default
+
+
+def own_decoders(job: Job) -> Iterator[torch.Tensor]:
+    """uint8 NHWC: each image decoded, cropped and scaled by one FFmpeg graph, as SPDL recommends."""
+    return run(job, partial(decode_frames, job), lambda frames: spdl.io.to_torch(spdl.io.convert_frames(frames)))
+
+
+def torchvision_decoders(job: Job) -> Iterator[torch.Tensor]:
+    """uint8 NCHW: functions of torchvision, which let go of the interpreter's lock, in SPDL's threads."""
+    torch.set_num_threads(1)  # the threads are SPDL's
+    decoder = build_decoder(job)
+    return run(job, lambda path: decoder(Path(path).read_bytes()), torch.stack)
+
+
+def run(job: Job, decode: Callable[[str], Any], collate: Callable[[list[Any]], torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The pipeline; a thread more than decode, since collating takes one too."""
+    pipeline = (
+        PipelineBuilder()
+        .add_source(shuffle_forever(job))
+        .pipe(decode, concurrency=job.workers)
+        .aggregate(job.batch_size)
+        .pipe(collate)
+        .add_sink(BUFFERED)
+        .build(num_threads=job.workers + 1)
+    )
+    with pipeline.auto_stop():
+        yield from pipeline.get_iterator()
+
+
+def shuffle_forever(job: Job) -> Iterator[str]:
+    """The paths of all images, in another order each time."""
+    paths = [str(path) for path in Path(job.data).rglob("*.jpg")]
+    while True:
+        yield from random.sample(paths, len(paths))
+
+
+def decode_frames(job: Job, path: str) -> Any:
+    """One image."""
+    packets = spdl.io.demux_image(path)
+    steps = (evaluate if job.evaluates else augment)(packets.width, packets.height, job)
+    return spdl.io.decode_packets(packets, filter_desc=",".join([*steps, "format=pix_fmts=rgb24"]))
+
+
+def evaluate(width: int, height: int, job: Job) -> list[str]:
+    """FFmpeg's filters for the short side resized, the centre cropped."""
+    scale = job.resize / min(width, height)
+    return [f"scale={int(width * scale)}:{int(height * scale)}:flags=bilinear", f"crop={job.size}:{job.size}"]
+
+
+def augment(width: int, height: int, job: Job) -> list[str]:
+    """FFmpeg's filters for a random resized crop and a flip."""
+    crop = "crop={}:{}:{}:{}".format(*draw_window(width, height))
+    flip = ["hflip"] if random.random() < 0.5 else []
+    return [crop, f"scale={job.size}:{job.size}:flags=bilinear", *flip]
+
+
+def draw_window(width: int, height: int) -> tuple[int, int, int, int]:
+    """Width, height, left, top, by the rule of torchvision's RandomResizedCrop."""
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return w, h, random.randint(0, width - w), random.randint(0, height - h)
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return w, h, (width - w) // 2, (height - h) // 2

@@ -1,0 +1,74 @@
+"""The same images in every format that contenders read, each written by its reader's interpreter.
+
+Shards come first, by the real command; the other formats are written from them.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from feeding.contenders import SHARDS, SMALLER_SHARDS, Contender
+from feeding.job import SPLIT
+from race import FailedError, last_line
+
+from prep.dataset import InputError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PREPARE, WRITE_FORMAT = CHECKOUT / "prep" / "shard.py", CHECKOUT / "benchmarks" / "feeding" / "formats.py"
+PREPARATION = {SHARDS: [], SMALLER_SHARDS: ["--max-side", "500", "--quality", "90"]}  # options of prep/shard.py
+LONGEST_WRITE = 3600  # seconds
+
+
+def write_stores(
+    readers: Iterable[Contender], pythons: dict[str, str], source: Path, work: Path, workers: int
+) -> dict[str, str]:
+    """All formats that somebody reads, each in the folder of its name; why some could not be written.
+
+    The source, which nobody needs any more, is deleted: it would only take room in the page cache.
+
+    Raises:
+        InputError: the source cannot be prepared.
+    """
+    wanted, failed = {reader.data: reader for reader in readers}, {}
+    for data, options in PREPARATION.items():
+        if data == SHARDS or wanted.pop(data, None):
+            prepare(source, work / data, [*options, "--workers", str(workers)])
+    wanted.pop(SHARDS, None)
+    shutil.rmtree(source)
+    for data, reader in wanted.items():
+        out = work / data
+        out.mkdir()
+        python = pythons.get(reader.peer, sys.executable)
+        try:
+            _run([python, str(WRITE_FORMAT), data, str(work / SHARDS / SPLIT), str(out), str(workers)])
+        except FailedError as error:
+            failed[data] = f"{data} cannot be written: {error}"
+    return failed
+
+
+def prepare(source: Path, out: Path, options: list[str]) -> None:
+    """Our shards.
+
+    Raises:
+        InputError: the source cannot be prepared.
+    """
+    try:
+        _run([sys.executable, str(PREPARE), "--source", str(source), "--out", str(out), *options])
+    except FailedError as error:
+        raise InputError(f"the images cannot be prepared: {error}") from error
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_WRITE)
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(f"it took longer than {LONGEST_WRITE} s") from error
+    if done.returncode:
+        raise FailedError(last_line(done.stderr))
+
+
+def measure_bytes(folder: Path) -> int:
+    """Of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
