@@ -27,7 +27,8 @@ from train.command import exit_with
 RACES = {"original bytes": ORIGINAL, "max side 500, quality 90": SMALLER}
 IMAGES = 10_000  # 1 GiB of ImageNet in each format: nobody's epoch is over in a few seconds
 SIZE, RESIZE = 224, 256  # pixels
-RATE, RATIO = "images_per_second", "ours_in_images_per_second"
+RATE, UNDISTURBED, RATIO = "images_per_second", "undisturbed_images_per_second", "ours_in_images_per_second"
+OTHERS, DISTURBED_CORES = "others_busy_cores", 0.2
 METHOD = (
     "each contender is a process that imports everything, opens its data and takes a first batch before the first "
     "window; it stays for all windows, and is stopped between them with all that it started",
@@ -43,7 +44,8 @@ METHOD = (
     "cpu_seconds_per_1000_images: user and system time of the process and all that it started",
     "memory_bytes: anonymous memory and the share of shared memory, of the same processes, at the window's end; "
     "pages of files are not counted",
-    "others_busy_cores: processors that anyone else kept busy meanwhile, the host included: where not near 0, distrust",
+    "others_busy_cores: processors that anyone else kept busy meanwhile, the host included; where they were "
+    f"{DISTURBED_CORES} or more, a window does not count for undisturbed_images_per_second, nor for the ratio",
     "first_batch_seconds: from opening the data to the first batch, once, imports left out; FFCV compiles in it",
     "bytes_per_image: of all files of the format; FFCV's file holds its own encoding of the same images",
 )
@@ -166,12 +168,15 @@ def build_entrant(arguments: argparse.Namespace, contender: Contender, num_image
 
 
 def add_ratios(contenders: dict[str, Any]) -> None:
-    """How many times as fast ours is as each, repetition by repetition."""
-    if not (ours := contenders.get(OURS)):
-        return
+    """How many times as fast ours is as each, by the medians of the windows that nobody else disturbed."""
     for each in contenders.values():
-        pairs = zip(ours[RATE]["repetitions"], each[RATE]["repetitions"], strict=True)
-        each[RATIO] = summarize([mine / other for mine, other in pairs])
+        windows = zip(each[RATE]["repetitions"], each[OTHERS]["repetitions"], strict=True)
+        if quiet := [rate for rate, num_cores in windows if num_cores < DISTURBED_CORES]:
+            each[UNDISTURBED] = summarize(quiet)
+    ours = contenders.get(OURS, {})
+    for each in contenders.values():
+        if UNDISTURBED in ours and UNDISTURBED in each:
+            each[RATIO] = ours[UNDISTURBED]["median"] / each[UNDISTURBED]["median"]
 
 
 def build_record(
@@ -214,9 +219,9 @@ def describe(record: dict[str, Any]) -> str:
 
 def describe_row(name: str, each: dict[str, Any]) -> str:
     """A contender's line of the table."""
-    rate = each[RATE]
+    rate = each.get(UNDISTURBED, each[RATE])
     spread = f"{rate['min']:,.0f} to {rate['max']:,.0f}"
-    ratio = f"{each[RATIO]['median']:.2f} x" if RATIO in each else "-"
+    ratio = f"{each[RATIO]:.2f} x" if RATIO in each else "-"
     cpu_seconds, memory_bytes = each["cpu_seconds_per_1000_images"]["median"], each["memory_bytes"]["median"]
     return (
         f"  {name:<22}{rate['median']:>8,.0f}{spread:>16}{ratio:>9}{cpu_seconds:>12.2f}{memory_bytes / 1e6:>7,.0f}"

@@ -107,14 +107,19 @@ def test_who_does_not_answer_is_ended(command: Any, tmp_path: Path, monkeypatch:
     assert results == {} and failed == {"libjpeg-turbo": "no answer within 0 s"}
 
 
-def test_ratios_compare_within_a_repetition(command: Any) -> None:
+def test_ratios_are_of_medians_of_undisturbed_windows(command: Any) -> None:
     summarize = importlib.import_module("record").summarize
-    rates = {"penstock": [100.0, 300.0, 200.0], "other": [50.0, 100.0, 400.0]}
-    contenders = {name: {"images_per_second": summarize(values)} for name, values in rates.items()}
+    rates = {"penstock": [100.0, 300.0, 200.0], "other": [50.0, 100.0, 400.0], "unlucky": [1.0, 2.0, 3.0]}
+    others = {"penstock": [0.5, 0.0, 0.1], "other": [0.0, 0.19, 0.2], "unlucky": [1.0, 1.0, 0.3]}
+    contenders = {
+        name: {"images_per_second": summarize(rates[name]), "others_busy_cores": summarize(others[name])}
+        for name in rates
+    }
     command.add_ratios(contenders)
-    assert contenders["other"]["ours_in_images_per_second"]["repetitions"] == [2.0, 3.0, 0.5]
-    assert contenders["other"]["ours_in_images_per_second"]["median"] == 2.0
-    assert contenders["penstock"]["ours_in_images_per_second"]["repetitions"] == [1.0, 1.0, 1.0]
+    assert contenders["penstock"]["undisturbed_images_per_second"]["repetitions"] == [300.0, 200.0]
+    assert contenders["other"]["ours_in_images_per_second"] == pytest.approx(250 / 75)
+    assert contenders["penstock"]["ours_in_images_per_second"] == 1
+    assert "ours_in_images_per_second" not in contenders["unlucky"]
 
 
 def test_the_order_turns(command: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import copy
 import json
 from pathlib import Path
 
-from loaders import InputError, LoaderConfig, Split, World, build_loader
+from loaders import InputError, LoaderConfig, Split, World, build_loader, select
 from loaders.backends import BACKENDS
 from loaders.normalize import Normalize
 from train.checkpoint import META, find_fault, load_weights, newest_whole, read_meta
@@ -37,7 +37,8 @@ def main() -> None:
     arguments = parse_arguments()
     path = find_checkpoint(arguments.checkpoint)
     recipe = Recipe.from_dict(read_meta(path)["recipe"])
-    split = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
+    whole = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
+    split = select(whole, classes=recipe.data.classes)
     with join_world(arguments.device) as world:
         scores = evaluate_checkpoint(path, recipe, split, arguments, world)
         if world.rank == 0:
