@@ -12,7 +12,15 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as torchvision
 
 from loaders.order import Sampling
-from loaders.plan import EvalTransform, Images, TrainTransform, eval_plan, resized_sizes, train_plan
+from loaders.plan import (
+    EvalTransform,
+    Images,
+    TrainTransform,
+    eval_plan,
+    random_resized_crops,
+    resized_sizes,
+    train_plan,
+)
 
 NUM_DRAWS = 100_000
 # Height and width: ImageNet's median, upright, tiny (rounding shows), and so wide that tries fail and some fall back.
@@ -105,6 +113,40 @@ def test_windows_reach_every_edge_of_the_image() -> None:
     top, left, height, width = _windows(37, 53, NUM_DRAWS).T
     assert top.min() == 0 and (top + height).max() == 37
     assert left.min() == 0 and (left + width).max() == 53
+
+
+def _crop_as_torchvision(height: int, width: int, draws_4T: np.ndarray) -> list[int]:
+    """RandomResizedCrop.get_params, line by line, with these uniform numbers instead of its generator's."""
+    low, high = np.log(TRANSFORM.ratio)
+    for area_draw, ratio_draw, top_draw, left_draw in draws_4T.T:
+        area = height * width * (TRANSFORM.scale[0] + (TRANSFORM.scale[1] - TRANSFORM.scale[0]) * area_draw)
+        ratio = np.exp(low + (high - low) * ratio_draw)
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return [int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w]
+    if width / height < min(TRANSFORM.ratio):
+        w, h = width, round(width / min(TRANSFORM.ratio))
+    elif width / height > max(TRANSFORM.ratio):
+        w, h = round(height * max(TRANSFORM.ratio)), height
+    else:
+        w, h = width, height
+    return [(height - h) // 2, (width - w) // 2, h, w]
+
+
+@reproducible
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40), st.integers(0, 2**32))
+def test_of_the_same_numbers_torchvision_makes_the_same_windows(sizes: list[tuple[int, int]], seed: int) -> None:
+    """On the smallest images: one pixel high or wide, tries that fail, areas that round to nothing."""
+    draws_4TB = np.random.default_rng(seed).random((4, 10, len(sizes)))
+    heights, widths = np.array(sizes).T
+    windows = random_resized_crops(draws_4TB, heights, widths, TRANSFORM).tolist()
+    assert windows == [_crop_as_torchvision(h, w, draws_4TB[..., i]) for i, (h, w) in enumerate(sizes)]
+
+
+def test_sizes_of_a_batch_are_those_of_each_alone() -> None:
+    heights, widths = np.array([100, 30, 7]), np.array([50, 90, 7])
+    alone = [resized_sizes(heights[i : i + 1], widths[i : i + 1], 60)[0].tolist() for i in range(3)]
+    assert resized_sizes(heights, widths, 60).tolist() == alone == [[120, 60], [60, 180], [60, 60]]
 
 
 @reproducible

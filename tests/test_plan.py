@@ -188,3 +188,11 @@ def test_evaluation_holds_every_row_once_and_masks_the_padding(num_images: int, 
     assert len(rows) == -(-num_images // batch_size) * batch_size
     assert rows[valid].tolist() == list(range(num_images))
     assert (rows[~valid] == num_images - 1).all()  # an image to decode, though nobody counts it
+
+
+def test_plans_have_the_types_that_backends_and_readers_count_on() -> None:
+    plans = (_plan(0, 0, range(5), 9), eval_plan(0, range(5), _images(9), EvalTransform(32, 40)))
+    wanted = dict.fromkeys(("rows_B", "windows_B4", "resized_B2", "crops_B2"), np.int64)
+    wanted |= dict.fromkeys(("flips_B", "valid_B", "damaged_B"), np.bool_)
+    for plan in plans:
+        assert {name: getattr(plan, name).dtype for name in wanted} == wanted
