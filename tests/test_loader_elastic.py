@@ -18,6 +18,7 @@ import pytest
 from rank_jobs import STATE
 from ranks import Ended, Ranks
 
+from loaders.quarantine import Quarantine
 from prep.dataset import Split
 
 NUM_SEEDS = int(os.environ.get("PENSTOCK_SOAK_ELASTIC", "1"))
@@ -149,6 +150,14 @@ def test_4_then_1_then_3_processes_show_what_one_does(
             assert log[position] == undisturbed[position], f"seed {seed}, position {position}"
     stitched = _stitch(logs)
     assert {position: stitched.get(position) for position in undisturbed} == undisturbed, f"seed {seed}"
+
+
+def test_an_image_found_by_two_at_once_is_one(digits: Path) -> None:
+    """A batch planned before the trainer heard of an image from another process fails on it all the same."""
+    quarantine = Quarantine(Split(digits, "train"), len(DAMAGED), "another image takes its place")
+    quarantine.add(DAMAGED, "found by another process")
+    quarantine.add(DAMAGED[:1], "found by this one")
+    assert quarantine.rows.tolist() == list(DAMAGED)
 
 
 def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_by_each(
