@@ -172,7 +172,7 @@ class Split:
 
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of some rows of the sample index."""
-        return self.samples.column("key").take(pa.array(rows)).to_pylist()
+        return self.samples.column("key").take(pa.array(rows, pa.int64())).to_pylist()
 
     def rows_of(self, keys: Sequence[str]) -> list[int]:
         """The rows of some keys.

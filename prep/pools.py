@@ -32,7 +32,7 @@ def local_pool(num_workers: int) -> Pool[Any]:
             except BrokenProcessPool as error:
                 raise InputError("a worker process was killed (out of memory?): run the same command again") from error
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)  # and waits: its thread must not be closing as Python ends
 
     return run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CHECKOUT, run_command
+from conftest import CHECKOUT, prepare_folder, run_command
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
@@ -17,6 +17,7 @@ from torchvision.transforms import functional as torchvision
 from loaders import Epochs, EvalTransform, InputError, Sampling, Split, TrainTransform, build, build_loader
 from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD
 from loaders.order import epoch_order
+from prep.dataset import Options
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 
@@ -127,10 +128,12 @@ def test_an_unknown_dtype_or_option_is_refused(digits: Path) -> None:
         build(digits, "train", 8, num_workers=4)
 
 
-def test_the_readmes_loop_runs_as_it_is_written(digits: Path, tmp_path: Path) -> None:
+def test_the_readmes_loop_runs_as_it_is_written(digits_source: Path, tmp_path: Path) -> None:
+    prepare_folder(digits_source, "train", tmp_path / "few", Options(limit=140))
     readme = (CHECKOUT / "README.md").read_text()
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "import build" in block]
-    smaller = {"/nvme/imagenet": str(digits), "resnet50d": "resnet10t", "range(90)": "range(1)", "256": "700"}
+    few = {"/nvme/imagenet": str(tmp_path / "few"), "256": "70"}
+    smaller = {**few, "resnet50d": "resnet10t", "range(90)": "range(1)"}
     for words, ours in smaller.items():
         assert words in code
         code = code.replace(words, ours)
@@ -138,4 +141,4 @@ def test_the_readmes_loop_runs_as_it_is_written(digits: Path, tmp_path: Path) ->
     script.write_text(code.replace("loader.pt", str(tmp_path / "loader.pt")))
     done = run_command(script)
     assert done.returncode == 0, done.stderr
-    assert torch.load(tmp_path / "loader.pt", weights_only=True)["position"] == 1400
+    assert torch.load(tmp_path / "loader.pt", weights_only=True)["position"] == 140

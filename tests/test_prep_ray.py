@@ -26,7 +26,7 @@ pytest.importorskip("ray", reason="needs ray")
 
 SECONDS_TO_START = 90.0
 SIDE = 500
-NUM_IMAGES = 160  # 4 shards, each some tenths of a second of work
+NUM_IMAGES = 160  # 8 shards, each some tenths of a second of work
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def local(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def _start(source: Path, out: object, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "prep/shard.py", "--source", str(source), "--out", str(out)]
-    command += ["--images-per-shard", "40", *options]
+    command += ["--images-per-shard", "20", *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=pipe, stderr=pipe, text=True)
 

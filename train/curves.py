@@ -8,8 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from loaders import InputError
-from train.journal import METRICS
+from prep.dataset import InputError
+from train.run_folder import METRICS
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -16,6 +16,7 @@ from train.command import exit_with
 from train.dist import join_world
 from train.model import build_model
 from train.recipe import Recipe
+from train.run_folder import CHECKPOINTS
 from train.step import autocast
 from train.validate import Scores, validate
 
@@ -56,7 +57,7 @@ def find_checkpoint(path: Path) -> Path:
         if fault := find_fault(path):
             raise InputError(f"{path} is damaged ({fault}): take another checkpoint")
         return path
-    newest, _ = newest_whole(path / "checkpoints")
+    newest, _ = newest_whole(path / CHECKPOINTS)
     if newest is None:
         raise InputError(
             f"{path} holds no whole checkpoint: give a run folder of train/main.py or one of its step_ folders"

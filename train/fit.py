@@ -23,10 +23,9 @@ from train.metrics import Meter, train_metrics, validation_metrics
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
 from train.recipe import Recipe, first_difference
+from train.run_folder import CHECKPOINTS, RECIPE
 from train.step import Step, Sums, new_state
 from train.validate import validate
-
-RECIPE = "recipe.json"
 
 
 def fit(recipe: Recipe, world: World) -> None:
@@ -114,7 +113,7 @@ def start_state(recipe: Recipe, training: Loader, world: World) -> tuple[TrainSt
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
     sums = Sums.zero(world.device)
-    path, damaged = from_rank_0(newest_whole(recipe.run_dir / "checkpoints"), world)
+    path, damaged = from_rank_0(newest_whole(recipe.run_dir / CHECKPOINTS), world)
     if world.rank == 0 and damaged:
         print("\n".join(damaged), flush=True)
     if path is not None:
@@ -135,7 +134,7 @@ def save(
     training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), world))
     if world.rank != 0:
         return
-    folder = recipe.run_dir / "checkpoints"
+    folder = recipe.run_dir / CHECKPOINTS
     facts = {"recipe": recipe.to_dict(), "loader": training.state_dict(), "metrics": metrics, "since_log": since_log}
     save_checkpoint(folder, state, facts)
     scored = {path: read_meta(path)["metrics"].get("ema_top1", -1.0) for path in list_checkpoints(folder)}

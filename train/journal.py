@@ -11,8 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from loaders import World
 from prep.dataset import write_whole
 from train.recipe import Recipe
-
-METRICS = "metrics.jsonl"
+from train.run_folder import METRICS, TENSORBOARD
 
 
 class Journal:
@@ -28,7 +27,7 @@ class Journal:
             kept = [line for line in _lines(path) if json.loads(line)["clock"] <= clock]
             write_whole(path, "".join(line + "\n" for line in kept).encode())
             self.file = path.open("a", encoding="utf-8")
-            self.tensorboard = SummaryWriter(str(recipe.run_dir / "tensorboard"), purge_step=clock + 1)
+            self.tensorboard = SummaryWriter(str(recipe.run_dir / TENSORBOARD), purge_step=clock + 1)
 
     def __enter__(self) -> "Journal":
         return self
