@@ -1,6 +1,7 @@
 """Penstock's loaders: a plan decides which pixels make a batch, a backend executes it."""
 
 from loaders.adapter import Epochs, build
+from loaders.augment import AugmentConfig
 from loaders.batch import Batch, World
 from loaders.config import LoaderConfig
 from loaders.loader import Loader, build_loader
@@ -11,6 +12,7 @@ from loaders.subset import select
 from prep.dataset import InputError, Split
 
 __all__ = [
+    "AugmentConfig",
     "Batch",
     "Epochs",
     "EvalTransform",

@@ -70,7 +70,7 @@ class Epochs(IterableDataset[Pair]):
         """Go on there, on any number of processes.
 
         Raises:
-            InputError: the state belongs to another dataset, seed or order.
+            InputError: the state belongs to another dataset, seed, order or number of repeats.
         """
         self.close()
         self.loader.load_state_dict(dict(state))
@@ -106,9 +106,10 @@ def build(
         batch_size: of this process, as PyTorch's loaders count it.
         transform: by default training's for the split `train`, evaluation's for any other.
         dtype: of the images: fp32, fp16 or bf16, normalised; or uint8.
-        options: seed and order of training (`Sampling`), device (auto, cpu or cuda), and what `LoaderConfig` takes.
+        options: seed, order and repeats of training (`Sampling`), device (auto, cpu or cuda), and what `LoaderConfig`
+            takes.
     """
-    sampling = Sampling(**{name: options.pop(name) for name in ("seed", "order") if name in options})
+    sampling = Sampling(**{name: options.pop(name) for name in ("seed", "order", "repeats") if name in options})
     world = join_environment(options.pop("device", "auto"))
     transform = transform or (TrainTransform() if split == "train" else EvalTransform())
     config = LoaderConfig(**options)

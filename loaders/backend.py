@@ -1,7 +1,7 @@
 """What a backend is: it executes plans, and decides nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ class BackendSpec:
     batch_size: int  # of this rank
     size: int  # pixels, of evaluation's square output; a training plan says its own
     crops: bool  # whether plans crop after resizing
+    num_layers: int  # operations of augmentation that an image of a plan goes through
     device: torch.device
     stream: torch.cuda.Stream | None  # on which a GPU's batches are made
     num_threads: int
@@ -45,6 +46,11 @@ class Backend(ABC):
     """Turns plans and their encoded images into pixels, in order; may take some pairs ahead of what it yields."""
 
     reads = True  # whether it wants the encoded images at all
+
+    @classmethod
+    def lowered(cls, device: torch.device) -> Collection[int]:
+        """The operations of augmentation (`loaders.augment.Op`) that it can execute on a device."""
+        return ()
 
     def __init__(self, spec: BackendSpec, release: Callable[[Encoded], None], counters: Counters) -> None:
         self.spec, self.release, self.counters = spec, release, counters

@@ -2,19 +2,21 @@
 
 Rules it keeps: `no_copy` inputs stay alive until their batch is consumed; outputs pass to torch through DLPack
 without a copy; on a GPU nothing synchronises with the host, work is ordered by the loader's stream.
-On the CPU torch resizes (`loaders/resize.py`); on a GPU the graph does all of it.
+On the CPU torch resizes and Pillow augments (`loaders/resize.py`); on a GPU the graph does all of it.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from loaders.backend import Backend, Pixels
+from loaders.augment_dali import LOWERINGS, augment_arrays
+from loaders.augment_pillow import FUNCTIONS
+from loaders.backend import Backend, BackendSpec, Pixels
 from loaders.blame import blame
 from loaders.dali_graph import build_pipeline
 from loaders.plan import Plan
@@ -27,12 +29,16 @@ Pair = tuple[Plan, Encoded]
 class DaliBackend(Backend):
     """Executes plans with NVIDIA DALI."""
 
+    @classmethod
+    def lowered(cls, device: torch.device) -> Collection[int]:
+        return LOWERINGS if device.type == "cuda" else FUNCTIONS
+
     def decode(self, pairs: Iterable[Pair]) -> Iterator[Pixels]:
         running: deque[tuple[Pair, list[Any]]] = deque()  # inputs of batches that DALI has begun
 
         def inputs() -> Iterator[list[Any]]:
             for pair in pairs:
-                arrays = _arrays(*pair, self.spec.on_gpu, self.spec.crops)
+                arrays = _arrays(*pair, self.spec)
                 running.append((pair, arrays))
                 yield arrays
 
@@ -79,7 +85,7 @@ class DaliBackend(Backend):
 
     def _find_failing(self, plan: Plan, encoded: Encoded) -> list[int]:
         """The places of the images that fail alone; what fails ends its pipeline, so the next one gets a new one."""
-        failing, arrays = [], _arrays(plan, encoded, self.spec.on_gpu, self.spec.crops)
+        failing, arrays = [], _arrays(plan, encoded, self.spec)
         spec, first = replace(self.spec, batch_size=1, batches_ahead=1), 0
         while first < len(encoded.images):
             singles = iter([[array[i : i + 1] for array in arrays] for i in range(first, len(encoded.images))])
@@ -101,12 +107,15 @@ def _reason(error: RuntimeError) -> str:
     return " ".join(str(error).rpartition("encountered:")[2].partition("C++ context")[0].split())
 
 
-def _arrays(plan: Plan, encoded: Encoded, on_gpu: bool, crops: bool) -> list[Any]:
-    """The graph's inputs: encoded images, window anchors and shapes; on a GPU signed sizes, and crops if there are."""
+def _arrays(plan: Plan, encoded: Encoded, spec: BackendSpec) -> list[Any]:
+    """The graph's inputs: encoded images, windows' anchors and shapes; on a GPU signed sizes, crops, operations."""
     anchors_B2, shapes_B2 = np.ascontiguousarray(plan.windows_B4[:, :2]), np.ascontiguousarray(plan.windows_B4[:, 2:])
     arrays = [encoded.images, anchors_B2, shapes_B2]
-    if not on_gpu:
+    if not spec.on_gpu:
         return arrays
     signed_sizes_B2 = plan.resized_B2.astype(np.float32)
     signed_sizes_B2[plan.flips_B, 1] *= -1
-    return [*arrays, signed_sizes_B2, plan.crops_B2.astype(np.int32)] if crops else [*arrays, signed_sizes_B2]
+    arrays.append(signed_sizes_B2)
+    if spec.crops:
+        arrays.append(plan.crops_B2.astype(np.int32))
+    return arrays + augment_arrays(plan) if spec.num_layers else arrays

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
+from loaders.augment_dali import augment
 from loaders.backend import BackendSpec
 
 NVJPEG_PADDING_BYTES = 16 << 20  # spare decoder memory, so that a batch of large files does not stall to grow it
@@ -29,12 +30,12 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
         prefetch_queue_depth=spec.batches_ahead,
         exec_dynamic=True,  # otherwise outputs kept by torch are overwritten
         set_affinity=bool(spec.cores),
+        enable_conditionals=spec.on_gpu and spec.num_layers > 0,  # each image goes through its own operations
     )
     def graph() -> Any:
-        kinds = [types.UINT8, types.INT64, types.INT64] + [types.FLOAT] * spec.on_gpu
-        kinds += [types.INT32] * (spec.on_gpu and spec.crops)
+        kinds, ndims = _inputs(spec)
         encoded, anchors, shapes, *others = fn.external_source(
-            source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=[1] * len(kinds)
+            source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=ndims
         )
         windows = _decode(spec, encoded, _checked(encoded, anchors, shapes), shapes)
         return _finish(spec, windows, *others) if spec.on_gpu else windows
@@ -43,6 +44,18 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
         pipeline = graph()
         pipeline.build()
     return pipeline
+
+
+def _inputs(spec: BackendSpec) -> tuple[list[Any], list[int]]:
+    """Types and dimensions of what the graph is fed for each image."""
+    kinds, ndims = [types.UINT8, types.INT64, types.INT64], [1, 1, 1]
+    if spec.on_gpu:
+        kinds, ndims = [*kinds, types.FLOAT], [*ndims, 1]
+        if spec.crops:
+            kinds, ndims = [*kinds, types.INT32], [*ndims, 1]
+        if spec.num_layers:
+            kinds, ndims = [*kinds, types.INT32, types.FLOAT, types.FLOAT], [*ndims, 1, 1, 3]
+    return kinds, ndims
 
 
 def _checked(encoded: Any, anchors: Any, shapes: Any) -> Any:
@@ -81,13 +94,15 @@ def _device_options(spec: BackendSpec) -> dict[str, Any]:
     }
 
 
-def _finish(spec: BackendSpec, windows: Any, sizes: Any, *crops: Any) -> Any:
-    """Resize and crop. A negative width flips in the same pass. Triangular with antialias is Pillow's bilinear."""
+def _finish(spec: BackendSpec, windows: Any, sizes: Any, *others: Any) -> Any:
+    """Resize; crop or augment. A negative width flips as well. Triangular with antialias is Pillow's bilinear."""
     images = fn.resize(windows, size=sizes, interp_type=types.INTERP_TRIANGULAR, antialias=True)
-    if not crops:
-        return images
-    square = (spec.size, spec.size)
-    return fn.slice(images, crops[0], square, axis_names="HW", normalized_anchor=False, normalized_shape=False)
+    if spec.num_layers:
+        return augment(images, *others, spec.num_layers)
+    if spec.crops:
+        square = (spec.size, spec.size)
+        images = fn.slice(images, *others, square, axis_names="HW", normalized_anchor=False, normalized_shape=False)
+    return images
 
 
 @contextmanager

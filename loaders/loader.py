@@ -12,17 +12,19 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from itertools import count
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
+from loaders.augment import AugmentConfig
 from loaders.backend import BackendSpec, Pixels
 from loaders.backends import find_backend
 from loaders.batch import Batch, InUse, Ready, World
 from loaders.blame import DecodeError
+from loaders.checks import check_lowered, check_request
 from loaders.config import LoaderConfig, default_num_threads, share_cores
-from loaders.order import OrderKind, Sampling
+from loaders.order import Sampling
 from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 from loaders.pump import Pump
 from loaders.quarantine import Quarantine
@@ -47,11 +49,13 @@ class Loader:
         config: LoaderConfig,
     ) -> None:
         config.check()
-        _check(split, transform, sampling)
+        check_request(split, transform, sampling)
         self.split, self.transform, self.batch_size = split, transform, batch_size
         self.world, self.sampling, self.config = world, sampling, config
         self.slots = world.share(batch_size)
         self.backend = find_backend(config.backend)
+        self.augment = transform.augment if isinstance(transform, TrainTransform) else AugmentConfig()
+        check_lowered(config.backend, self.backend.lowered(world.device), self.augment)
         self.trains = isinstance(transform, TrainTransform)
         outcome = "another image takes its place" if self.trains else "it counts as wrong"
         self.quarantine = Quarantine(split, config.most_damaged, outcome)
@@ -104,19 +108,20 @@ class Loader:
         """Go on where `state` was taken, on any number of processes.
 
         Raises:
-            InputError: it belongs to another dataset, seed or order.
+            InputError: it belongs to another dataset, seed, order or number of repeats.
         """
+        theirs = {"repeats": 1, **state}  # states of before there were any
         for name, ours in self._identity().items():
-            if state[name] != ours:
+            if theirs[name] != ours:
                 raise InputError(
-                    f"the saved position is of {name} {state[name]}, not of {self.split.folder} with {name} {ours}"
+                    f"the saved position is of {name} {theirs[name]}, not of {self.split.folder} with {name} {ours}"
                 )
         self.quarantine.add_keys(state["damaged"])
         self.position = int(state["position"])
 
     def _identity(self) -> dict[str, Any]:
         """What a position means nothing without."""
-        return {"dataset": self.split.digest, "seed": self.sampling.seed, "order": self.sampling.order}
+        return {"dataset": self.split.digest, **vars(self.sampling)}
 
     def _produce(self, position: int) -> Generator[Ready, None, None]:
         """Batches from `position` on; what cannot be decoded is quarantined, and the stream taken up where it was."""
@@ -159,6 +164,7 @@ class Loader:
             batch_size=len(self.slots),
             size=self.transform.size,
             crops=not self.trains,
+            num_layers=self.augment.num_layers,
             device=self.world.device,
             stream=torch.cuda.Stream(self.world.device) if on_gpu else None,
             num_threads=self.config.num_threads or default_num_threads(self.world),
@@ -184,23 +190,6 @@ class Loader:
         self.counters.copy_seconds += time.perf_counter() - started
         batch = Batch(item.images_BCHW, labels_B, valid_B, damaged_B, plan.position, plan.rows_B)
         return Ready(batch, made)
-
-
-def _check(split: Split, transform: Transform, sampling: Sampling) -> None:
-    """Raises InputError for what cannot work."""
-    if not len(split):
-        raise InputError(f"{split.folder} holds no images: choose other data")
-    if sampling.seed < 0:
-        raise InputError(f"seed {sampling.seed} is negative: take 0 or more")
-    if sampling.order not in get_args(OrderKind):
-        raise InputError(f"there is no order {sampling.order}: choose from {', '.join(get_args(OrderKind))}")
-    if isinstance(transform, EvalTransform):
-        if transform.resize < transform.size:
-            raise InputError(
-                f"cannot crop {transform.size} pixels from a short side of {transform.resize}: resize to more"
-            )
-    elif transform.first_size is not None and not 0 <= transform.grow[0] < transform.grow[1]:
-        raise InputError(f"resolution cannot grow between the epochs {transform.grow}: give a first and a later one")
 
 
 def _ignore(_: Encoded) -> None:

@@ -21,3 +21,7 @@ class Normalize(nn.Module):
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(self.shift, images_BCHW.float(), self.scale)
+
+    def inverse(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised images as uint8 RGB again, to look at: rounded, and cut off at black and white."""
+        return ((images_BCHW - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)

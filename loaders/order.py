@@ -18,10 +18,11 @@ GROUP_BLOCKS = 64  # 4,096 images, about 450 MB
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which images come when, and which windows and flips they get: all of it follows from this and the position."""
+    """Which images come when, and how they are cut, flipped and augmented: all follows from this and the position."""
 
     seed: int = 0
     order: OrderKind = "shuffle"
+    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): times that an image comes, one after the other
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the dataset is smaller than a batch
@@ -44,18 +45,26 @@ def _words(seed: int, epoch: int, stream: int, num_words: int) -> np.ndarray:
 
 
 def locate(sampling: Sampling, positions_B: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and rows of some positions of the endless training stream, int64 [B] each."""
+    """Epochs and rows of some positions of the endless training stream, int64 [B] each.
+
+    An epoch is as long as the split also where images are repeated: then it shows a part of them, another each time.
+    """
     epochs_B, places_B = np.divmod(positions_B, num_images)
     rows_B = np.empty_like(positions_B)
     for epoch in np.unique(epochs_B):
         here = epochs_B == epoch
-        rows_B[here] = epoch_order(sampling, int(epoch), num_images)[places_B[here]]
+        rows_B[here] = epoch_order(sampling, int(epoch), num_images)[places_B[here] // sampling.repeats]
     return epochs_B, rows_B
+
+
+def find_repeats(sampling: Sampling, positions_B: np.ndarray, num_images: int) -> np.ndarray:
+    """Of some positions, how many times in a row their image came just before them, int64 [B], below `repeats`."""
+    return positions_B % num_images % sampling.repeats
 
 
 def find_substitute(sampling: Sampling, position: int, num_images: int, damaged: np.ndarray) -> int:
     """The row shown instead of a damaged one: the next sound one in the same epoch's order, round to its start."""
     epoch, place = divmod(position, num_images)
     order_N = epoch_order(sampling, epoch, num_images)
-    following_N = np.roll(order_N, -place)
+    following_N = np.roll(order_N, -(place // sampling.repeats))
     return int(following_N[np.argmin(np.isin(following_N, damaged))])

@@ -31,6 +31,19 @@ def philox4x32(key: int, counter_4N: np.ndarray) -> np.ndarray:
     return np.stack([c0, c1, c2, c3])
 
 
+def counters(stream: int, position: int, num_positions: int, block: int = 0) -> np.ndarray:
+    """The counters of consecutive positions in the training stream, [4, N]; each position has blocks enough.
+
+    Args:
+        stream: which use the numbers have, 1 or more; the plan's own draws are stream 0.
+    """
+    positions_N = np.arange(position, position + num_positions, dtype=np.uint64)
+    counter_4N = np.empty((4, num_positions), np.uint64)
+    counter_4N[0], counter_4N[3] = block, stream
+    counter_4N[1], counter_4N[2] = positions_N & LOW, positions_N >> WORD_BITS
+    return counter_4N
+
+
 def uniform(words: np.ndarray) -> np.ndarray:
     """32-bit words as float64 in [0, 1)."""
     return words * 2.0**-32

@@ -1,25 +1,29 @@
-"""The plan: which pixels make a batch, decided before anything is read or decoded. numpy alone, pure functions.
+"""The plan: which pixels make a batch, decided before anything is read or decoded. Pure functions.
 
-Shapes: B images of one rank's batch, N images of a split, T tries of a random crop, D damaged images.
+Shapes: B images of one rank's batch, N of a split, D damaged ones, T tries of a random crop, L layers of operations.
 All randomness is a function of (seed, epoch, sample); what was drawn before never matters.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from loaders.order import Sampling, find_substitute, locate
+from loaders.augment import AugmentConfig, draw_ops
+from loaders.order import Sampling, find_repeats, find_substitute, locate
 from loaders.philox import philox4x32, uniform
 
 NUM_TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
 FLIP_BLOCK = NUM_TRIES  # each try takes one Philox block of four words; the flip takes the next
+MOST_BLOCKS = 1 << 16  # of one image; those of its repeats follow
+CROP_STREAM, AUGMENT_STREAM = 0, 16  # of the random numbers; the trainer has others
 SIZE_STEP = 32  # pixels: the stride of most networks, and few shapes to compile for
 DAMAGED_SIDE = 64  # pixels of the black image that stands in for a damaged one in evaluation
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop and horizontal flip, as torchvision defines them; and the resolution of each epoch."""
+    """Random resized crop and flip, as torchvision defines them, then operations; and the resolution of each epoch."""
 
     size: int = 224  # pixels, of the square output
     first_size: int | None = None  # pixels in the first epochs, where resolution is progressive
@@ -27,6 +31,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.08, 1.0)  # crop area, as a share of the image's
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height
     hflip: float = 0.5  # probability of a horizontal flip
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # what each image goes through after that
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Plan:
-    """One rank's batch: decode `windows`, resize each to `resized`, crop `size` at `crops`, flip."""
+    """One rank's batch: decode `windows`, resize each to `resized`, crop `size` at `crops`, flip, do `ops` in turn."""
 
     position: int  # of the global batch's first image in the stream
     size: int  # pixels, of the square output
@@ -64,6 +69,8 @@ class Plan:
     resized_B2: np.ndarray  # int64: height, width
     crops_B2: np.ndarray  # int64: top, left, in resized pixels
     flips_B: np.ndarray  # bool
+    ops_BL: np.ndarray  # int64, of `loaders.augment.Op`; no layers without augmentation
+    arguments_BL: np.ndarray  # float64: what each operation is given
     valid_B: np.ndarray  # bool: False for padding
     damaged_B: np.ndarray  # bool: a black image of DAMAGED_SIDE is shown instead (evaluation alone)
 
@@ -71,13 +78,16 @@ class Plan:
 def train_plan(sampling: Sampling, position: int, slots: range, images: Images, transform: TrainTransform) -> Plan:
     """The plan of the images in `slots` (one rank's share) of the global batch at `position`.
 
-    A damaged row's substitute gets the window and the flip that the damaged one's randomness gives.
+    A damaged row's substitute gets what the damaged one's randomness gives: window, flip and operations.
     """
     positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
     epochs_B, rows_B = locate(sampling, positions_B, len(images))
-    draws_4TB = _draw(sampling.seed, epochs_B, rows_B)
+    counter_3B = np.stack([find_repeats(sampling, positions_B, len(images)), rows_B, epochs_B])
+    draws_4TB = _draw(sampling.seed, counter_3B, NUM_TRIES + 1, CROP_STREAM)
+    draws_4LB = _draw(sampling.seed, counter_3B, transform.augment.num_layers, AUGMENT_STREAM)
     rows_B = _replace_damaged(sampling, positions_B, rows_B, images)
     size, num_images = size_at(transform, position // len(images)), len(rows_B)
+    ops_BL, arguments_BL = draw_ops(transform.augment, draws_4LB.swapaxes(1, 2), size)
     return Plan(
         position=position,
         size=size,
@@ -86,16 +96,22 @@ def train_plan(sampling: Sampling, position: int, slots: range, images: Images, 
         resized_B2=np.full((num_images, 2), size, np.int64),
         crops_B2=np.zeros((num_images, 2), np.int64),
         flips_B=draws_4TB[0, FLIP_BLOCK] < transform.hflip,
+        ops_BL=ops_BL,
+        arguments_BL=arguments_BL,
         valid_B=np.ones(num_images, bool),
         damaged_B=np.zeros(num_images, bool),
     )
 
 
-def _draw(seed: int, epochs_B: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
-    """The uniform numbers of each row in its epoch: [4, T + 1, B], the last block for the flip."""
-    counter_4TB = np.zeros((4, NUM_TRIES + 1, len(rows_B)), np.uint64)
-    counter_4TB[0] = np.arange(NUM_TRIES + 1)[:, None]
-    counter_4TB[1], counter_4TB[2] = rows_B, epochs_B
+def _draw(seed: int, counter_3B: np.ndarray, num_blocks: int, stream: int) -> np.ndarray:
+    """Uniform numbers of each row in its epoch, four to a block: [4, blocks, B].
+
+    Args:
+        counter_3B: how many times in a row the image came before, its row, its epoch.
+    """
+    counter_4TB = np.empty((4, num_blocks, counter_3B.shape[1]), np.uint64)
+    counter_4TB[:3], counter_4TB[3] = counter_3B[:, None], stream
+    counter_4TB[0] = counter_4TB[0] * MOST_BLOCKS + np.arange(num_blocks, dtype=np.uint64)[:, None]
     return uniform(philox4x32(seed, counter_4TB))
 
 
@@ -116,6 +132,11 @@ def size_at(transform: TrainTransform, epoch: int) -> int:
     share = min(1.0, max(0.0, (epoch - start) / (end - start)))
     size = transform.first_size + share * (transform.size - transform.first_size)
     return transform.size if share == 1 else round(size / SIZE_STEP) * SIZE_STEP
+
+
+def sizes(transform: TrainTransform, num_epochs: float) -> list[int]:
+    """The resolutions of a run in the order in which they come: for warming up what is compiled for each."""
+    return list(dict.fromkeys(size_at(transform, epoch) for epoch in range(math.ceil(num_epochs))))
 
 
 def random_resized_crops(
@@ -176,6 +197,8 @@ def eval_plan(position: int, slots: range, images: Images, transform: EvalTransf
         # torchvision.transforms.functional.center_crop rounds half to even
         crops_B2=np.rint((resized_B2 - transform.size) / 2).astype(np.int64),
         flips_B=np.zeros(len(rows_B), bool),
+        ops_BL=np.zeros((len(rows_B), 0), np.int64),
+        arguments_BL=np.zeros((len(rows_B), 0)),
         valid_B=positions_B < len(images),
         damaged_B=damaged_B,
     )

@@ -2,12 +2,13 @@
 
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 
+from loaders.augment_pillow import FUNCTIONS, augment
 from loaders.backend import Backend, Pixels
 from loaders.blame import blame
 from loaders.plan import Plan
@@ -16,6 +17,10 @@ from loaders.reader import Encoded
 
 class ReferenceBackend(Backend):
     """Executes plans one image after the other on the CPU."""
+
+    @classmethod
+    def lowered(cls, device: torch.device) -> Collection[int]:
+        return FUNCTIONS
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
         for plan, encoded in pairs:
@@ -43,7 +48,7 @@ def render(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:
     image = image.crop((crop_left, crop_top, crop_left + plan.size, crop_top + plan.size))
     if plan.flips_B[i]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
+    return np.asarray(augment(image, plan, i))
 
 
 def find_failing(plan: Plan, encoded: Encoded) -> list[int]:

@@ -1,10 +1,11 @@
 """The synthetic backend: the same batch for ever, already on the device. What a model does with a perfect loader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 
 import torch
 
+from loaders.augment import Op
 from loaders.backend import Backend, Pixels
 from loaders.plan import Plan
 from loaders.reader import Encoded
@@ -14,6 +15,10 @@ class SyntheticBackend(Backend):
     """Ignores what the plans say of pixels but their size; labels and positions stay those of the plan."""
 
     reads = False
+
+    @classmethod
+    def lowered(cls, device: torch.device) -> Collection[int]:
+        return list(Op)
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
         noise = cache(self._noise)  # of each resolution

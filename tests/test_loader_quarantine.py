@@ -196,13 +196,20 @@ def test_a_decoder_that_fails_on_sound_images_is_quoted_in_one_line() -> None:
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.integers(1, 40), st.integers(0, 200), st.sets(st.integers(0, 39), max_size=39), st.integers(0, 2**40))
+@given(
+    st.integers(1, 40),
+    st.integers(0, 200),
+    st.sets(st.integers(0, 39), max_size=39),
+    st.integers(0, 2**40),
+    st.sampled_from([1, 2, 5]),
+)
 def test_a_substitute_is_the_next_sound_row_of_the_epoch(
-    num_images: int, position: int, damaged: set[int], seed: int
+    num_images: int, position: int, damaged: set[int], seed: int, repeats: int
 ) -> None:
     damaged = {row for row in damaged if row < num_images - 1}  # at least one is sound
-    found = find_substitute(Sampling(seed), position, num_images, np.array(sorted(damaged), np.int64))
-    epoch, place = divmod(position, num_images)
+    sampling = Sampling(seed, repeats=repeats)
+    found = find_substitute(sampling, position, num_images, np.array(sorted(damaged), np.int64))
+    epoch, place = position // num_images, position % num_images // repeats
     order = epoch_order(Sampling(seed), epoch, num_images).tolist()
     assert found == next(row for row in order[place:] + order[:place] if row not in damaged)
 

@@ -108,7 +108,7 @@ def test_the_state_is_of_the_batch_consumed_however_far_the_producer_is(
 ) -> None:
     loader = build_loader(split, TRAIN, 20, config=LoaderConfig(backend, batches_ahead=3))
     batches = _wait_until_planned(loader, monkeypatch, 4)
-    identity = {"dataset": split.digest, "seed": 0, "order": "shuffle"}
+    identity = {"dataset": split.digest, "seed": 0, "order": "shuffle", "repeats": 1}
     assert loader.state_dict() == {**identity, "position": 20, "damaged": []}
     for batch in islice(batches, 5):
         time.sleep(0.05)  # the producer plans the next one meanwhile, and must not move the state
@@ -134,7 +134,11 @@ def test_the_state_of_another_dataset_is_refused(digits: Path, split: Split) -> 
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
-    [(Sampling(1), "is of seed 1, not of .* with seed 0"), (Sampling(0, "blocks"), "order blocks, .* order shuffle")],
+    [
+        (Sampling(1), "is of seed 1, not of .* with seed 0"),
+        (Sampling(0, "blocks"), "order blocks, .* order shuffle"),
+        (Sampling(repeats=3), "repeats 3, .* repeats 1"),
+    ],
 )
 def test_the_state_of_another_stream_is_refused(split: Split, sampling: Sampling, message: str) -> None:
     state = build_loader(split, TRAIN, 10, sampling=sampling).state_dict()

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from loaders import InputError, LoaderConfig, Sampling, Split, TrainTransform, World, build_loader, select
 from loaders.order import BLOCK_IMAGES, GROUP_BLOCKS, epoch_order
-from loaders.plan import size_at
+from loaders.plan import size_at, sizes
 from loaders.readahead import WINDOW_IMAGES, ReadAhead, merge_runs
 from loaders.subset import find_classes
+from train.recipe import RECIPES
 
 BLOCKS = Sampling(order="blocks")
 GROUP_IMAGES = BLOCK_IMAGES * GROUP_BLOCKS
@@ -165,6 +166,16 @@ def test_resolution_grows_linearly_in_steps_between_its_epochs() -> None:
     assert {size_at(TrainTransform(size=100), epoch) for epoch in range(9)} == {100}
 
 
+def test_the_sizes_of_a_run_are_those_of_its_epochs_in_their_order() -> None:
+    transform = TrainTransform(size=192, first_size=128, grow=(2, 10))
+    assert sizes(transform, 13) == [128, 160, 192]
+    assert (sizes(transform, 5), sizes(transform, 5.5), sizes(transform, 0.1)) == ([128], [128, 160], [128])
+    assert sizes(TrainTransform(size=100), 9) == [100]
+    for recipe in (recipe() for recipe in RECIPES.values()):
+        found = [size_at(recipe.transform, epoch) for epoch in range(round(recipe.epochs))]
+        assert sizes(recipe.transform, recipe.epochs) == sorted(set(found))
+
+
 @pytest.mark.parametrize("backend", ["dali", "reference", "synthetic"])
 def test_batches_grow_at_an_epochs_first_whole_batch(train: Split, backend: str) -> None:
     transform = TrainTransform(size=64, first_size=32, grow=(0, 1))
@@ -178,6 +189,38 @@ def test_resolution_that_cannot_grow_is_refused(train: Split, grow: tuple[float,
         build_loader(train, TrainTransform(first_size=32, grow=grow), 10)
 
 
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (
+            TrainTransform(size=288, first_size=128, grow=(0, 40)),
+            r"6 sizes \(128, .*, 288\), more than 5: .* first_size 160$",
+        ),
+        (
+            TrainTransform(size=96, first_size=256, grow=(0, 40)),
+            r"6 sizes \(256, .*, 96\), more than 5: .* first_size 224$",
+        ),
+        (TrainTransform(size=192, first_size=100, grow=(0, 4)), "cannot be 100: take a multiple of 32, as 96"),
+        (TrainTransform(size=200, first_size=96, grow=(0, 4)), "cannot be 200: take a multiple of 32, as 192"),
+    ],
+)
+def test_more_sizes_than_can_be_compiled_and_odd_ones_are_refused(
+    train: Split, transform: TrainTransform, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_loader(train, transform, 10)
+
+
+def test_sizes_that_no_epoch_meets_do_not_count(train: Split) -> None:
+    """From 128 to 288 in two epochs it goes through 192 alone."""
+    assert build_loader(train, TrainTransform(size=288, first_size=128, grow=(0, 2)), 10)
+
+
 def test_an_unknown_order_is_refused(train: Split) -> None:
     with pytest.raises(InputError, match="no order rows: choose from shuffle, blocks"):
         build_loader(train, TrainTransform(), 10, sampling=Sampling(0, "rows"))  # pyright: ignore[reportArgumentType]
+
+
+def test_no_repeats_are_refused(train: Split) -> None:
+    with pytest.raises(InputError, match="repeats 0 is too few: take 1 or more"):
+        build_loader(train, TrainTransform(), 10, sampling=Sampling(repeats=0))

@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loaders.augment import AugmentConfig, Op
 from loaders.batch import World
 from loaders.order import Sampling, epoch_order, locate
 from loaders.philox import philox4x32, uniform
 from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 
-TRANSFORM = TrainTransform(size=32)
+TRANSFORM = TrainTransform(size=32, augment=AugmentConfig("rand"))
 reproducible = settings(deadline=None, derandomize=True)
 seeds = st.integers(0, 2**63 - 1)
+repeat_counts = st.sampled_from([1, 2, 3, 7])
 
 
 def _images(num_images: int) -> Images:
@@ -23,13 +25,14 @@ def _images(num_images: int) -> Images:
     return Images(200 + 3 * rows, 400 + rows)
 
 
-def _plan(seed: int, position: int, slots: range, num_images: int) -> Plan:
-    return train_plan(Sampling(seed), position, slots, _images(num_images), TRANSFORM)
+def _plan(seed: int, position: int, slots: range, num_images: int, repeats: int = 1) -> Plan:
+    return train_plan(Sampling(seed, repeats=repeats), position, slots, _images(num_images), TRANSFORM)
 
 
 def _decisions(plan: Plan) -> list[tuple[object, ...]]:
     """What the plan says of each of its images, the row first."""
     columns = (plan.rows_B, plan.windows_B4, plan.resized_B2, plan.crops_B2, plan.flips_B, plan.valid_B)
+    columns += (plan.ops_BL, plan.arguments_BL)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -91,44 +94,49 @@ def test_the_stream_is_frozen() -> None:
     assert plan.rows_B.tolist() == [6, 7, 6, 5]
     assert plan.windows_B4.tolist() == [[170, 11, 172, 202], [130, 12, 153, 203], [32, 34, 235, 178], [5, 2, 193, 204]]
     assert plan.flips_B.tolist() == [False, True, True, False]
+    assert plan.ops_BL.tolist() == [[15, 0], [7, 9], [8, 9], [12, 1]]
+    assert plan.arguments_BL.round(3).tolist() == [[-11.886, 0.0], [93.0, 1.801], [1.644, 1.722], [-0.27, 0.0]]
 
 
 @reproducible
-@given(seeds, st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 500))
+@given(seeds, st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 500), repeat_counts)
 def test_ranks_concatenated_are_the_batch_of_one_process(
-    seed: int, num_images: int, world_size: int, each: int, position: int
+    seed: int, num_images: int, world_size: int, each: int, position: int, repeats: int
 ) -> None:
     batch_size = each * world_size
-    whole = _decisions(_plan(seed, position, World().share(batch_size), num_images))
+    whole = _decisions(_plan(seed, position, World().share(batch_size), num_images, repeats))
     shares = [World(rank, world_size).share(batch_size) for rank in range(world_size)]
-    parts = [_decisions(_plan(seed, position, slots, num_images)) for slots in shares]
+    parts = [_decisions(_plan(seed, position, slots, num_images, repeats)) for slots in shares]
     assert all(len(part) == each for part in parts)
     assert [decision for part in parts for decision in part] == whole
 
 
 @reproducible
-@given(seeds, st.integers(1, 60), st.integers(1, 25))
-def test_any_cut_into_batches_is_the_same_stream(seed: int, num_images: int, batch_size: int) -> None:
+@given(seeds, st.integers(1, 60), st.integers(1, 25), repeat_counts)
+def test_any_cut_into_batches_is_the_same_stream(seed: int, num_images: int, batch_size: int, repeats: int) -> None:
     """So a position reached by iterating and one computed alone are the same, across the seams of epochs too."""
     total = 3 * num_images + batch_size
-    whole = _decisions(_plan(seed, 0, range(total), num_images))
+    whole = _decisions(_plan(seed, 0, range(total), num_images, repeats))
     for position in range(0, total - batch_size, batch_size):
-        batch = _plan(seed, position, range(batch_size), num_images)
+        batch = _plan(seed, position, range(batch_size), num_images, repeats)
         assert batch.position == position
         assert _decisions(batch) == whole[position : position + batch_size]
 
 
 @reproducible
-@given(seeds, st.integers(1, 30), st.integers(1, 80))
-def test_every_epoch_of_the_stream_holds_every_row_once(seed: int, num_images: int, batch_size: int) -> None:
+@given(seeds, st.integers(1, 30), st.integers(1, 80), repeat_counts)
+def test_every_epoch_of_the_stream_holds_every_row_once_or_as_often_as_it_is_repeated(
+    seed: int, num_images: int, batch_size: int, repeats: int
+) -> None:
     """Also where a batch straddles two epochs, or holds several."""
     num_batches = -(-3 * num_images // batch_size)
-    batches = [_plan(seed, i * batch_size, range(batch_size), num_images) for i in range(num_batches)]
+    batches = [_plan(seed, i * batch_size, range(batch_size), num_images, repeats) for i in range(num_batches)]
     rows = np.concatenate([batch.rows_B for batch in batches])
     for epoch in range(3):
         part = rows[epoch * num_images : (epoch + 1) * num_images].tolist()
-        assert part == epoch_order(Sampling(seed), epoch, num_images).tolist()
-        assert sorted(part) == list(range(num_images))
+        order_N = epoch_order(Sampling(seed), epoch, num_images)
+        assert part == np.repeat(order_N, repeats)[:num_images].tolist()
+        assert repeats > 1 or sorted(part) == list(range(num_images))
     assert all(batch.valid_B.all() for batch in batches)
 
 
@@ -175,6 +183,43 @@ def test_hflip_is_a_probability() -> None:
     assert shares[1.0] == 1
 
 
+def test_repeats_of_an_image_differ_and_the_first_is_the_one_without_repeats() -> None:
+    images = Images(np.full(400, 500), np.full(400, 400))  # alike, so that only the randomness differs
+    once, repeated = (train_plan(Sampling(2, repeats=r), 0, range(400), images, TRANSFORM) for r in (1, 4))
+    first = slice(0, 400, 4)
+    for name in ("rows_B", "windows_B4", "flips_B", "ops_BL", "arguments_BL"):
+        assert (getattr(repeated, name)[first] == getattr(once, name)[:100]).all()
+    assert (repeated.rows_B.reshape(100, 4) == repeated.rows_B[first, None]).all()
+    assert all(len({tuple(w) for w in windows}) == 4 for windows in repeated.windows_B4.reshape(100, 4, 4).tolist())
+    flips, ops = repeated.flips_B.reshape(100, 4), repeated.ops_BL.reshape(100, 4, 2)
+    for a, b in ((0, 1), (1, 2), (0, 3)):
+        assert 0.25 < (flips[:, a] != flips[:, b]).mean() < 0.75
+        assert (ops[:, a] != ops[:, b]).any(axis=1).mean() > 0.7  # 0.93 expected
+
+
+def test_operations_differ_between_epochs_seeds_rows_and_layers() -> None:
+    images = Images(np.full(2000, 500), np.full(2000, 400))
+    transform = TrainTransform(size=32, augment=AugmentConfig("rand", probability=1))
+    drawn = [
+        plan.ops_BL[np.argsort(plan.rows_B)]
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        for plan in [train_plan(Sampling(seed), epoch * 2000, range(2000), images, transform)]
+    ]
+    for ops, others in [*pairwise(drawn), (drawn[0][:, :1], drawn[0][:, 1:]), (drawn[0][1:], drawn[0][:-1])]:
+        assert (ops == others).mean() == pytest.approx(1 / 15, abs=0.03)  # five standard deviations
+
+
+def test_augmentation_changes_no_window_and_evaluation_has_none() -> None:
+    plain, augmented = (
+        train_plan(Sampling(), 0, range(50), _images(50), TrainTransform(size=32, augment=AugmentConfig(kind)))
+        for kind in ("none", "trivial")
+    )
+    assert (plain.windows_B4 == augmented.windows_B4).all() and (plain.flips_B == augmented.flips_B).all()
+    assert (plain.ops_BL.shape, augmented.ops_BL.shape) == ((50, 0), (50, 1))
+    assert len(np.unique(augmented.ops_BL)) > 8 and Op.INVERT not in augmented.ops_BL
+    assert eval_plan(0, range(5), _images(5), EvalTransform()).ops_BL.shape == (5, 0)
+
+
 @reproducible
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 12))
 def test_evaluation_holds_every_row_once_and_masks_the_padding(num_images: int, world_size: int, each: int) -> None:
@@ -192,7 +237,8 @@ def test_evaluation_holds_every_row_once_and_masks_the_padding(num_images: int, 
 
 def test_plans_have_the_types_that_backends_and_readers_count_on() -> None:
     plans = (_plan(0, 0, range(5), 9), eval_plan(0, range(5), _images(9), EvalTransform(32, 40)))
-    wanted = dict.fromkeys(("rows_B", "windows_B4", "resized_B2", "crops_B2"), np.int64)
+    wanted: dict[str, type] = dict.fromkeys(("rows_B", "windows_B4", "resized_B2", "crops_B2", "ops_BL"), np.int64)
     wanted |= dict.fromkeys(("flips_B", "valid_B", "damaged_B"), np.bool_)
+    wanted["arguments_BL"] = np.float64
     for plan in plans:
         assert {name: getattr(plan, name).dtype for name in wanted} == wanted
