@@ -27,10 +27,10 @@ from loaders import Batch, InputError, Loader, LoaderConfig, Split, TrainTransfo
 from loaders.backends import BACKENDS
 from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
+from train.config import Recipe
 from train.dist import add_up, from_rank_0, join_world
 from train.model import ModelConfig, build_model
 from train.optim import build_optimizer
-from train.recipe import Recipe
 from train.step import AMP_TYPES, Step, Sums, new_state
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import BlurPool2d
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torchvision.transforms.functional import normalize
 
 from loaders import Batch, World
 from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from loaders.plan import size_at
+from train.config import Recipe, first_difference
 from train.fit import due
 from train.model import ModelConfig, build_model
 from train.optim import OptimConfig, build_optimizer, lr_factor, peak_lr
-from train.recipe import RECIPES, Recipe, demo, first_difference, seed_113
+from train.recipe import RECIPES, demo, fast, seed_113, seed_113_aug
 from train.step import Step, Sums, new_state
 
 CPU = torch.device("cpu")
@@ -44,6 +47,12 @@ def test_lr_is_timms_cosine_schedule() -> None:
     for step in range(100):
         assert lr_factor(step / 100, 0.1) == pytest.approx(prefixed._get_lr(step)[0], abs=1e-12)
     assert theirs._get_lr(5)[0] == pytest.approx(lr_factor(0.05, 0.1))
+
+
+def test_lr_on_a_straight_line_is_ffcvs() -> None:
+    for epoch in np.linspace(0, 16, 321):
+        ffcv = np.interp(epoch, [0, 2, 16], [0, 1, 0])
+        assert lr_factor(epoch / 16, 2 / 16, "linear") == pytest.approx(ffcv, abs=1e-12)
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(256, 0.1), (64, 0.025), (1024, 0.4)])
@@ -145,3 +154,24 @@ def test_seed_113_is_what_it_says() -> None:
 
 def test_a_run_that_is_all_warm_up_ends_at_its_peak() -> None:
     assert lr_factor(1.01, 1.0) == 1
+
+
+@pytest.mark.parametrize(("epochs", "grows"), [(16, (12, 14)), (24, (18, 21)), (88, (65, 76))])
+def test_fast_recipes_grow_as_ffcvs(epochs: int, grows: tuple[int, int]) -> None:
+    recipe = fast(epochs)
+    assert RECIPES[f"fast_{epochs}"]() == recipe
+    assert recipe.transform.grow == grows
+    sizes = [size_at(recipe.transform, epoch) for epoch in range(epochs)]
+    assert set(sizes) == {160, 192} and sizes == sorted(sizes)
+    assert sizes.index(192) > grows[0] and sizes[grows[1] :] == [192] * (epochs - grows[1])
+    assert peak_lr(recipe.optim, recipe.batch_size) == pytest.approx(1.7)
+    blurs = [module for module in build_model(recipe.model, 1000, CPU).modules() if isinstance(module, BlurPool2d)]
+    assert len(blurs) == 4  # after the stem, and in the first block of each later stage
+
+
+def test_seed_113_aug_is_seed_113_and_what_the_reference_run_added() -> None:
+    plain, augmented = seed_113().to_dict(), seed_113_aug().to_dict()
+    changed = {name for name in plain if plain[name] != augmented[name]}
+    assert changed == {"name", "transform", "mix", "erase", "run"}  # its folder has its name
+    assert augmented["mix"] == {"mixup": 0.2, "cutmix": 1.0, "until": 52}
+    assert (augmented["erase"]["probability"], augmented["erase"]["until"]) == (0.25, 83)

@@ -1,5 +1,7 @@
 """The figures that a run logs, from what it has added up."""
 
+import torch
+
 from loaders import Loader, World
 from train.dist import add_up
 from train.step import Sums
@@ -25,7 +27,15 @@ class Meter:
             "images_per_second": stats.num_batches * self.loader.batch_size / stats.seconds,
             "data_wait_percent": 100 * stats.wait_seconds / stats.seconds,
             "num_damaged": stats.num_damaged,
+            **self._memory(),
         }
+
+    def _memory(self) -> dict[str, float]:
+        """The most that this process's tensors took on its GPU since the run began."""
+        device = self.loader.world.device
+        if device.type != "cuda":
+            return {}
+        return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
 
 
 def train_metrics(sums: Sums, meter: Meter, lr: float, world: World) -> dict[str, float]:

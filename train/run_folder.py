@@ -2,5 +2,9 @@
 
 RECIPE = "recipe.json"  # as resolved
 METRICS = "metrics.jsonl"  # an entry a line
+STARTS = "starts.jsonl"  # what the run was started with, each time
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+CONTINUE = "continue.json"  # there as long as a run was asked to leave and has not gone on
+HANG = "hang.txt"  # who did not move, and where each process stood
+BAD_BATCHES = "bad_batches.json"  # those whose loss was not finite

@@ -1,20 +1,24 @@
 """One training step: what happens to one batch between the loader and the clock."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn import functional
 
 from loaders import Batch, World
-from loaders.normalize import Normalize
+from train.augment import Augment
 from train.checkpoint import TrainState
-from train.dist import add_up, wrap
+from train.config import Recipe
+from train.dist import add_up, alone, wrap
+from train.guard import Guard
+from train.mix import mixed_loss
 from train.optim import lr_factor, peak_lr, set_lr
-from train.recipe import Recipe
+from train.speed import compiled
 
-SEED_STRIDE, MOST_RANKS = 1 << 40, 1 << 12  # a run sees fewer images, and has fewer processes
+SEED_STRIDE = 1 << 40  # a run sees fewer images
 AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,10 +36,11 @@ class Sums:
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """Count one batch with its mean loss."""
+        """Count one batch with its mean loss; a loss that is not finite adds none."""
         num_images = len(labels_B)
         hits = (logits_BK.argmax(1) == labels_B).sum()
-        self.loss_and_hits += torch.stack([loss.double() * num_images, hits.double()])
+        finite_loss = torch.where(loss.isfinite(), loss, 0)
+        self.loss_and_hits += torch.stack([finite_loss.double() * num_images, hits.double()])
         self.num_images += num_images
 
     def over(self, world: World) -> list[float]:
@@ -43,11 +48,21 @@ class Sums:
         return [*add_up(self.loss_and_hits.clone(), world).tolist(), self.num_images * world.size]
 
     def restore(self, saved: list[float] | None, world: World) -> None:
-        """Go on from what `over` gave, in a world of any size: each process takes an equal share."""
+        """Go on from what `over` gave, in a world of any size; rank 0 takes the sums, since shares would be rounded."""
         if saved:
-            loss, hits, num_images = (value / world.size for value in saved)
-            self.loss_and_hits += torch.tensor([loss, hits], dtype=torch.float64, device=self.loss_and_hits.device)
-            self.num_images += round(num_images)
+            *loss_and_hits, num_images = saved
+            if world.rank == 0:
+                self.loss_and_hits += torch.tensor(loss_and_hits, dtype=torch.float64, device=self.loss_and_hits.device)
+            self.num_images += round(num_images / world.size)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of a batch that go through the network at once."""
+
+    images_BCHW: torch.Tensor  # uint8
+    labels_B: torch.Tensor
+    position: int  # of the first one in the stream
 
 
 class Step:
@@ -59,32 +74,58 @@ class Step:
         self.warmup = recipe.optim.warmup_epochs / recipe.epochs
         self.peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self.lr = 0.0
-        self.model = wrap(state.model, world)
+        self.slots = world.share(recipe.batch_size)
+        self.num_parts = recipe.speed.num_parts(len(self.slots))
+        self.model = wrap(compiled(state.model, recipe.speed, recipe.run_dir), world)
         self.ema = ModelEmaV3(state.model, decay=recipe.ema_decay)
         self.ema.module = state.ema
-        self.normalize = Normalize(recipe.model.mean, recipe.model.std).to(world.device)
+        self.augment = Augment(recipe, round(total_images / recipe.epochs), world)
+        self.guard = Guard(state.model, world.device)
         self.amp = autocast(recipe, world.device)
 
     def __call__(self, batch: Batch, sums: Sums) -> None:
-        """Forward, backward, optimizer, EMA, clock."""
+        """Forward and backward of each part, optimizer, EMA, clock."""
         state, recipe = self.state, self.recipe
-        self._seed(batch.position)
-        with self.amp:
-            logits_BK = self.model(self.normalize(batch.images_BCHW))
-            loss = functional.cross_entropy(logits_BK, batch.labels_B, label_smoothing=recipe.label_smoothing)
-        self.lr = self.peak_lr * lr_factor((state.clock + recipe.batch_size / 2) / self.total_images, self.warmup)
+        self.guard.remember()
+        losses = [self._accumulate(part, sums, is_last) for part, is_last in self._cut(batch)]
+        self.lr = self.peak_lr * self._lr_factor()
         set_lr(state.optimizer, self.lr)
-        state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        state.scaler.step(state.optimizer)  # skipped where a gradient is not finite
+        state.scaler.update(None if recipe.amp == "fp16" else 1.0)
         state.optimizer.zero_grad()
+        self.guard.settle(torch.stack(losses).isfinite().all())
         self.ema.update(state.model)
         state.clock += recipe.batch_size
-        sums.add(loss, logits_BK, batch.labels_B)
 
-    def _seed(self, position: int) -> None:
-        """Dropout and stochastic depth are a function of (seed, position, rank): a resumed run draws the same."""
-        torch.manual_seed(((self.recipe.seed * SEED_STRIDE + position) * MOST_RANKS + self.world.rank) % 2**63)
+    def preview(self, batch: Batch, num_images: int) -> torch.Tensor:
+        """The first images of a batch as the network sees them, back in uint8 RGB [N, 3, H, W]."""
+        images_BCHW, _ = self.augment(batch.images_BCHW, batch.position + self.slots.start)
+        return self.augment.normalize.inverse(images_BCHW[:num_images])
+
+    def _cut(self, batch: Batch) -> Iterator[tuple[Part, bool]]:
+        """The batch's parts, and whether it is the last one."""
+        each = len(batch.labels_B) // self.num_parts
+        for i in range(self.num_parts):
+            here = slice(i * each, (i + 1) * each)
+            position = batch.position + self.slots.start + here.start
+            yield Part(batch.images_BCHW[here], batch.labels_B[here], position), i == self.num_parts - 1
+
+    def _accumulate(self, part: Part, sums: Sums, is_last: bool) -> torch.Tensor:
+        """Add the gradients of one part; with the last one they are averaged over the processes. Its mean loss."""
+        torch.manual_seed((self.recipe.seed * SEED_STRIDE + part.position) % 2**63)  # noise, dropout, stochastic depth
+        images_BCHW, mix = self.augment(part.images_BCHW, part.position)
+        with nullcontext() if is_last else alone(self.model):
+            with self.amp:
+                logits_BK = self.model(images_BCHW)
+                loss = mixed_loss(logits_BK, part.labels_B, mix, self.recipe.label_smoothing)
+            self.state.scaler.scale(loss / self.num_parts).backward()
+        sums.add(loss.detach(), logits_BK.detach(), part.labels_B)
+        return loss.detach()
+
+    def _lr_factor(self) -> float:
+        """Of the middle of the batch."""
+        progress = (self.state.clock + self.recipe.batch_size / 2) / self.total_images
+        return lr_factor(progress, self.warmup, self.recipe.optim.schedule)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -93,6 +134,10 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def new_state(recipe: Recipe, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state before the first step."""
-    device = next(model.parameters()).device.type
-    return TrainState(model, ema, optimizer, torch.amp.GradScaler(device, enabled=recipe.amp == "fp16"))
+    """The state before the first step.
+
+    Only fp16 needs its gradients scaled; elsewhere the scaler makes the optimizer skip what is not finite.
+    """
+    scale = 2.0**16 if recipe.amp == "fp16" else 1.0
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, init_scale=scale)
+    return TrainState(model, ema, optimizer, scaler)

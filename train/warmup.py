@@ -1,0 +1,37 @@
+"""Before the clock starts: the network runs once at each resolution, so that no step stalls to compile or to tune.
+
+And so that a run that goes on computes as one that was not interrupted: after its first backward pass DDP puts the
+gradients into other buckets, in the order in which they come, and three or more addends do not add up to the same
+bits there.
+"""
+
+import math
+
+import torch
+
+from loaders.plan import sizes
+from train.step import Step
+
+
+def warm_up(step: Step) -> None:
+    """Forward and backward on black images; nothing of it is left behind."""
+    recipe, world = step.recipe, step.world
+    each = sizes(recipe.transform, math.ceil(recipe.epochs))
+    if recipe.speed.compile == "none" and world.device.type == "cpu":
+        each = each[:1] if world.size > 1 else []  # any will do for DDP
+    buffers = list(step.state.model.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    for size in each:
+        rehearse(step, size)
+    step.state.optimizer.zero_grad()
+    for buffer, before in zip(buffers, kept, strict=True):
+        buffer.copy_(before)
+
+
+def rehearse(step: Step, size: int) -> None:
+    """One pass at a resolution, of as many images as go through at once."""
+    shape = (len(step.slots) // step.num_parts, 3, size, size)
+    images_BCHW = torch.zeros(shape, device=step.world.device).contiguous(memory_format=torch.channels_last)
+    with step.amp:
+        outputs_BK = step.model(images_BCHW)
+    outputs_BK.float().sum().backward()
