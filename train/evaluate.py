@@ -1,24 +1,29 @@
-"""`torchrun train/evaluate.py CHECKPOINT --data DIR`: exact top-1, top-5 and loss of a model and its EMA.
+"""`torchrun train/evaluate.py CHECKPOINT --data DIR [--out FOLDER]`: exactly how good a model and its EMA are.
 
-CHECKPOINT is a run folder (its newest whole checkpoint is taken) or one checkpoint's folder.
+CHECKPOINT is a run folder (its newest whole checkpoint is taken) or one checkpoint's folder. A summary is printed;
+--out takes it too, with tables of the images, classes, confusions and calibration (docs/evaluating.md).
 """
 
 import argparse
-import copy
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from loaders import InputError, LoaderConfig, Split, World, build_loader, select
+from loaders import EvalTransform, InputError, LoaderConfig, Split, World, build_loader, select
 from loaders.backends import BACKENDS
 from loaders.normalize import Normalize
-from train.checkpoint import META, find_fault, load_weights, newest_whole, read_meta
+from train.calibration import expected_error
+from train.checkpoint import read_meta
 from train.command import exit_with
+from train.config import Recipe
 from train.dist import join_world
-from train.model import build_model
-from train.recipe import Recipe
-from train.run_folder import CHECKPOINTS
+from train.outcomes import Outcomes, to_outcomes
+from train.restore import find_checkpoint, restore
+from train.score_files import write_files
 from train.step import autocast
-from train.validate import Scores, validate
+from train.validate import Mirrored, judge_images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,55 +32,87 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--data", type=Path, help="prepared dataset (default: the one it was trained on)")
     parser.add_argument("--split", help="default: the recipe's validation split")
+    parser.add_argument("--model", choices=("ema", "model", "both"), default="both", help="default: both")
+    parser.add_argument("--size", type=int, help="pixels of the square that the model sees (default: the recipe's)")
+    parser.add_argument("--resize", type=int, help="pixels of the short side before cropping (default: in proportion)")
+    parser.add_argument("--flip", action="store_true", help="mean of the logits of each image and its mirror image")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the summary and its tables")
     parser.add_argument("--batch-size", type=int, default=64, help="images a step and process (default: 64)")
-    parser.add_argument("--backend", choices=list(BACKENDS), default="dali")
+    parser.add_argument("--backend", choices=[name for name in BACKENDS if name != "synthetic"], default="dali")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Evaluate and print one JSON object from rank 0."""
+    """Evaluate; print one JSON object from rank 0."""
     arguments = parse_arguments()
     path = find_checkpoint(arguments.checkpoint)
-    recipe = Recipe.from_dict(read_meta(path)["recipe"])
+    meta = read_meta(path)
+    recipe = Recipe.from_dict(meta["recipe"])
+    recipe = replace(recipe, evaluation=choose_transform(recipe.evaluation, arguments.size, arguments.resize))
     whole = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
     split = select(whole, classes=recipe.data.classes)
+    make_folder(arguments.out)
     with join_world(arguments.device) as world:
-        scores = evaluate_checkpoint(path, recipe, split, arguments, world)
+        outcomes = evaluate_checkpoint(path, recipe, split, arguments, world)
         if world.rank == 0:
-            figures = {name: sums.to_dict() for name, sums in scores.items()}
-            print(json.dumps({"checkpoint": str(path), "num_processes": world.size, **figures}, indent=1))
+            facts = {"checkpoint": str(path), "clock": meta["clock"], "files": meta["files"]}
+            summary = {**facts, **describe(recipe, split, arguments, world), **summarise(outcomes)}
+            if arguments.out is not None:
+                write_files(arguments.out, split, outcomes, summary)
+            print(json.dumps(summary, indent=1))
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means by a run folder or a checkpoint's own folder.
+def choose_transform(usual: EvalTransform, size: int | None, resize: int | None) -> EvalTransform:
+    """The recipe's evaluation transform or another; the share that the crop takes stays unless both are given."""
+    size = size or usual.size
+    return EvalTransform(size, resize or size * usual.resize // usual.size)
 
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    if (path / META).exists():
-        if fault := find_fault(path):
-            raise InputError(f"{path} is damaged ({fault}): take another checkpoint")
-        return path
-    newest, _ = newest_whole(path / CHECKPOINTS)
-    if newest is None:
-        raise InputError(
-            f"{path} holds no whole checkpoint: give a run folder of train/main.py or one of its step_ folders"
-        )
-    return newest
+
+def make_folder(path: Path | None) -> None:
+    """Raises InputError where the results could not be written, before they are computed."""
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made a folder ({error.strerror}): choose another --out") from error
 
 
 def evaluate_checkpoint(
     path: Path, recipe: Recipe, split: Split, arguments: argparse.Namespace, world: World
-) -> dict[str, Scores]:
-    """Scores of a checkpoint's model and EMA on a split."""
-    model = build_model(recipe.model, len(split.class_names), world.device)
-    models = {"model": model, "ema": copy.deepcopy(model)}
-    load_weights(path, models["model"], models["ema"])
+) -> dict[str, Outcomes]:
+    """What the chosen models of a checkpoint say of each image of a split: on rank 0, nothing elsewhere."""
+    models = restore(path, recipe, len(split.class_names), world.device)
+    if arguments.model != "both":
+        models = {arguments.model: models[arguments.model]}
+    if arguments.flip:
+        models = {name: Mirrored(model) for name, model in models.items()}
     config = LoaderConfig(backend=arguments.backend)
     loader = build_loader(split, recipe.evaluation, arguments.batch_size * world.size, world, config=config)
     normalize = Normalize(recipe.model.mean, recipe.model.std).to(world.device)
-    return validate(models, normalize, loader, autocast(recipe, world.device), world)
+    verdicts_SC = judge_images(models, normalize, loader, autocast(recipe, world.device), world)
+    return {} if verdicts_SC is None else to_outcomes(list(models), verdicts_SC.cpu().numpy(), split.column("label"))
+
+
+def describe(recipe: Recipe, split: Split, arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+    """What was evaluated, and how."""
+    source = split.manifest.source
+    return {
+        "data": {"source": source.name, "revision": source.revision, "split": split.folder.name},
+        "size": recipe.evaluation.size,
+        "resize": recipe.evaluation.resize,
+        "flip": arguments.flip,
+        "backend": arguments.backend,
+        "amp": recipe.amp,
+        "num_processes": world.size,
+    }
+
+
+def summarise(outcomes: Mapping[str, Outcomes]) -> dict[str, dict[str, float]]:
+    """The figures of each model."""
+    return {
+        name: {**each.scores().to_dict(), "ece_percent": expected_error(each.bins())} for name, each in outcomes.items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""The model card, README.md of an export: what the weights are and how good they were measured to be, nothing else."""
+
+import json
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from train.config import NOT_COMPARED, Recipe
+from train.measured import Accuracy
+from train.provenance import Provenance
+
+LICENSE = "apache-2.0"
+WORDS = {"ema": "the averaged (EMA) weights", "model": "the weights as trained, not averaged"}
+
+
+def write_card(facts: Provenance) -> str:
+    """The card, with the front matter that the hub reads."""
+    sections = [
+        f"---\n{_describe_for_hub(facts).to_yaml()}\n---",
+        f"# {facts.recipe.model.name}, {facts.recipe.name}",
+        f"An image classifier trained with Penstock: {WORDS[facts.which]} after {facts.clock:,} images.",
+        f"## Accuracy\n\n{_describe_accuracy(facts)}",
+        f"## Use\n\n{_describe_use(facts.recipe)}",
+        f"## Data\n\n{_describe_data(facts)}",
+        f"## Recipe\n\n```json\n{_show_recipe(facts.recipe)}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _describe_for_hub(facts: Provenance) -> ModelCardData:
+    is_on_hub = facts.source is not None and facts.source.name.count("/") == 1
+    results = _list_results(facts.accuracy)
+    return ModelCardData(
+        license=LICENSE,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm"],
+        datasets=[facts.source.name] if facts.source and is_on_hub else None,
+        metrics=["accuracy"],
+        model_name=f"{facts.recipe.model.name}.{facts.recipe.name}" if results else None,
+        eval_results=results,
+    )
+
+
+def _list_results(accuracy: Accuracy | None) -> list[EvalResult] | None:
+    """The figures as the hub takes them; it wants the name of their dataset."""
+    if accuracy is None or accuracy.dataset is None:
+        return None
+    figures = {"top-1 accuracy, percent": accuracy.top1, "top-5 accuracy, percent": accuracy.top5}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=accuracy.dataset,
+            dataset_name=accuracy.dataset,
+            dataset_split=accuracy.split,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in figures.items()
+    ]
+
+
+def _describe_accuracy(facts: Provenance) -> str:
+    accuracy, transform = facts.accuracy, facts.recipe.evaluation
+    if accuracy is None:
+        return "Not measured."
+    dataset = f"{accuracy.dataset}, " if accuracy.dataset else ""
+    images = f"{accuracy.num_images:,} images of {dataset}split {accuracy.split}"
+    damaged = f" ({accuracy.num_damaged:,} that cannot be decoded count as wrong)" if accuracy.num_damaged else ""
+    pixels = f"short side resized to {transform.resize} pixels, {transform.size} cropped from the centre"
+    return f"On {images}{damaged}, one crop each, {pixels}:\n\n{_make_table(accuracy)}"
+
+
+def _make_table(accuracy: Accuracy) -> str:
+    lines = [
+        "| | |\n|---|---|",
+        f"| top-1 | {accuracy.top1:.2f}% ({accuracy.num_top1:,} images) |",
+        f"| top-5 | {accuracy.top5:.2f}% ({accuracy.num_top5:,} images) |",
+        f"| cross-entropy | {accuracy.loss:.4f} nats |",
+    ]
+    if accuracy.ece_percent is not None:
+        lines.append(f"| expected calibration error, 15 bins | {accuracy.ece_percent:.2f}% |")
+    return "\n".join(lines)
+
+
+def _describe_use(recipe: Recipe) -> str:
+    transform = recipe.evaluation
+    return f"""```python
+import timm
+from timm.data import create_transform, resolve_model_data_config
+
+model = timm.create_model("local-dir:DIR", pretrained=True).eval()  # DIR: this folder; from the hub "hf-hub:OWNER/NAME"
+transform = create_transform(**resolve_model_data_config(model))
+logits = model(transform(image.convert("RGB"))[None])
+```
+
+The transform resizes the short side to {transform.resize} pixels (bilinear, antialiased), crops {transform.size} from
+the centre and normalises with mean {list(recipe.model.mean)} and std {list(recipe.model.std)}. `artifact.json` holds
+the same, and logits to check a server by."""
+
+
+def _describe_data(facts: Provenance) -> str:
+    if facts.source is None:
+        return "Its source was not at hand when this was exported."
+    num_classes = f", {len(facts.class_names):,} classes" if facts.class_names else ""
+    return f"{facts.source.name}, revision {facts.source.revision}, split {facts.recipe.data.train}{num_classes}."
+
+
+def _show_recipe(recipe: Recipe) -> str:
+    """What was trained, not where and how fast: JSON, a line a part."""
+    fields = recipe.to_dict()
+    data = {name: value for name, value in fields["data"].items() if name != "root"}
+    shown = {name: value for name, value in fields.items() if name not in NOT_COMPARED} | {"data": data}
+    return "{\n " + ",\n ".join(f'"{name}": {json.dumps(value)}' for name, value in shown.items()) + "\n}"
