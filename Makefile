@@ -30,6 +30,7 @@ test: env
 soak: env
 	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/test_prep_crash.py tests/test_prep_verify.py
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/test_loader_harm.py tests/test_loader_elastic.py
+	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/test_train_resume.py
 
 clean:
 	rm -rf .venv data/digits data/digits-source $(RUN)

@@ -17,6 +17,9 @@ from prep.store import LocalStore
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+os.environ.setdefault(
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9"
+)  # tests ask no real machine about itself
 
 
 def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) -> subprocess.CompletedProcess[str]:

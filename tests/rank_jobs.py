@@ -216,10 +216,15 @@ def read_level() -> dict[str, int]:
 
 def run_script(rank: int, size: int, group: Path, *, script: str, arguments: list[str], port: int) -> None:
     """Run a command as one of torchrun's processes, but with nobody who ends the others when one has ended."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="localhost")
+    take_place(rank, size, port)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def take_place(rank: int, size: int, port: int) -> None:
+    """Know what torchrun tells its processes."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="localhost")
 
 
 def _joined(job: Callable[..., None]) -> Callable[..., None]:

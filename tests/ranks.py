@@ -73,6 +73,10 @@ class Ranks:
         """Kill all ranks at once by SIGKILL."""
         return self._collect(self._ask({"kill": True}))
 
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one rank."""
+        self._ask({"signal": number, "rank": rank})
+
     def run(self, job: str, size: int, folder: Path, **arguments: Any) -> list[Ended]:
         """Start and wait, at most a minute."""
         self.start(job, size, folder, **arguments)
@@ -134,6 +138,8 @@ def serve(group: Group) -> tuple[int, dict[str, Any]] | None:
             rank = group.fork(request["size"])
             if rank is not None:
                 return rank, request
+        elif "signal" in request:
+            os.kill(group.pids[request["rank"]], request["signal"])
         else:
             answer = group.kill() if "kill" in request else group.wait(request["wait"])
         print(json.dumps(answer), flush=True)

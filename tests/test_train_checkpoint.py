@@ -1,11 +1,12 @@
 """Checkpoints are whole or passed over, and only the useful ones are kept."""
 
-import copy
+from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from train_runs import small_state
 
 from loaders import InputError
 from train.checkpoint import (
@@ -13,33 +14,23 @@ from train.checkpoint import (
     META,
     MODEL,
     OPTIMIZER,
-    TrainState,
     find_fault,
     list_checkpoints,
     load_checkpoint,
     newest_whole,
     prune,
-    save_checkpoint,
+    read_meta,
+    take_snapshot,
+    write_checkpoint,
 )
 
 
-def _state(seed: int = 0, width: int = 3) -> TrainState:
-    """A model with a running statistic, one step into its training."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width))
-    ema = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.randn(8, 4)).square().sum().backward()
-    optimizer.step()
-    return TrainState(model, ema, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-
-
-def _save(folder: Path, *clocks: int) -> list[Path]:
-    state = _state()
+def _save(folder: Path, *clocks: int, scores: Sequence[dict[str, float]] = ()) -> list[Path]:
+    state = small_state()
     paths = []
-    for clock in clocks:
+    for clock, metrics in zip(clocks, chain(scores, repeat({})), strict=False):
         state.clock = clock
-        paths.append(save_checkpoint(folder, state, {"metrics": {}}))
+        paths.append(write_checkpoint(folder, take_snapshot(state), {"metrics": metrics}))
     return paths
 
 
@@ -50,9 +41,10 @@ def _flip_a_byte(path: Path) -> None:
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    saved, loaded = _state(1), _state(2)
+    saved, loaded = small_state(1), small_state(2)
     saved.clock = 640
-    meta = load_checkpoint(save_checkpoint(tmp_path, saved, {"metrics": {"top1": 12.5}}), loaded)
+    path = write_checkpoint(tmp_path, take_snapshot(saved), {"metrics": {"top1": 12.5}})
+    meta = load_checkpoint(path, loaded)
     assert (loaded.clock, meta["metrics"]) == (640, {"top1": 12.5})
     for ours, theirs in ((saved.model, loaded.model), (saved.ema, loaded.ema)):
         for name, tensor in ours.state_dict().items():
@@ -92,7 +84,7 @@ def test_what_a_killed_save_left_is_ignored_and_pruned(tmp_path: Path) -> None:
     partial.mkdir()
     (partial / MODEL).write_bytes(b"half")
     assert newest_whole(tmp_path) == (whole, [])
-    prune(tmp_path, keep=2, best=None)
+    prune(tmp_path, keep=2)
     assert list(tmp_path.iterdir()) == [whole]
 
 
@@ -105,14 +97,38 @@ def test_a_save_after_a_killed_one_of_the_same_clock_is_whole(tmp_path: Path) ->
     assert find_fault(path) is None
 
 
-def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    paths = _save(tmp_path, 32, 64, 96, 128)
-    prune(tmp_path, keep=2, best=paths[0])
-    assert list_checkpoints(tmp_path) == [paths[0], *paths[2:]]
+def test_prune_keeps_the_newest_and_the_best_by_each_score(tmp_path: Path) -> None:
+    scores = [{"top1": 3, "ema_top1": 1}, {"top1": 2, "ema_top1": 4}, {"top1": 1, "ema_top1": 2}, {}, {}]
+    paths = _save(tmp_path, 32, 64, 96, 128, 160, scores=scores)
+    prune(tmp_path, keep=1)
+    assert list_checkpoints(tmp_path) == [paths[0], paths[1], paths[4]]
+
+
+def test_prune_passes_over_a_damaged_score(tmp_path: Path) -> None:
+    paths = _save(tmp_path, 32, 64, 96, scores=[{"top1": 3.0}, {"top1": 2.0}, {}])
+    (paths[0] / META).write_text("{")
+    prune(tmp_path, keep=1)
+    assert list_checkpoints(tmp_path) == paths[1:]
+
+
+def test_a_whole_checkpoint_of_the_same_clock_is_told_new_facts_and_stays(tmp_path: Path) -> None:
+    (path,) = _save(tmp_path, 32)
+    files = {name: (path / name).stat().st_ino for name in (MODEL, EMA, OPTIMIZER)}
+    assert _save(tmp_path, 32, scores=[{"top1": 9.0}]) == [path]
+    assert {name: (path / name).stat().st_ino for name in files} == files
+    assert read_meta(path)["metrics"] == {"top1": 9.0}
+    assert newest_whole(tmp_path) == (path, [])
+
+
+def test_a_damaged_checkpoint_of_the_same_clock_is_written_anew(tmp_path: Path) -> None:
+    (path,) = _save(tmp_path, 32)
+    _flip_a_byte(path / MODEL)
+    _save(tmp_path, 32)
+    assert newest_whole(tmp_path) == (path, [])
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (path,) = _save(tmp_path, 32)
     with pytest.raises(InputError, match=r"model\.safetensors does not fit: .*0\.weight") as refusal:
-        load_checkpoint(path, _state(width=5))
+        load_checkpoint(path, small_state(width=5))
     assert "\n" not in str(refusal.value)

@@ -87,6 +87,16 @@ def test_unknown_model_names_the_near_one(refusal: Main, digits: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--run.keep", "0"), ("--run.most-bad-steps", "0"), ("--run.hang-minutes", "0")]
+)
+def test_a_run_that_cannot_be_kept_or_watched_is_refused(
+    refusal: Main, digits: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    assert flag[6:].replace("-", "_") in refusal("demo", *_flags(digits, tmp_path / "run"), flag, value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cuda_without_a_gpu_is_refused(
     refusal: Main, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,91 +1,50 @@
-"""A run that is killed and started again ends in the same bits as one that was left alone."""
+"""A run that is killed at any moment and started again ends in the same bits as one that was left alone.
 
-import json
+PENSTOCK_SOAK_TRAIN_KILLS sets how many runs are killed, each twice (2 unless told).
+"""
+
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from conftest import CHECKOUT
+from ranks import Ranks
+from train_runs import PATIENCE, SAVE_OFTEN, Run, assert_ended, assert_same_end, await_that, count_logs, finish, start
 
-FLAGS = [
-    *("--epochs", "1.5"),
-    *("--batch-size", "32"),
-    *("--transform.size", "16"),
-    *("--evaluation.size", "16"),
-    *("--evaluation.resize", "16"),
-    *("--optim.warmup-epochs", "0.5"),
-    *("--run.save-every", "0.25"),
-    *("--device", "cpu"),
-]
-TIMINGS = ("images_per_second", "data_wait_percent")
-PATIENCE = 120.0  # seconds
+from train.checkpoint import PARTIAL, newest_whole
+
+NUM_SEEDS = int(os.environ.get("PENSTOCK_SOAK_TRAIN_KILLS", "2"))
+pytest_plugins = ["train_fixtures"]
+SIZE = 2  # processes
 
 
-def _start(data: Path, run: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "train/main.py", "demo", "--data.root", str(data), "--run.dir", str(run), *FLAGS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL)
+def _kill_at_some_moment(trainers: Ranks, run: Run, draw: random.Random) -> None:
+    """After some steps, or in the middle of a save; all processes at once, or one, which ends the others."""
+    group, checkpoints = start(trainers, run, SIZE), run.folder / "checkpoints"
+    num_logs, in_a_save = draw.randint(1, 4), draw.random() < 0.5
+    await_that(lambda: count_logs(group) >= num_logs, f"{num_logs} logs")
+    if in_a_save:
+        await_that(lambda: any(checkpoints.glob(f"{PARTIAL}*")), "a save")
+    if draw.random() < 0.5:
+        assert_ended(trainers.kill(), -signal.SIGKILL)
+        return
+    killed = draw.randrange(SIZE)
+    trainers.signal(killed, signal.SIGKILL)
+    for rank, ended in enumerate(trainers.wait(PATIENCE)):
+        assert ended.status == (-signal.SIGKILL if rank == killed else 1), ended
+        assert rank == killed or ended.stderr.startswith(f"rank {rank}: another process ended"), ended
 
 
-def _kill_after_a_checkpoint(process: subprocess.Popen[bytes], run: Path, delay: float) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not list(run.glob("checkpoints/step_*")):
-        assert process.poll() is None and time.monotonic() < deadline, "the run never saved a checkpoint"
-        time.sleep(0.02)
-    time.sleep(delay)
-    process.kill()
-    assert process.wait(PATIENCE) == -signal.SIGKILL, "the run ended before it was killed"
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in entries]
-
-
-def _last(run: Path) -> Path:
-    return max((run / "checkpoints").glob("step_*"))
-
-
-@pytest.fixture(scope="module")
-def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run folders of an undisturbed run and of one that was killed and run again."""
-    folder = tmp_path_factory.mktemp("resume")
-    calm, killed = folder / "calm", folder / "killed"
-    undisturbed, disturbed = _start(digits, calm), _start(digits, killed)
-    try:
-        _kill_after_a_checkpoint(disturbed, killed, random.Random(113).uniform(0, 1.5))
-        disturbed = _start(digits, killed)
-        assert disturbed.wait(PATIENCE) == undisturbed.wait(PATIENCE) == 0
-    finally:
-        for process in (undisturbed, disturbed):
-            process.kill()
-            process.wait()
-    return calm, killed
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
-def test_resumed_weights_are_the_same_bytes(runs: tuple[Path, Path], name: str) -> None:
-    calm, killed = map(_last, runs)
-    assert calm.name == killed.name
-    assert (calm / name).read_bytes() == (killed / name).read_bytes()
-
-
-def test_resumed_momentum_is_equal(runs: tuple[Path, Path]) -> None:
-    ours, theirs = (torch.load(_last(run) / "optimizer.pt", weights_only=True)["optimizer"] for run in runs)
-    assert ours["param_groups"] == theirs["param_groups"]
-    assert ours["state"].keys() == theirs["state"].keys() != set()
-    for index, state in ours["state"].items():
-        assert torch.equal(state["momentum_buffer"], theirs["state"][index]["momentum_buffer"])
-
-
-def test_resumed_metrics_are_equal_but_for_timings(runs: tuple[Path, Path]) -> None:
-    calm, killed = map(_metrics, runs)
-    assert [entry["kind"] for entry in calm] == ["train", "validation"] * 2
-    assert calm == killed
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_a_run_that_is_killed_twice_ends_in_the_same_bits(
+    trainers: Ranks, calm: Callable[[int], Run], digits: Path, tmp_path: Path, seed: int
+) -> None:
+    run, draw = Run(digits, tmp_path / "run", SAVE_OFTEN), random.Random(seed)
+    for _ in range(2):
+        _kill_at_some_moment(trainers, run, draw)
+    assert newest_whole(run.folder / "checkpoints")[1] == []  # nothing is there that is damaged
+    finish(trainers, run, SIZE)
+    assert_same_end(run, calm(SIZE))
+    assert not list((run.folder / "checkpoints").glob(f"{PARTIAL}*"))

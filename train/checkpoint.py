@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from loaders import InputError
-from prep.dataset import sync_folder
+from prep.dataset import sync_folder, write_whole
 
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
+SCORES = ("top1", "ema_top1")  # the best checkpoint by each of these metrics is kept
 
 
 @dataclass
@@ -36,22 +37,55 @@ class TrainState:
     clock: int = 0  # images seen, over all processes
 
 
-def save_checkpoint(folder: Path, state: TrainState, facts: dict[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one moment, in host memory, whatever training has done since."""
+
+    clock: int
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]  # and the scaler
+    copied: torch.cuda.Event | None  # until then a GPU has not copied all of it
+
+
+def take_snapshot(state: TrainState) -> Snapshot:
+    """Copy a state.
+
+    On a GPU the copies are queued behind the steps so far and before those to come, into pinned memory: nobody waits
+    for them here.
+    """
+    optimizer = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
+    model, ema, optimizer = map(_copy, (state.model.state_dict(), state.ema.state_dict(), optimizer))
+    copied = None
+    if next(state.model.parameters()).is_cuda:
+        copied = torch.cuda.Event(blocking=True)  # or who waits for it would spin
+        copied.record()
+    return Snapshot(state.clock, model, ema, optimizer, copied)
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
     """Write a checkpoint below `folder`; it appears under its name only when all of it is on disk.
+
+    Where there is a whole one of this clock already it holds the same state, and is told the new facts alone: it is
+    never taken away to be put back.
 
     Args:
         facts: what `meta.json` holds beside clock, versions and digests; must be JSON.
     """
-    final = folder / f"step_{state.clock:010d}"
+    if snapshot.copied is not None:
+        snapshot.copied.synchronize()
+    final = folder / f"step_{snapshot.clock:010d}"
+    if final.exists() and not find_fault(final):
+        write_whole(final / META, _describe(snapshot, facts, read_meta(final)["files"]))
+        return final
     partial = folder / f"{PARTIAL}{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_contiguous(state.model), partial / MODEL)
-    save_file(_contiguous(state.ema), partial / EMA)
-    torch.save({"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}, partial / OPTIMIZER)
-    files = {name: _sha256(partial / name) for name in (MODEL, EMA, OPTIMIZER)}
-    meta = {"clock": state.clock, **facts, "commit": describe_commit(), "versions": describe_versions(), "files": files}
-    (partial / META).write_text(json.dumps(meta, indent=1) + "\n")
+    save_file(_contiguous(snapshot.model), partial / MODEL)
+    save_file(_contiguous(snapshot.ema), partial / EMA)
+    torch.save(snapshot.optimizer, partial / OPTIMIZER)
+    digests = {name: _sha256(partial / name) for name in (MODEL, EMA, OPTIMIZER)}
+    (partial / META).write_bytes(_describe(snapshot, facts, digests))
     for path in partial.iterdir():
         _sync_file(path)
     sync_folder(partial)
@@ -120,15 +154,49 @@ def find_fault(path: Path) -> str | None:
     return f"{changed[0]} changed after it was saved" if changed else None
 
 
-def prune(folder: Path, keep: int, best: Path | None) -> None:
-    """Delete all but the `keep` newest checkpoints and the best; and what a killed save left."""
-    for path in [*list_checkpoints(folder)[:-keep], *folder.glob(f"{PARTIAL}*")]:
-        if path != best:
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints (at least one) and the best; and what a killed save left."""
+    paths = list_checkpoints(folder)
+    kept = {*paths[-max(1, keep) :], *find_best(paths)}
+    for path in [*paths, *folder.glob(f"{PARTIAL}*")]:
+        if path not in kept:
             shutil.rmtree(path)
 
 
-def _contiguous(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def find_best(paths: list[Path]) -> set[Path]:
+    """The best checkpoint by each of SCORES, where one bears it; the oldest of several alike."""
+    best = set()
+    for name in SCORES:
+        scores = {path: score for path in paths if (score := _read_score(path, name)) is not None}
+        if scores:
+            best.add(max(scores, key=lambda path: scores[path]))
+    return best
+
+
+def _read_score(path: Path, name: str) -> float | None:
+    try:
+        return read_meta(path)["metrics"].get(name)
+    except (OSError, ValueError, KeyError):
+        return None  # damaged
+
+
+def _describe(snapshot: Snapshot, facts: dict[str, Any], digests: dict[str, str]) -> bytes:
+    """The content of meta.json."""
+    about = {"commit": describe_commit(), "versions": describe_versions(), "files": digests}
+    return (json.dumps({"clock": snapshot.clock, **facts, **about}, indent=1) + "\n").encode()
+
+
+def _copy(value: Any) -> Any:
+    """A state_dict with each tensor's value as it is now, in host memory and the same memory format."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _copy(each) for name, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _sha256(path: Path) -> str:

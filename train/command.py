@@ -13,7 +13,9 @@ import tyro
 from loaders import InputError
 from loaders.blame import DecodeError
 from loaders.reader import ShardError
-from train.recipe import RECIPES, Recipe
+from train.config import Recipe
+from train.dist import PeerLostError
+from train.recipe import RECIPES
 
 DEFAULT_RECIPE = "seed_113"
 
@@ -54,8 +56,10 @@ def parse_command(arguments: list[str]) -> Command:
 
 
 def exit_with(error: InputError) -> NoReturn:
-    """One line for what every rank finds wrong alike; a damaged image or shard is found by one rank, which says so."""
+    """One line for what every rank finds wrong alike; what one rank alone finds wrong it says itself."""
     rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, PeerLostError):
+        sys.exit(f"rank {rank}: {error}")
     if rank == 0 or isinstance(error, DecodeError | ShardError):
         sys.exit(f"error: {f'rank {rank}: ' if rank else ''}{error}")
     sys.exit(1)

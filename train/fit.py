@@ -2,70 +2,96 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from loaders import InputError, Loader, Sampling, Split, World, build_loader, select
+from loaders import Batch, InputError, Loader, Sampling, Split, World, build_loader, select
 from prep.dataset import write_whole
-from train.checkpoint import (
-    TrainState,
-    list_checkpoints,
-    load_checkpoint,
-    newest_whole,
-    prune,
-    read_meta,
-    save_checkpoint,
-)
-from train.dist import from_every_rank, from_rank_0
+from train.checkpoint import TrainState, load_checkpoint, newest_whole
+from train.config import Recipe, first_difference
+from train.dist import from_every_rank, from_rank_0, meet
+from train.guard import NotFiniteError
 from train.journal import Journal
 from train.metrics import Meter, train_metrics, validation_metrics
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
-from train.recipe import Recipe, first_difference
-from train.run_folder import CHECKPOINTS, RECIPE
+from train.pictures import show_augmented, show_mistakes
+from train.preemption import Notices, Reason, remove_marker, write_marker
+from train.run_folder import BAD_BATCHES, CHECKPOINTS, RECIPE
+from train.saver import Saver
+from train.starvation import Starvation
 from train.step import Step, Sums, new_state
 from train.validate import validate
+from train.warmup import warm_up
+from train.watchdog import Watchdog
 
 
-def fit(recipe: Recipe, world: World) -> None:
+def fit(recipe: Recipe, world: World) -> bool:
     """Train a recipe to its end, going on from its run folder's newest whole checkpoint.
 
+    Returns:
+        Whether it is finished. If not, it was asked to leave, has saved, and the same call goes on.
+
     Raises:
-        InputError: the data, the recipe or the run folder cannot be used as they are.
+        InputError: the data, the recipe or the run folder cannot be used as they are, or the loss is not finite.
     """
+    recipe.run.check()
     check_run_folder(recipe)
     training, validation = open_loaders(recipe, world)
     epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
-    state, sums = start_state(recipe, training, world)
+    state, sums, saved = start_state(recipe, training, world)
+    metrics, owes_evaluation = saved.get("metrics", {}), saved.get("owes_evaluation", False)
     claim_run_folder(recipe, world)
-    step, meter = Step(recipe, state, total_images, world), Meter(training)
+    step, meter, starvation = Step(recipe, state, total_images, world), Meter(training), Starvation(training)
 
-    with Journal(recipe, state.clock, epoch_size, world) as journal:
+    with (
+        Journal(recipe, state.clock, epoch_size, world) as journal,
+        Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world) as saver,
+        Watchdog(recipe.run.hang_minutes, recipe.run_dir, world) as watchdog,
+        Notices(recipe.run.spot, world) as notices,
+    ):
+        remove_marker(recipe.run_dir)
         journal.say(describe(recipe, training, total_images, state.clock, world))
-        if state.clock >= total_images:
+        if state.clock >= total_images and not owes_evaluation:
             journal.say(f"{recipe.run_dir} is finished: nothing left to train")
-            return
-        batches = iter(training)
-        while state.clock < total_images:
-            before = state.clock
-            step(next(batches), sums)
-            last = state.clock >= total_images
-            if last or due(recipe.run.log_every, before, state.clock):
-                journal.log("train", state.clock, train_metrics(sums, meter, step.lr, world))
-                sums = Sums.zero(world.device)
-            evaluate = last or due(recipe.run.evaluate_every * epoch_size, before, state.clock)
-            metrics = {}
-            if evaluate:
-                scores = validate({"model": state.model, "ema": state.ema}, step.normalize, validation, step.amp, world)
-                metrics = validation_metrics(scores)
+            return True
+        warm_up(step)
+        reason, batches = Reason.NONE, iter(training)
+        while not reason and (owes_evaluation or state.clock < total_images):
+            saves = False
+            if not owes_evaluation:  # a run that left in the middle of one does it first
+                before, metrics = state.clock, {}
+                watchdog.beat(before, "reading")
+                batch = next(batches)
+                watchdog.beat(before, "training")
+                step(batch, sums)
+                last = state.clock >= total_images
+                if last or due(recipe.run.log_every, before, state.clock):
+                    log_training(step, sums, training, meter, starvation, journal)
+                    sums = Sums.zero(world.device)
+                owes_evaluation = last or due(recipe.run.evaluate_every * epoch_size, before, state.clock)
+                saves = due(recipe.run.save_every * epoch_size, before, state.clock)
+                if owes_evaluation:
+                    show_augmented(journal, step, batch)
+            if owes_evaluation and (metrics := evaluate(step, validation, journal, watchdog, notices)):
                 journal.log("validation", state.clock, metrics)
-            if evaluate or due(recipe.run.save_every * epoch_size, before, state.clock):
-                save(recipe, state, sums, training, metrics, world)
-            if evaluate:
+                owes_evaluation, saves = False, True
                 meter.restart()
-    journal.say(f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs")
+                starvation.restart()
+            reason = notices.agreed()
+            if saves or reason:
+                watchdog.beat(state.clock, "saving")
+                saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, world))
+        saver.wait()
+        is_finished = state.clock >= total_images and not owes_evaluation
+        if not is_finished:
+            write_marker(recipe.run_dir, reason, state.clock, world)
+        meet(world)  # torchrun ends all processes when the first has left
+        journal.say(conclude(recipe, state.clock, None if is_finished else reason))
+    return is_finished
 
 
 def due(every: float, before: int, now: int) -> bool:
@@ -98,7 +124,7 @@ def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
     if splits[0].class_names != splits[1].class_names:
         raise InputError(f"{splits[0].folder} and {splits[1].folder} have different classes: prepare them together")
     splits = [select(splits[0], data.fraction, data.classes), select(splits[1], classes=data.classes)]
-    sampling = Sampling(recipe.seed, data.order)
+    sampling = Sampling(recipe.seed, data.order, data.repeats)
     training, validation = (
         build_loader(split, transform, recipe.batch_size, world, sampling, recipe.loader)
         for split, transform in zip(splits, (recipe.transform, recipe.evaluation), strict=True)
@@ -106,39 +132,97 @@ def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
     return training, validation
 
 
-def start_state(recipe: Recipe, training: Loader, world: World) -> tuple[TrainState, Sums]:
-    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's; and the loader's."""
+def start_state(recipe: Recipe, training: Loader, world: World) -> tuple[TrainState, Sums, dict[str, Any]]:
+    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's; and the loader's.
+
+    Returns:
+        Beside these what the checkpoint says of itself.
+    """
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(training.split.class_names), world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
-    sums = Sums.zero(world.device)
+    sums, saved = Sums.zero(world.device), {}
     path, damaged = from_rank_0(newest_whole(recipe.run_dir / CHECKPOINTS), world)
     if world.rank == 0 and damaged:
         print("\n".join(damaged), flush=True)
     if path is not None:
-        meta = load_checkpoint(path, state)
+        saved = load_checkpoint(path, state)
         try:
-            training.load_state_dict(meta["loader"])
+            training.load_state_dict(saved["loader"])
         except InputError as error:
             raise InputError(f"{recipe.run_dir} cannot go on: {error}; choose another --run.dir") from error
-        sums.restore(meta.get("since_log"), world)
-    return state, sums
+        sums.restore(saved.get("since_log"), world)
+    return state, sums, saved
 
 
-def save(
-    recipe: Recipe, state: TrainState, sums: Sums, training: Loader, metrics: dict[str, float], world: World
+def log_training(
+    step: Step, sums: Sums, training: Loader, meter: Meter, starvation: Starvation, journal: Journal
 ) -> None:
-    """Save a checkpoint from rank 0; keep the newest ones and the best by EMA top-1."""
+    """The figures since the last log, and what they give cause to say; the one place that waits for the device."""
+    check_guard(step, training)
+    figures = train_metrics(sums, meter, step.lr, step.world)
+    journal.log("train", step.state.clock, figures)
+    starvation.look(figures["data_wait_percent"], journal.say)
+
+
+def check_guard(step: Step, training: Loader) -> None:
+    """Raises InputError where the loss has not been finite for too long, and lists the images in the run's folder."""
+    most = step.recipe.run.most_bad_steps
+    try:
+        step.guard.check(most, step.world)
+    except NotFiniteError as error:
+        path = step.recipe.run_dir / BAD_BATCHES
+        if step.world.rank == 0:
+            batches = list_batches(training, step.state.clock, most)
+            write_whole(path, (json.dumps(batches, indent=1) + "\n").encode())
+        raise InputError(
+            f"{error}: {path} lists the images of the last {most} batches, from which nothing was learned; look at "
+            f"them, or train with a lower --optim.lr in another --run.dir"
+        ) from error
+
+
+def list_batches(training: Loader, clock: int, num_batches: int) -> list[dict[str, Any]]:
+    """The global batches before `clock`, the last one first: its position in the stream and its images' keys."""
+    split, size = training.split, training.batch_size
+    whole = build_loader(split, training.transform, size, World(), training.sampling, training.config)
+    whole.quarantine.rows = training.quarantine.rows
+    positions = range(clock - size, max(-1, clock - size * num_batches - 1), -size)
+    return [{"position": position, "keys": split.keys(whole.plan(position).rows_B)} for position in positions]
+
+
+def evaluate(
+    step: Step, validation: Loader, journal: Journal, watchdog: Watchdog, notices: Notices
+) -> dict[str, float]:
+    """Metrics of the model and of its EMA; none where all ranks agree to leave before every image was seen."""
+
+    def attend() -> Iterator[Batch]:
+        for batch in validation:
+            watchdog.beat(step.state.clock, "evaluating")
+            if notices.agreed():
+                return
+            if batch.position == 0:
+                show_mistakes(journal, step, batch, validation.split)
+            yield batch
+
+    models = {"model": step.state.model, "ema": step.state.ema}
+    scores = validate(models, step.augment.normalize, attend(), step.amp, step.world)
+    return {} if notices.reason else validation_metrics(scores)
+
+
+def gather_facts(
+    step: Step, training: Loader, sums: Sums, metrics: dict[str, float], owes_evaluation: bool, world: World
+) -> dict[str, Any]:
+    """What a checkpoint holds beside the state; every rank must call it, and then knows of all damaged images."""
     since_log = sums.over(world)
     training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), world))
-    if world.rank != 0:
-        return
-    folder = recipe.run_dir / CHECKPOINTS
-    facts = {"recipe": recipe.to_dict(), "loader": training.state_dict(), "metrics": metrics, "since_log": since_log}
-    save_checkpoint(folder, state, facts)
-    scored = {path: read_meta(path)["metrics"].get("ema_top1", -1.0) for path in list_checkpoints(folder)}
-    prune(folder, recipe.run.keep, best=max(scored, key=lambda path: scored[path]))
+    return {
+        "recipe": step.recipe.to_dict(),
+        "loader": training.state_dict(),
+        "metrics": metrics,
+        "owes_evaluation": owes_evaluation,
+        "since_log": since_log,
+    }
 
 
 def describe(recipe: Recipe, training: Loader, total_images: int, clock: int, world: World) -> str:
@@ -150,3 +234,10 @@ def describe(recipe: Recipe, training: Loader, total_images: int, clock: int, wo
         f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), peak lr {lr:g}, "
         f"{recipe.epochs:g} epochs = {total_images:,} images{resumed}"
     )
+
+
+def conclude(recipe: Recipe, clock: int, reason: Reason | None) -> str:
+    """The run in a few words, when it ends or leaves."""
+    if reason:
+        return f"{reason.name}: saved at image {clock:,} in {recipe.run_dir}; the same command goes on from there"
+    return f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs"

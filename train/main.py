@@ -1,6 +1,7 @@
 """`torchrun train/main.py [RECIPE] [--data.root DIR] [--run.dir RUN] …`: train a recipe; run it again to go on.
 
 Every field of a recipe is a flag: `--help` lists them. `--dry-run` prints the resolved recipe and stops.
+Asked to leave (SIGTERM, Ctrl-C, a spot notice) it saves first and exits with status 75.
 """
 
 import json
@@ -10,6 +11,7 @@ from loaders import InputError
 from train.command import exit_with, parse_command
 from train.dist import join_world
 from train.fit import fit
+from train.preemption import LEFT_EARLY
 
 
 def main() -> None:
@@ -19,7 +21,9 @@ def main() -> None:
         print(json.dumps(command.recipe.to_dict(), indent=1))
         return
     with join_world(command.device) as world:
-        fit(command.recipe, world)
+        is_finished = fit(command.recipe, world)
+    if not is_finished:
+        sys.exit(LEFT_EARLY)
 
 
 if __name__ == "__main__":

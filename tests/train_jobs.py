@@ -1,0 +1,65 @@
+"""What ranks do in tests of training, beside the command itself: see `ranks.py`."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from rank_jobs import JOBS, take_place
+
+from loaders import Batch, Split, select
+from train import fit as trainer
+from train.augment import Augment
+from train.command import parse_command
+from train.dist import join_world
+from train.mix import Mix
+from train.step import Step, Sums
+
+
+def fit_interrupted(rank: int, size: int, group: Path, *, arguments: list[str], port: int, moment: str) -> None:
+    """Train as train/main.py does; SIGTERM comes to the last rank when `fit` calls a function for the first time."""
+    take_place(rank, size, port)
+    call = getattr(trainer, moment)
+
+    def interrupt(*values: Any) -> Any:
+        setattr(trainer, moment, call)
+        signal.raise_signal(signal.SIGTERM)
+        return call(*values)
+
+    if rank == size - 1:
+        setattr(trainer, moment, interrupt)
+    with join_world("cpu") as world:
+        assert not trainer.fit(parse_command(arguments).recipe, world)
+
+
+def fit_recorded(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
+    """Train as train/main.py does, and log the images of each batch that was trained on."""
+    take_place(rank, size, port)
+    recipe = parse_command(arguments).recipe
+    split, step = select(Split(recipe.data.root, recipe.data.train), recipe.data.fraction), Step.__call__
+    with join_world("cpu") as world, open(group / f"log-{rank}", "ab", buffering=0) as log:
+
+        def record(self: Step, batch: Batch, sums: Sums) -> None:
+            step(self, batch, sums)
+            log.write(json.dumps({"position": batch.position, "keys": split.keys(batch.rows_B)}).encode() + b"\n")
+
+        Step.__call__ = record
+        assert trainer.fit(recipe, world)
+
+
+def fit_poisoned(rank: int, size: int, group: Path, *, arguments: list[str], port: int, first_bad: int) -> None:
+    """Train as train/main.py does, on images that are not finite from a position in the stream on."""
+    take_place(rank, size, port)
+    augment = Augment.__call__
+
+    def poison(self: Augment, images_BCHW: torch.Tensor, position: int) -> tuple[torch.Tensor, Mix]:
+        augmented_BCHW, mix = augment(self, images_BCHW, position)
+        return augmented_BCHW * (float("nan") if position >= first_bad else 1), mix
+
+    Augment.__call__ = poison
+    with join_world("cpu") as world:
+        trainer.fit(parse_command(arguments).recipe, world)
+
+
+JOBS.update({"fit-interrupted": fit_interrupted, "fit-recorded": fit_recorded, "fit-poisoned": fit_poisoned})
