@@ -22,6 +22,7 @@ from train.dist import join_world
 from train.outcomes import Outcomes, to_outcomes
 from train.restore import find_checkpoint, restore
 from train.score_files import write_files
+from train.speed import set_precision
 from train.step import autocast
 from train.validate import Mirrored, judge_images
 
@@ -82,6 +83,7 @@ def evaluate_checkpoint(
     path: Path, recipe: Recipe, split: Split, arguments: argparse.Namespace, world: World
 ) -> dict[str, Outcomes]:
     """What the chosen models of a checkpoint say of each image of a split: on rank 0, nothing elsewhere."""
+    set_precision(recipe.speed)
     models = restore(path, recipe, len(split.class_names), world.device)
     if arguments.model != "both":
         models = {arguments.model: models[arguments.model]}

@@ -21,6 +21,7 @@ from train.pictures import show_augmented, show_mistakes
 from train.preemption import Notices, Reason, remove_marker, write_marker
 from train.run_folder import BAD_BATCHES, CHECKPOINTS, RECIPE
 from train.saver import Saver
+from train.speed import set_precision
 from train.starvation import Starvation
 from train.step import Step, Sums, new_state
 from train.validate import validate
@@ -38,6 +39,7 @@ def fit(recipe: Recipe, world: World) -> bool:
         InputError: the data, the recipe or the run folder cannot be used as they are, or the loss is not finite.
     """
     recipe.run.check()
+    set_precision(recipe.speed)
     check_run_folder(recipe)
     training, validation = open_loaders(recipe, world)
     epoch_size = len(training.split)

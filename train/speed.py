@@ -44,8 +44,14 @@ class SpeedConfig:
 
 
 def set_precision(config: SpeedConfig) -> None:
-    """Tell torch how to compute in float32, and whether it may try which convolution is fastest."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    """Tell torch how a GPU computes in float32, and whether it may try which convolution is fastest.
+
+    Raises:
+        InputError: the settings cannot work.
+    """
+    config.check()
+    precision = "tf32" if config.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = precision
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)
 
@@ -54,6 +60,6 @@ def compiled(model: nn.Module, config: SpeedConfig, run_dir: Path) -> nn.Module:
     """The model, compiled where that is asked for; the cache lies in the run's folder."""
     if config.compile == "none":
         return model
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run_dir.absolute() / CACHE))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(run_dir.absolute() / CACHE)  # torch has set it to a folder in /tmp
     model.compile(mode=config.compile, dynamic=False)  # in place: the names in its state stay
     return model
