@@ -242,3 +242,12 @@ def test_plans_have_the_types_that_backends_and_readers_count_on() -> None:
     wanted["arguments_BL"] = np.float64
     for plan in plans:
         assert {name: getattr(plan, name).dtype for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (1, 2), (2, 1), (1, 30), (3, 2)])
+def test_windows_of_the_smallest_images_are_not_empty(sides: tuple[int, int]) -> None:
+    heights_N, widths_N = (np.full(2000, side) for side in sides)
+    plan = train_plan(Sampling(), 0, range(2000), Images(widths_N, heights_N), TrainTransform())
+    top_B, left_B, height_B, width_B = plan.windows_B4.T
+    assert height_B.min() >= 1 and width_B.min() >= 1
+    assert (top_B + height_B).max() <= sides[0] and (left_B + width_B).max() <= sides[1]
