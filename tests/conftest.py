@@ -17,9 +17,9 @@ from prep.store import LocalStore
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
-os.environ.setdefault(
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9"
-)  # tests ask no real machine about itself
+# Tests ask no real machine about itself; and their networks are so small that torch's threads hold each other up.
+os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) -> subprocess.CompletedProcess[str]:

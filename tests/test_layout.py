@@ -31,6 +31,7 @@ COMMANDS = (
     "benchmarks/peers.py",
     "benchmarks/preparation.py",
     "benchmarks/startup.py",
+    "benchmarks/gpu_suite.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]
