@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (of torch.backends.cudnn.conv, which pyright does not see)
 """Settings of speed change no result: precision on a GPU is set on purpose, a compiled network trains alike."""
 
 from collections.abc import Iterator
