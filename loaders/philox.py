@@ -35,7 +35,7 @@ def counters(stream: int, position: int, num_positions: int, block: int = 0) -> 
     """The counters of consecutive positions in the training stream, [4, N]; each position has blocks enough.
 
     Args:
-        stream: which use the numbers have, 1 or more; the plan's own draws are stream 0.
+        stream: which use the numbers have, one that `loaders/plan.py` does not take for its own.
     """
     positions_N = np.arange(position, position + num_positions, dtype=np.uint64)
     counter_4N = np.empty((4, num_positions), np.uint64)

@@ -23,6 +23,18 @@ PEER_LOST, UNEXPECTED = 3, 70  # exit statuses, beside 0 and 1
 HUNG = 0x7FFF  # in place of an exit status: it had to be killed
 
 
+def read_log(group: Path, size: int) -> dict[int, list[Any]]:
+    """The images of each global batch, by position, that all ranks logged; a line that was cut off does not count."""
+    parts: list[dict[int, list[Any]]] = []
+    for rank in range(size):
+        path = group / f"log-{rank}"
+        text = path.read_text() if path.exists() else ""
+        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        parts.append({entry["position"]: entry["images"] for entry in entries})
+    positions = set.intersection(*(set(part) for part in parts))
+    return {position: [image for part in parts for image in part[position]] for position in sorted(positions)}
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a rank ended, and what it said."""

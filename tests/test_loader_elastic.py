@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from rank_jobs import STATE
-from ranks import Ended, Ranks
+from ranks import Ended, Ranks, read_log
 
 from loaders.quarantine import Quarantine
 from prep.dataset import Split
@@ -67,18 +67,6 @@ def damaged(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _read_log(group: Path, size: int) -> Log:
-    """What all ranks logged of each batch that all of them logged; a line that was cut off does not count."""
-    parts: list[Log] = []
-    for rank in range(size):
-        path = group / f"log-{rank}"
-        text = path.read_text() if path.exists() else ""
-        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        parts.append({entry["position"]: entry["images"] for entry in entries})
-    positions = set.intersection(*(set(part) for part in parts))
-    return {position: [image for part in parts for image in part[position]] for position in sorted(positions)}
-
-
 def _await_lines(path: Path, num_lines: int) -> None:
     given_up = time.monotonic() + PATIENCE
     while not path.exists() or path.read_bytes().count(b"\n") < num_lines:
@@ -110,7 +98,7 @@ def _train_disturbed(ranks: Ranks, case: Case, data: Path, folder: Path, seed: i
             num_lines = draw.randint(1, NUM_BATCHES // 3)
             _await_lines(group / f"log-{draw.randrange(size)}", num_lines)
             _assert_well(ranks.kill(), -signal.SIGKILL)
-        logs.append((start, _read_log(group, size)))
+        logs.append((start, read_log(group, size)))
     return logs
 
 
@@ -141,7 +129,7 @@ def test_4_then_1_then_3_processes_show_what_one_does(
     data, total = damaged if case.damaged else digits / "train", NUM_BATCHES * BATCH_SIZE
     calm = ranks.start("train", 1, tmp_path / "calm", **case.arguments(data, seed, total))
     _assert_well(ranks.wait(PATIENCE), 0)
-    undisturbed = _read_log(calm, 1)
+    undisturbed = read_log(calm, 1)
     _assert_two_epochs(undisturbed, case, data)
 
     logs = _train_disturbed(ranks, case, data, tmp_path / "disturbed", seed)

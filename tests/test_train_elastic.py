@@ -1,11 +1,10 @@
 """A run that is killed and goes on with another number of processes trains on the images of one that never was."""
 
-import json
 import random
 import signal
 from pathlib import Path
 
-from ranks import Ranks
+from ranks import Ranks, read_log
 from train_runs import PATIENCE, SAVE_OFTEN, Run, assert_ended, await_that, start
 
 from loaders import Split, select
@@ -19,23 +18,11 @@ FLAGS = {4: ("--speed.microbatch", "6"), 1: ("--speed.microbatch", "24"), 3: ()}
 Log = dict[int, list[str]]  # the keys of each global batch, by its position
 
 
-def _read_log(group: Path, size: int) -> Log:
-    """The batches that all ranks trained on; a line that was cut off does not count."""
-    parts: list[Log] = []
-    for rank in range(size):
-        path = group / f"log-{rank}"
-        text = path.read_text() if path.exists() else ""
-        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        parts.append({entry["position"]: entry["keys"] for entry in entries})
-    positions = set.intersection(*(set(part) for part in parts))
-    return {position: [key for part in parts for key in part[position]] for position in sorted(positions)}
-
-
 def test_4_then_1_then_3_processes_train_on_what_one_does(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
     calm = Run(digits, tmp_path / "calm")
     group = start(trainers, calm, 1, "fit-recorded")
     assert_ended(trainers.wait(PATIENCE), 0)
-    undisturbed = _read_log(group, 1)
+    undisturbed = read_log(group, 1)
     subset = select(Split(digits, "train"), 0.4)
     assert list(undisturbed) == list(range(0, 2 * len(subset), BATCH_SIZE))
     shown = [key for keys in undisturbed.values() for key in keys]
@@ -49,9 +36,9 @@ def test_4_then_1_then_3_processes_train_on_what_one_does(trainers: Ranks, digit
         if size == SIZES[-1]:
             assert_ended(trainers.wait(PATIENCE), 0)
         else:
-            await_that(lambda group=group, size=size, num=num_steps: len(_read_log(group, size)) >= num, "steps")
+            await_that(lambda group=group, size=size, num=num_steps: len(read_log(group, size)) >= num, "steps")
             assert_ended(trainers.kill(), -signal.SIGKILL)
-        log = _read_log(group, size)
+        log = read_log(group, size)
         assert min(log) > 0 or not stitched, "it began anew"
         stitched = {position: keys for position, keys in stitched.items() if position < min(log)} | log
     assert stitched == undisturbed

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train_guard import build_step, small
 
-from loaders import World
+from loaders import EvalTransform, Split, World, build_loader
 from loaders.normalize import Normalize
 from train.config import Recipe
 from train.journal import Journal
+from train.pictures import NUM_PICTURES, show_mistakes
 from train.recipe import demo
 
 EPOCH_SIZE = 1000
@@ -63,3 +65,25 @@ def test_normalised_images_come_back() -> None:
     normalize = Normalize()
     assert torch.equal(normalize.inverse(normalize(images)), images)
     assert normalize.inverse(torch.full((1, 3, 2, 2), 100.0)).unique().tolist() == [255]
+
+
+def test_mistakes_are_shown_with_a_line_that_names_each(recipe: Recipe, digits: Path) -> None:
+    split, step = Split(digits, "validation"), build_step(small())
+    batch = next(iter(build_loader(split, EvalTransform(size=16, resize=16), 40)))
+    step.state.ema.eval()
+    with torch.no_grad():
+        guesses = step.state.ema(step.augment.normalize(batch.images_BCHW)).argmax(1)
+    wrong = torch.nonzero(guesses != batch.labels_B)[:NUM_PICTURES, 0].tolist()
+    assert len(wrong) == NUM_PICTURES  # it is not trained
+    with Journal(recipe, 0, EPOCH_SIZE, World()) as journal:
+        show_mistakes(journal, step, batch, split)
+    found = events(recipe)
+    (grid,) = found.Images("validation/mistakes")
+    assert (grid.width, grid.height) == (4 * (16 + 2) + 2,) * 2
+    (text,) = found.Tensors("validation/mistakes/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    named = [
+        f"1. {split.keys([i])[0]}: {split.class_names[batch.labels_B[i]]}, taken for {split.class_names[guesses[i]]} ("
+        for i in wrong
+    ]
+    assert [line[: len(name)] for line, name in zip(lines, named, strict=True)] == named

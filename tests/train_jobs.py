@@ -42,7 +42,7 @@ def fit_recorded(rank: int, size: int, group: Path, *, arguments: list[str], por
 
         def record(self: Step, batch: Batch, sums: Sums) -> None:
             step(self, batch, sums)
-            log.write(json.dumps({"position": batch.position, "keys": split.keys(batch.rows_B)}).encode() + b"\n")
+            log.write(json.dumps({"position": batch.position, "images": split.keys(batch.rows_B)}).encode() + b"\n")
 
         Step.__call__ = record
         assert trainer.fit(recipe, world)

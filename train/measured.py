@@ -8,6 +8,7 @@ from typing import Any, Literal
 from loaders import InputError
 from train.checkpoint import EMA, MODEL
 from train.config import Recipe
+from train.validate import Hits
 
 Which = Literal["ema", "model"]
 FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}  # of a checkpoint
@@ -16,27 +17,13 @@ FIGURES = ("num_images", "num_damaged", "num_top1", "num_top5", "loss", "ece_per
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Counts over a split, with the preprocessing of the recipe's evaluation."""
+class Accuracy(Hits):
+    """Of a split, with the preprocessing of the recipe's evaluation."""
 
     dataset: str | None  # its name; None: not known
     split: str
-    num_images: int
-    num_damaged: int  # of these, not decodable and so counted as wrong
-    num_top1: int
-    num_top5: int
     loss: float  # mean cross-entropy, nats
     ece_percent: float | None = None  # expected calibration error, where it was measured
-
-    @property
-    def top1(self) -> float:
-        """Percent."""
-        return 100 * self.num_top1 / self.num_images
-
-    @property
-    def top5(self) -> float:
-        """Percent."""
-        return 100 * self.num_top5 / self.num_images
 
 
 def read_metrics(meta: dict[str, Any], recipe: Recipe, which: Which, dataset: str | None) -> Accuracy | None:
@@ -77,4 +64,4 @@ def read_scores(path: Path, meta: dict[str, Any], recipe: Recipe, which: Which) 
             f"{path} was measured with another --size, --resize or --flip than the recipe's, which are exported: "
             "evaluate without them"
         )
-    return Accuracy(dataset, split, **figures)
+    return Accuracy(dataset=dataset, split=split, **figures)

@@ -19,14 +19,13 @@ PADDING = -1  # instead of an image's row
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Sums over a whole split."""
+class Hits:
+    """Counts over a whole split."""
 
     num_images: int
     num_damaged: int  # of these, not decodable and so counted as wrong
     num_top1: int
     num_top5: int
-    loss_sum: float  # cross-entropy without label smoothing, nats
 
     @property
     def top1(self) -> float:
@@ -37,6 +36,13 @@ class Scores:
     def top5(self) -> float:
         """Percent."""
         return 100 * self.num_top5 / self.num_images
+
+
+@dataclass(frozen=True)
+class Scores(Hits):
+    """Sums over a whole split."""
+
+    loss_sum: float  # cross-entropy without label smoothing, nats
 
     @property
     def loss(self) -> float:
