@@ -27,6 +27,8 @@ COMMANDS = (
     "train/evaluate.py",
     "train/export.py",
     "train/curves.py",
+    "serve/gradcam_viz.py",
+    "serve/report.py",
     "benchmarks/throughput.py",
     "benchmarks/peers.py",
     "benchmarks/preparation.py",

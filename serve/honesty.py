@@ -1,0 +1,61 @@
+"""Whether a picture may be drawn: a model that guesses, or that is not the one it says it is, explains nothing.
+
+Between `serve/judge.py`, which counts, and whatever draws.
+"""
+
+import math
+from dataclasses import dataclass
+
+from serve.artifact import Recorded
+from serve.refusal import InputError
+
+Z_99 = 2.5758293035489004  # two-sided 99% of a normal distribution
+
+
+@dataclass(frozen=True)
+class Count:
+    """Top-1 hits on all images that were read."""
+
+    num_hits: int
+    num_images: int
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.num_hits / self.num_images
+
+    def interval(self) -> tuple[float, float]:
+        """The 99% interval of the share of hits, 0 to 1: E. B. Wilson, "Probable Inference", JASA 22 (1927)."""
+        share, weight = self.num_hits / self.num_images, Z_99**2 / self.num_images
+        middle = (share + weight / 2) / (1 + weight)
+        half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> list[str]:
+    """Why nothing should be drawn, a sentence each; none where all is well.
+
+    Raises:
+        InputError: there was no image.
+    """
+    if not count.num_images:
+        raise InputError("there is no image to measure accuracy on: give a folder with images")
+    low, high = count.interval()
+    doubts = []
+    if low <= 1 / num_classes:
+        doubts.append(
+            f"top-1 is {describe(count)}, which is no better than chance ({100 / num_classes:.3g}%): "
+            "the weights or the order of the classes are not what they seem, or there are too few images"
+        )
+    if recorded is not None and not low <= recorded.top1 / 100 <= high:
+        doubts.append(
+            f"top-1 is {describe(count)}, and the artifact records {recorded.top1:.2f}% on {recorded.split} "
+            f"of {recorded.dataset or 'its data'}: these are other images, classes in another order, or another model"
+        )
+    return doubts
+
+
+def describe(count: Count) -> str:
+    """The figure with its interval, in words."""
+    low, high = count.interval()
+    return f"{count.top1:.2f}% of {count.num_images:,} images (99% interval {100 * low:.2f} to {100 * high:.2f}%)"

@@ -1,0 +1,49 @@
+"""A report as one HTML page that needs nothing else: pictures lie in it, no script, nothing from the network."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; color: #1a1a1a }
+h1, h2 { line-height: 1.2 } img { max-width: 100% } .warning { color: #b3261e; font-weight: bold }
+table { border-collapse: collapse; margin: 0 2rem 1rem 0 } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
+td.number { text-align: right } .beside { display: flex; flex-wrap: wrap }
+.examples img { width: 7rem; height: 7rem; image-rendering: pixelated; margin-right: .5rem }
+"""
+
+
+def picture(path: Path, words: str) -> str:
+    """A PNG in the page itself; `words` for those who cannot see it."""
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def table(headings: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A table; what is not text is set to the right."""
+    head = "".join(f"<th>{escape(each)}</th>" for each in headings)
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: object) -> str:
+    return f"<td>{escape(value)}</td>" if isinstance(value, str) else f'<td class="number">{value}</td>'
+
+
+def paragraph(words: str, kind: str = "") -> str:
+    """A paragraph of plain words."""
+    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
+
+
+def write_page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The page from its sections: heading (none where empty) and HTML."""
+    parts = [
+        f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{body}</section>" for heading, body in sections
+    ]
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style>"
+    )
+    body = f"<h1>{escape(title)}</h1>{''.join(parts)}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'

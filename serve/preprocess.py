@@ -1,0 +1,56 @@
+"""From a decoded picture to what the network takes: the transform of evaluation, to the pixel.
+
+Between `serve/images.py` and the model. H, W are the crop's side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
+from serve.refusal import InputError
+
+Channels = tuple[float, float, float]  # of RGB in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's and timm's defaults
+LARGEST_SIDE = 4096  # pixels; an artifact that asks for more is damaged
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the short side to `resize` (bilinear, antialiased), crop `crop` from the centre, normalise."""
+
+    resize: int = 256
+    crop: int = 224
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+
+    def check(self) -> None:
+        """Raises InputError for what cannot work."""
+        if not 0 < self.crop <= self.resize <= LARGEST_SIDE:
+            raise InputError(
+                f"a crop of {self.crop} pixels from a short side of {self.resize} cannot be: "
+                f"take 1 to {LARGEST_SIDE}, the crop no larger than the short side"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(f"mean {self.mean} and std {self.std} are not three channels each: export the model anew")
+
+
+def show_crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The square of a picture that the network sees, RGB. The EXIF orientation is ignored, as in evaluation."""
+    resized = resize(picture.convert("RGB"), [preprocessing.resize], InterpolationMode.BILINEAR)  # pyright: ignore[reportArgumentType]
+    return center_crop(resized, [preprocessing.crop])  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def to_tensor(crop: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    """A crop of `show_crop` as the network takes it, float32 [3, H, W]: (x / 255 - mean) / std."""
+    pixels_HWC = np.asarray(crop, dtype=np.float32)
+    mean, std = (np.asarray(each, dtype=np.float32) for each in (preprocessing.mean, preprocessing.std))
+    return torch.from_numpy(((pixels_HWC / 255 - mean) / std).transpose(2, 0, 1).copy())
+
+
+def draw_pattern(size: int) -> Image.Image:
+    """The generated image that an artifact's golden logits are of: (3 row + 5 column + 85 channel) % 256."""
+    row, column, channel = np.ogrid[:size, :size, :3]
+    return Image.fromarray(((3 * row + 5 * column + 85 * channel) % 256).astype(np.uint8))

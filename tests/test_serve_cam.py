@@ -1,0 +1,151 @@
+"""A map shows where the network found a class: against the paper's formula, and where only one place has it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from evaluations import one_thread
+from torch import nn
+from torch.nn import functional
+
+from serve.cam import GradCam, find_stage
+from serve.refusal import InputError
+
+SIDE, HALF, NUM_KINDS = 96, 48, 4
+CNNS = (
+    "resnet10t",
+    "test_efficientnet",
+    "test_convnext",
+    "test_byobnet",
+    "test_nfnet",
+    "densenet121",
+    "mobilenetv3_small_050",
+)
+
+
+def draw_quadrants(count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Faint noise with a texture in one random quadrant: float32 [B, 3, 96, 96], the texture's kind, the quadrant."""
+    images_BCHW = rng.normal(0, 0.2, (count, 3, SIDE, SIDE)).astype(np.float32)
+    kinds_B, quadrants_B = rng.integers(NUM_KINDS, size=count), rng.integers(4, size=count)
+    row, column = np.mgrid[:HALF, :HALF]
+    waves = [np.sign(np.sin(angle)) for angle in (row / 1.5, column / 1.5, (row + column) / 2, (row - column) / 2)]
+    for image_CHW, kind, quadrant in zip(images_BCHW, kinds_B, quadrants_B, strict=True):
+        image_CHW[:, *quarter(quadrant)] += waves[kind]
+    return torch.from_numpy(images_BCHW), torch.from_numpy(kinds_B), torch.from_numpy(quadrants_B)
+
+
+def quarter(quadrant: int) -> tuple[slice, slice]:
+    top, left = HALF * (quadrant // 2), HALF * (quadrant % 2)
+    return slice(top, top + HALF), slice(left, left + HALF)
+
+
+@pytest.fixture(scope="module")
+def texture_model() -> nn.Module:
+    """A small network that tells the textures apart, with a last stage of 12 x 12 places."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=NUM_KINDS, output_stride=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    with one_thread():
+        for _ in range(30):
+            images_BCHW, kinds_B, _ = draw_quadrants(16, rng)
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images_BCHW), kinds_B).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@one_thread()
+def test_the_map_lies_on_what_tells_the_class(texture_model: nn.Module) -> None:
+    images_BCHW, kinds_B, quadrants_B = draw_quadrants(40, np.random.default_rng(1))
+    with torch.inference_mode():
+        right_B = texture_model(images_BCHW).argmax(1) == kinds_B
+    assert right_B.float().mean() >= 0.95
+    cam, shares = GradCam(texture_model, SIDE), []
+    for image_CHW, kind, quadrant in zip(images_BCHW, kinds_B.tolist(), quadrants_B.tolist(), strict=True):
+        (map_HW,) = cam(image_CHW, [kind])
+        shares.append((map_HW[quarter(quadrant)].sum() / map_HW.sum()).item())
+    assert np.mean(shares) >= 0.8
+    assert np.median(shares) >= 0.8
+
+
+def by_the_paper(model: nn.Module, layer: nn.Module, image_CHW: torch.Tensor, kinds: tuple[int, ...]) -> torch.Tensor:
+    """Equations 1 and 2 of arXiv 1610.02391, written down once more: [T, h, w]."""
+    seen: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        seen.append(output)
+
+    handle = layer.register_forward_hook(note)
+    logits_K = model(image_CHW[None])[0]
+    handle.remove()
+    maps = []
+    for kind in kinds:
+        (slopes,) = torch.autograd.grad(logits_K[kind], seen[0], retain_graph=True)
+        maps.append((slopes.mean((2, 3), keepdim=True) * seen[0]).sum(1)[0].relu())
+    return torch.stack(maps).detach()
+
+
+@pytest.mark.parametrize("name", ["of textures", "resnet50d"])
+@one_thread()
+def test_the_map_is_the_papers_formula(texture_model: nn.Module, name: str) -> None:
+    torch.manual_seed(0)
+    model: Any = texture_model if name == "of textures" else timm.create_model(name, num_classes=NUM_KINDS).eval()
+    image_CHW = draw_quadrants(1, np.random.default_rng(2))[0][0]
+    cam = GradCam(model, SIDE)
+    found_THW = cam.raw(image_CHW, (2, 0))
+    assert found_THW.max() > 0
+    expected_THW = by_the_paper(model, cam.stage.module, image_CHW, (2, 0))
+    scale = expected_THW.max().item()
+    torch.testing.assert_close(found_THW / scale, expected_THW / scale, rtol=1e-4, atol=1e-5)
+
+
+@one_thread()
+def test_a_map_is_from_0_to_1_at_the_pictures_size(texture_model: nn.Module) -> None:
+    maps_THW = GradCam(texture_model, SIDE)(torch.randn(3, SIDE, SIDE), (0, 1, 2, 3))
+    assert maps_THW.shape == (4, SIDE, SIDE)
+    assert maps_THW.min() >= 0 and not maps_THW.isnan().any()
+    for map_HW in maps_THW:
+        assert map_HW.max() == 1 or map_HW.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_many_networks_have_maps(name: str) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, num_classes=5).eval()
+    with one_thread():
+        maps_THW = GradCam(model, SIDE).raw(torch.randn(3, SIDE, SIDE), (0, 4))
+    assert maps_THW.dim() == 3 and maps_THW.shape[0] == 2 and 4 <= maps_THW.shape[1] <= 24
+
+
+@pytest.mark.parametrize("name", ["test_vit"])
+def test_transformers_are_refused(name: str) -> None:
+    model: Any = timm.create_model(name, num_classes=5).eval()
+    with one_thread(), pytest.raises(InputError, match="gives no map of features"):
+        GradCam(model, model.pretrained_cfg["input_size"][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stage"),
+    [
+        ("resnet50d", 224, ("layer4", 7, 7)),
+        ("resnet18", 64, ("layer3", 4, 4)),
+        ("resnet10t", 32, ("layer2", 4, 4)),
+        ("resnet10t", 8, ("act1", 4, 4)),
+        ("resnet10t", 4, ("act1", 2, 2)),
+    ],
+)
+def test_small_pictures_are_explained_where_they_still_have_places(
+    name: str, size: int, stage: tuple[Any, ...]
+) -> None:
+    model: Any = timm.create_model(name, num_classes=5).eval()
+    with one_thread():
+        found = find_stage(model, size)
+    assert (found.name, found.height, found.width) == stage
+
+
+def test_a_network_without_stages_is_refused() -> None:
+    with pytest.raises(InputError, match="has no feature_info"):
+        find_stage(nn.Sequential(nn.Conv2d(3, 4, 3)), SIDE)

@@ -1,0 +1,86 @@
+"""The report holds what was measured, needs nothing but itself, and is not written of a model that guesses."""
+
+import base64
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from served import Exported, run_here
+
+from serve.judge import Verdict
+from serve.page import paragraph, table, write_page
+from serve.summary import count_classes, expected_error, find_confusions, sort_into_bins
+
+pytest_plugins = ["serve_fixtures"]
+
+
+def report(exported: Exported, out: Path, *flags: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        data = exported.data / "validation"
+        run_here("serve/report.py", exported.artifact, "--data", data, "--out", out, "--num_show", 2, *flags)
+    assert ended.value.code == 0, ended.value.code
+
+
+def test_the_page_says_what_evaluation_found(exported: Exported, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [
+        {"kind": kind, "epoch": epoch, "top1": 5, "loss": 2} for kind in ("train", "validation") for epoch in (1, 2)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report(exported, tmp_path / "out", "--run", run)
+    page = (tmp_path / "out" / "index.html").read_text()
+    scores = json.loads((exported.scores / "scores.json").read_text())["ema"]
+    assert f"top-1 {scores['top1']:.2f}% of 360 images" in page and f"top-5 {scores['top5']:.2f}%" in page
+    with (exported.scores / "confusions.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert f"{first['label_name']} taken for {first['predicted_name']}: {first['num_images']} images" in page
+    pictures = [base64.b64decode(each) for each in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    for each in pictures:
+        with Image.open(io.BytesIO(each)) as opened:
+            opened.load()
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"calibration.png", "curves.png", "gallery.png"} < names and len(names) == len(pictures)
+    assert not re.search(r"<script|https?://|src=\"(?!data:)", page), "it needs something else"
+
+
+def test_the_figures_are_those_of_evaluation(exported: Exported) -> None:
+    with (exported.scores / "images.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns = ("label", "ema_predicted", "ema_confidence")
+    verdicts = [
+        Verdict(row, line["key"], int(line[columns[0]]), int(line[columns[1]]), float(line[columns[2]]))
+        for row, line in enumerate(lines)
+    ]
+    scores = json.loads((exported.scores / "scores.json").read_text())["ema"]
+    assert expected_error(sort_into_bins(verdicts)) == pytest.approx(scores["ece_percent"], abs=1e-4)
+    with (exported.scores / "per_class.csv").open(newline="") as file:
+        theirs = {int(line["class"]): (line["num_images"], line["ema_num_top1"]) for line in csv.DictReader(file)}
+    counts = count_classes(verdicts)
+    assert {each.label: (str(each.num_images), str(each.num_hits)) for each in counts} == theirs
+    assert [each.top1 for each in counts] == sorted(each.top1 for each in counts)
+    expected = Counter((each.label, each.guess) for each in verdicts if not each.is_right)
+    assert {pair[:2]: len(pair[2]) for pair in find_confusions(verdicts, 100)} == expected
+
+
+def test_an_artifact_that_boasts_is_not_reported(exported: Exported, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for name in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"):
+        (images / name).mkdir(parents=True)
+        Image.new("L", (20, 20), 90).save(images / name / "grey.png")
+    with pytest.raises(SystemExit) as ended:
+        run_here("serve/report.py", exported.artifact, "--data", images, "--out", tmp_path / "out")
+    assert re.match(r"error: nothing was written: top-1 is 10\.00% of 10 images", str(ended.value.code))
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_are_words_and_not_markup() -> None:
+    page = write_page("<b>", [("<i>", paragraph("<script>", "warning") + table(("<td>",), [("<p>", 3)]))])
+    for word in ("<b>", "<i>", "<script>", "<td><p>", "<th><td>"):
+        assert word not in page
+    assert "&lt;script&gt;" in page
