@@ -13,14 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from pace import SPENT, Take, gather, repeat, warm_up
 from record import describe_command, describe_date, describe_hardware, label_source, summarize
 
 from loaders import Batch, InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
@@ -28,7 +27,7 @@ from loaders.backends import BACKENDS
 from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 from train.config import Recipe
-from train.dist import add_up, from_rank_0, join_world
+from train.dist import from_rank_0, join_world
 from train.model import ModelConfig, build_model
 from train.optim import build_optimizer
 from train.step import AMP_TYPES, Step, Sums, new_state
@@ -37,11 +36,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 IMAGENET = Path("data/imagenet")
 PHOTOS, PHOTOS_NAME, COPIES = ("china.jpg", "flower.jpg"), "two sample photos of scikit-learn, copied", 128
 LEAST_REPETITIONS = 5
-WARMUP_STEPS = 3  # untimed: the first ones load kernels and fill queues
-SPENT = ("wait", "take", "read", "decode", "copy")  # what `loader.stats()` has seconds of
 TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
-
-Take = Callable[[], None]  # one batch through what is measured
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -144,53 +139,19 @@ def _drop(_: Batch) -> None:
 
 
 def measure(arguments: argparse.Namespace, loader: Loader) -> tuple[list[float], dict[str, float]]:
-    """Images/s of a process in each repetition, at the slowest one's pace; milliseconds a batch that the loader spent.
-
-    Repetitions follow one another without a pause in which the loader could get ahead.
-    """
+    """Images/s of a process in each repetition, at the slowest one's pace; milliseconds a batch of the loader."""
     batches = iter(loader)
     with closing(batches):  # pyright: ignore[reportArgumentType]  (a generator)
         take = build_take(arguments, loader, batches)
         num_steps = warm_up(take, arguments.seconds, loader.world)
-        before, marks = loader.stats(), [read_clock(loader.world)]
-        for _ in range(arguments.repetitions):
-            for _ in range(num_steps):
-                take()
-            marks.append(read_clock(loader.world))
+        before = loader.stats()
+        seconds = repeat(take, num_steps, arguments.repetitions, loader.world)
         stats = loader.stats().since(before)
-    seconds = [end - start for start, end in pairwise(marks)]
     spent = [1000 * getattr(stats, f"{name}_seconds") / stats.num_batches for name in SPENT]
     everyone = gather([*seconds, *spent], loader.world)
     rates = [num_steps * len(loader.slots) / max(row[i] for row in everyone) for i in range(len(seconds))]
     means = [statistics.mean(column) for column in zip(*everyone, strict=True)]
     return rates, dict(zip(SPENT, means[len(seconds) :], strict=True))
-
-
-def warm_up(take: Take, seconds: float, world: World) -> int:
-    """Run until rates are steady; the steps that take about `seconds`, the same number on every rank."""
-    for _ in range(WARMUP_STEPS):
-        take()
-    num_steps, spent = 1, 0.0
-    while spent < seconds / 2:
-        num_steps, started = num_steps * 2, read_clock(world)
-        for _ in range(num_steps):
-            take()
-        spent = from_rank_0(read_clock(world) - started, world)
-    return max(1, round(num_steps * seconds / spent))
-
-
-def read_clock(world: World) -> float:
-    """The time once the device has done all that it was given."""
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
-    return time.perf_counter()
-
-
-def gather(values: list[float], world: World) -> list[list[float]]:
-    """Every rank's values, a row each."""
-    table = torch.zeros(world.size, len(values), dtype=torch.float64, device=world.device)
-    table[world.rank] = torch.tensor(values, dtype=torch.float64)
-    return add_up(table, world).tolist()
 
 
 def build_record(

@@ -1,21 +1,21 @@
 """`python -m gpu.rates JOB`: images/s of the loader, the model or both, with any settings of loader and compilation.
 
-The method is that of benchmarks/throughput.py, whose warm-up and clock it takes.
+The method is that of benchmarks/throughput.py.
 """
 
 import copy
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu.answer import Job, answer
 from gpu.usage import Usage
+from pace import SPENT, Take, read_clock, repeat, warm_up
 from record import summarize
-from throughput import SPENT, TOTAL_IMAGES, Take, read_clock, warm_up
+from throughput import TOTAL_IMAGES
 
 from loaders import Batch, Loader, LoaderConfig, Split, TrainTransform, build_loader
 from train.config import Recipe, RunConfig
@@ -40,7 +40,7 @@ def measure(job: Job) -> dict[str, Any]:
             num_steps = warm_up(take, job["seconds"], world)
             before = loader.stats()
             with Usage() as usage:
-                seconds = repeat(take, num_steps, job["repetitions"], loader)
+                seconds = repeat(take, num_steps, job["repetitions"], world)
             stats = loader.stats().since(before)
     spent = {name: 1000 * getattr(stats, f"{name}_seconds") / stats.num_batches for name in SPENT}
     return {
@@ -89,16 +89,6 @@ def time_one(take: Take, loader: Loader) -> float:
     started = time.perf_counter()
     take()
     return read_clock(loader.world) - started
-
-
-def repeat(take: Take, num_steps: int, repetitions: int, loader: Loader) -> list[float]:
-    """Seconds of each repetition; they follow one another without a pause in which the loader could get ahead."""
-    marks = [read_clock(loader.world)]
-    for _ in range(repetitions):
-        for _ in range(num_steps):
-            take()
-        marks.append(read_clock(loader.world))
-    return [end - start for start, end in pairwise(marks)]
 
 
 if __name__ == "__main__":
