@@ -33,6 +33,9 @@ COMMANDS = (
     "benchmarks/peers.py",
     "benchmarks/preparation.py",
     "benchmarks/startup.py",
+    "benchmarks/sweeps.py",
+    "benchmarks/results.py",
+    "benchmarks/pictures.py",
     "benchmarks/gpu_suite.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself

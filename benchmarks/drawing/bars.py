@@ -1,0 +1,103 @@
+"""Bars: contenders with spread, in groups; and threads' time a batch, stacked."""
+
+from typing import Any
+
+from drawing.shown import Bar, Picture, Stack
+from drawing.style import ACCENT, FAINT, GREY, INK, SHADES, new_figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.transforms import Transform
+from reports.words import format_number
+
+THICK, GAP = 0.7, 0.4  # of a row: a bar, and what parts groups
+ROW, LABELS, BELOW, KEY = 0.31, 1.75, 0.15, 0.45  # inches: a row, the names, what is free below, colours' names
+TRACK = "#edf0f3"
+LEAST_LABELLED = 0.12  # of the longest period: narrower parts have no room for their figure
+
+
+def draw_bars(picture: Picture) -> Figure:
+    """Horizontal bars, each with its figure at its end; how many times as fast ours is, in a column on the right."""
+    bars: list[Bar] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
+    rows, headings = place(bars)
+    figure, ax = new_figure(picture, ROW * (max(rows) + 1), (LABELS, BELOW))
+    for row, bar in zip(rows, bars, strict=True):
+        _draw_bar(ax, row, bar)
+    ax.set_xlim(0, max(bar.high for bar in bars) * 1.3)  # room for the figures
+    for row, heading in headings.items():
+        ax.text(0, row, heading, va="center", color=FAINT, fontsize=9)
+        ax.text(1, row, "Penstock is", va="center", ha="right", color=FAINT, fontsize=9, transform=_across(ax))
+    _strip(ax, max(rows) + 0.5, -0.5)
+    ax.set_yticks(rows, [bar.label for bar in bars])
+    for label, bar in zip(ax.get_yticklabels(), bars, strict=True):
+        label.set(fontweight="bold" if bar.is_ours else "normal", color=ACCENT if bar.is_ours else INK)
+    return figure
+
+
+def place(bars: list[Bar]) -> tuple[list[float], dict[float, str]]:
+    """The row of each bar, and the rows of the groups' headings."""
+    rows, headings, row, last = [], {}, 0.0, None
+    for bar in bars:
+        if bar.group != last:
+            row += GAP if headings else 0
+            headings[row], last = bar.group, bar.group
+            row += 0.85
+        rows.append(row)
+        row += 1
+    return rows, headings
+
+
+def _across(ax: Axes) -> Transform:
+    """Left to right in shares of the axes, up and down in rows."""
+    return ax.get_yaxis_transform()
+
+
+def _draw_bar(ax: Axes, row: float, bar: Bar) -> None:
+    color, weight = (ACCENT, "bold") if bar.is_ours else (INK, "normal")
+    ax.barh(row, bar.median, THICK, color=ACCENT if bar.is_ours else GREY)
+    ax.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": weight, "color": color}
+    ax.annotate(format_number(bar.median), (bar.high, row), (6, 0), **style)
+    ax.text(1, row, bar.ratio, va="center", ha="right", color=INK, transform=_across(ax))
+
+
+def _strip(ax: Axes, bottom: float, top: float) -> None:
+    """No axis but the names on the left: the figures stand at the bars."""
+    ax.set_ylim(bottom, top)
+    ax.spines["bottom"].set_visible(False)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(left=False, bottom=False, labelbottom=False)
+
+
+def draw_stacks(picture: Picture) -> Figure:
+    """A row a thread: its parts, with their figures where there is room, on a track as long as a batch takes."""
+    stacks: list[Stack] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
+    figure, ax = new_figure(picture, 1.3 * ROW * len(stacks), (LABELS, KEY))
+    longest = max(stack.period for stack in stacks)
+    for row, stack in enumerate(stacks):
+        _draw_stack(ax, row, stack, LEAST_LABELLED * longest)
+        ax.text(stack.period + longest / 100, row, f"{stack.period:.1f} a batch", va="center", color=FAINT)
+    _strip(ax, len(stacks) - 0.4, -0.6)
+    ax.set_yticks(range(len(stacks)), [stack.label for stack in stacks])
+    ax.set_xlim(0, longest * 1.18)
+    _name_colors(ax, stacks)
+    return figure
+
+
+def _draw_stack(ax: Axes, row: int, stack: Stack, least_labelled: float) -> None:
+    ax.barh(row, stack.period, THICK, color=TRACK)
+    start = 0.0
+    for name, value in stack.parts.items():
+        ax.barh(row, value, THICK, left=start, color=SHADES[name])
+        if value > least_labelled:
+            color = INK if name in ("copy", "take") else "white"
+            ax.text(start + value / 2, row, f"{name} {value:.1f}", ha="center", va="center", color=color, fontsize=9)
+        start += value
+
+
+def _name_colors(ax: Axes, stacks: list[Stack]) -> None:
+    """Below, since the narrow parts have no room for their names."""
+    names = dict.fromkeys(name for stack in stacks for name in stack.parts)
+    patches = [Patch(color=SHADES[name], label=name) for name in names] + [Patch(color=TRACK, label="idle")]
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.008, 0), "ncols": len(patches), "columnspacing": 1.4}
+    ax.legend(handles=patches, frameon=False, fontsize=9, labelcolor=INK, handlelength=0.9, handleheight=0.9, **place)

@@ -1,0 +1,161 @@
+"""What a record's pictures show, whether they are drawn or printed: bars with spread, stacked bars, and curves."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from reports.quoted import OURS
+from reports.races import rate_of, sort_by_rate
+from reports.rates import SPENT
+from reports.reading import Record
+
+NAMES = {  # short, for the room there is
+    OURS: "Penstock",
+    "libjpeg-turbo": "libjpeg-turbo alone",
+    "dali-reader": "DALI's own reader",
+    "torchvision-v2": "torchvision v2",
+    "imagefolder-pillow": "torchvision, Pillow",
+    "webdataset-pillow": "webdataset, Pillow",
+    "webdataset-v2": "webdataset",
+    "litdata-v2": "LitData",
+    "mosaicml-v2": "MosaicML Streaming",
+    "spdl-io": "SPDL, its own decoder",
+    "spdl-v2": "SPDL",
+    "ffcv": "FFCV",
+}
+CONSUMER, PRODUCER = SPENT[:3], SPENT[3:]
+THREADS = {  # by stage; who takes batches from the loader alone does nothing but wait for them
+    "loader": {"the loader alone": PRODUCER},
+    "train": {"training: its loop": CONSUMER, "training: the loader": PRODUCER},
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One contender's images/s."""
+
+    label: str
+    median: float
+    low: float
+    high: float
+    is_ours: bool
+    ratio: str  # ours in it, "" for ours itself
+    group: str  # the race, a heading above its first bar
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One thread's time a batch, in milliseconds, and how long a batch takes by the clock."""
+
+    label: str
+    parts: dict[str, float]
+    period: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Images/s at one setting."""
+
+    x: float
+    label: str  # beside the point, "" for none
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A title, what the figures hold for, and one kind of marks."""
+
+    name: str  # added to the record's: "" or "-threads"
+    title: str
+    subtitle: str
+    marks: tuple[Bar, ...] | tuple[Stack, ...] | tuple[Point, ...]
+    axis: str = ""  # of points, across
+    unit: str = ""  # of the same
+    cores: int = 0  # of the machine, where points are of threads
+
+
+def show_peers(content: dict[str, Any]) -> Iterator[Picture]:
+    """The loader beside its peers, a group a race."""
+    bars = [
+        _peer_bar(name, each, _group(race, contenders))
+        for race, contenders in content["races"].items()
+        for name, each in sort_by_rate(contenders)
+        if name != f"{OURS}-original"
+    ]
+    subtitle = (
+        f"{_machine(content)}, {content['workers']} workers, batch {content['batch_size']}; {content['transform']}\n"
+        f"{_images(content)}; medians, thin lines from the slowest to the fastest window"
+    )
+    yield Picture("", "Images a second, fed by the loader alone", subtitle, tuple(bars))
+
+
+def _group(race: str, contenders: dict[str, Any]) -> str:
+    """The race, with the bytes of an image in ours."""
+    ours = contenders.get(OURS)
+    return f"{race}, {ours['bytes_per_image'] / 1000:.0f} KB an image" if ours else race
+
+
+def _peer_bar(name: str, each: dict[str, Any], group: str) -> Bar:
+    rate, ratio = rate_of(each), each.get("ours_in_images_per_second")
+    note = f"{ratio:.2f} ×" if ratio and name != OURS else ""
+    return Bar(NAMES.get(name, name), rate["median"], rate["min"], rate["max"], name == OURS, note, group)
+
+
+def show_batch(content: dict[str, Any]) -> Iterator[Picture]:
+    """Where a batch spends its time: the thread that takes batches and the one that makes them, which run at once."""
+    stacks = []
+    for stage, each in content["stages"].items():
+        if times := each.get("milliseconds_a_batch"):
+            mean_rate = statistics.harmonic_mean(each["images_per_second"]["repetitions"])  # the times are means too
+            period = 1000 * content["batch_size"] / mean_rate
+            for thread, names in THREADS.get(stage, {}).items():
+                stacks.append(Stack(thread, {name: times[name] for name in names if name in times}, period))
+    if stacks:
+        model = f", {content['model']}" if content.get("model") else ""
+        subtitle = f"milliseconds; {_machine(content)}, batch {content['batch_size']}{model}; {_images(content)}"
+        yield Picture("", "Where a batch spends its time", subtitle, tuple(stacks))
+
+
+def show_sweeps(content: dict[str, Any]) -> Iterator[Picture]:
+    """Images/s against decoding threads, and against stored size."""
+    machine, images = _machine(content), _images(content)
+    threads = [_point(each, each["num_threads"], "") for each in content["threads"]]
+    title, subtitle = "Images a second against decoding threads", f"{machine}; {images}, original bytes"
+    cores = content["hardware"]["cores"]
+    yield Picture("-threads", title, subtitle, tuple(threads), "decoding threads", "threads", cores)
+    sizes = [_point(each, each["bytes_per_image"] / 1000, each["name"]) for each in content["sizes"]]
+    sizes.sort(key=lambda point: point.x)
+    title, subtitle = "Images a second against stored size", f"{machine}; {images}"
+    yield Picture("-sizes", title, subtitle, tuple(sizes), "KB an image, as stored", "KB")
+
+
+def _point(each: dict[str, Any], x: float, label: str) -> Point:
+    rate = rate_of(each)
+    return Point(x, label, rate["median"], rate["min"], rate["max"])
+
+
+def _machine(content: dict[str, Any]) -> str:
+    hardware = content["hardware"]
+    return hardware["gpu"] or f"{hardware['cores']} CPU cores"
+
+
+def _images(content: dict[str, Any]) -> str:
+    data = content["dataset"]
+    return f"{data['num_images']:,} images of {data['name']}"
+
+
+SHOWN: dict[str, Callable[[dict[str, Any]], Iterator[Picture]]] = {
+    "feeding": show_peers,
+    "throughput": show_batch,
+    "sweeps": show_sweeps,
+}
+
+
+def name_pictures(record: Record) -> list[tuple[str, Picture]]:
+    """A record's pictures with the names of their files; none where its kind has none."""
+    stem = record.name.removesuffix(".json").replace("/", "-")
+    pictures = SHOWN[record.what](record.content) if record.what in SHOWN else iter(())
+    return [(f"{stem}{picture.name}.png", picture) for picture in pictures]

@@ -1,0 +1,174 @@
+"""README.md's figures: what stands between <!--NAME--> and <!--/NAME--> is written from the records by NAME's function.
+
+A figure outside of such markers must be one that somebody else has published, who is named beside it.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from reports.races import rate_of, sort_by_rate
+from reports.reading import Records
+from reports.words import format_median, format_number, make_table
+
+from prep.dataset import InputError
+
+PEERS, PREPARATION, STARTUP = "peers.json", "preparation.json", "startup.json"
+OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"
+NAMES = {  # as README's readers know them
+    OURS: "Penstock (`dali` on the CPU)",
+    "libjpeg-turbo": "libjpeg-turbo alone: full decoding, nothing else",
+    "dali-reader": "DALI's own `readers.webdataset` + `image_random_crop`",
+    "torchvision-v2": "torchvision, decode_jpeg + transforms v2",
+    "imagefolder-pillow": "torchvision ImageFolder, Pillow",
+    "timm": "timm's loader with prefetcher",
+    "webdataset-pillow": "webdataset, Pillow",
+    "webdataset-v2": "webdataset, decode_jpeg + transforms v2",
+    "litdata-v2": "LitData, decode_jpeg + transforms v2",
+    "mosaicml-v2": "MosaicML Streaming, decode_jpeg + transforms v2",
+    "spdl-io": "SPDL, its own decoder",
+    "spdl-v2": "SPDL, decode_jpeg + transforms v2",
+    "ffcv": "FFCV",
+}
+WRITERS = {"webdataset": "webdataset's ShardWriter", "litdata": "LitData", "mosaicml": "MosaicML"}
+IMAGENET_IMAGES = 1_281_167 + 50_000  # of training and validation
+MARKED = re.compile(r"<!--([\w-]+)-->(.*?)<!--/\1-->", re.DOTALL)
+MARKER = re.compile(r"<!--/?[\w-]+-->")
+RATE = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s+images/s")
+PUBLISHED = {"940": "MLPerf"}  # images/s, and the name of who published it, which must stand in the same paragraph
+
+
+def write_quotes(text: str, records: Records) -> str:
+    """README with the values of its markers as the records have them.
+
+    Raises:
+        InputError: a marker is unknown, has no end or begins a line, or its record is not there.
+    """
+    if stray := MARKER.search(MARKED.sub("", text)):
+        raise InputError(f"README.md: {stray[0]} does not enclose anything: end it with <!--/NAME-->")
+    for match in MARKED.finditer(text):
+        if "\n" not in match[2] and not text[: match.start()].rpartition("\n")[2].strip():
+            raise InputError(f"README.md: <!--{match[1]}--> begins a line, which Markdown then takes for HTML: move it")
+    return MARKED.sub(lambda match: f"<!--{match[1]}-->{write_quote(match[1], records)}<!--/{match[1]}-->", text)
+
+
+def write_quote(name: str, records: Records) -> str:
+    """One value.
+
+    Raises:
+        InputError: there is no such value, or its record is not there.
+    """
+    if name not in QUOTES:
+        raise InputError(f"README.md: there is no figure {name}: choose from {', '.join(QUOTES)}")
+    file, describe = QUOTES[name]
+    if file not in records:
+        raise InputError(f"README.md quotes {file}, which is no record here: take it, or take <!--{name}--> out")
+    try:
+        return describe(records[file].content)
+    except KeyError as error:
+        raise InputError(f"README.md's {name} needs {error} of {file}, which is not there: take it again") from error
+
+
+def find_unfounded(text: str, records: Records) -> Iterator[str]:
+    """Complaints about images/s outside of markers that neither a record has nor anybody else has published."""
+    rates = {format_median(summary) for record in records.values() for summary in _find_rates(record.content)}
+    for paragraph in MARKED.sub("…", text).split("\n\n"):
+        for match in RATE.finditer(paragraph):
+            publisher = PUBLISHED.get(match[1])
+            if match[1] not in rates and not (publisher and publisher in paragraph):
+                yield (
+                    f"README.md quotes {match[1]} images/s, which no record has: put it between markers, or its source "
+                    "beside it and into reports/quoted.py"
+                )
+
+
+def _find_rates(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
+    """Every median of images/s in a record, wherever it stands."""
+    if isinstance(value, dict):
+        if "median" in value and ("images_per_second" in name or name == "total"):
+            yield value
+        for key, each in value.items():
+            yield from _find_rates(each, key)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _find_rates(each, name)
+
+
+def write_peers(content: dict[str, Any]) -> str:
+    """The table of both races, and its picture."""
+    races = content["races"]
+    original, smaller = races[ORIGINAL], races.get(SMALLER, {})
+    rows = [[NAMES.get(name, name), *_rate_and_ratio(name, each)] for name, each in sort_by_rate(original)]
+    rows += [_smaller_row(name, smaller) for name, _ in sort_by_rate(smaller) if name != f"{OURS}-original"]
+    table = "\n".join(make_table(("", "images/s", "Penstock is"), rows))
+    return f"\n![images/s of Penstock and its peers](docs/pictures/peers.png)\n\n{table}"
+
+
+def _rate_and_ratio(name: str, each: dict[str, Any]) -> tuple[str, str]:
+    ratio = each.get("ours_in_images_per_second")
+    return format_median(rate_of(each)), f"{ratio:.2f} ×" if ratio and name != OURS else ""
+
+
+def _smaller_row(name: str, race: dict[str, Any]) -> list[str]:
+    """A contender on smaller images, by the bytes of one; ours is held against itself on the original ones."""
+    each, itself = race[name], race.get(f"{OURS}-original", {})
+    stored = f"{each['bytes_per_image'] / 1000:.0f} KB an image, {SMALLER}"
+    rate, ratio = _rate_and_ratio(name, each)
+    if name == OURS and "ours_in_images_per_second" in itself:
+        ratio = f"{itself['ours_in_images_per_second']:.2f} × itself on originals"
+    return [f"*at {stored}:* {NAMES.get(name, name)}", rate, ratio]
+
+
+def _describe_race(content: dict[str, Any]) -> str:
+    cores, batch_size = content["hardware"]["cores"], content["batch_size"]
+    return f"{cores} CPU cores, everyone with {content['workers']} workers, batch {batch_size}"
+
+
+def _describe_windows(content: dict[str, Any]) -> str:
+    num_windows = len(content["races"][ORIGINAL][OURS]["images_per_second"]["repetitions"])
+    return f"{num_windows} windows of {content['seconds']:g} s"
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """Preparation with its check, as it is used."""
+    return content["races"]["original bytes, checked"]["contenders"][OURS]
+
+
+def _imagenet_minutes(content: dict[str, Any]) -> str:
+    return f"{IMAGENET_IMAGES / _checked(content)['images_per_second']['median'] / 60:.0f} minutes"
+
+
+def _smaller_percent(content: dict[str, Any]) -> str:
+    smaller = content["races"]["max side 500"]["contenders"][OURS]
+    return f"{100 * smaller['output_bytes'] / _checked(content)['output_bytes']:.0f}%"
+
+
+def _describe_writers(content: dict[str, Any]) -> str:
+    writers = content["races"][ORIGINAL]["contenders"]
+    ratios = [(name, writers[who]["ours_in_images_per_second"]["median"]) for who, name in WRITERS.items()]
+    return ", ".join(f"{ratio:.1f} × {name}" for name, ratio in ratios)
+
+
+def _describe_pillow(content: dict[str, Any]) -> str:
+    races = [content["races"][name]["contenders"]["pillow"] for name in ("max side 500", "short side 256")]
+    ratios = sorted(each["ours_in_images_per_second"]["median"] for each in races)
+    return f"{ratios[0]:.1f} to {ratios[1]:.1f} ×"
+
+
+def _first_batch(content: dict[str, Any]) -> str:
+    seconds = max(each["first_batch_seconds"]["median"] for each in content["moments"].values())
+    return f"{seconds:.1f} s"
+
+
+QUOTES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "peers": (PEERS, write_peers),
+    "peers-race": (PEERS, _describe_race),
+    "peers-images": (PEERS, lambda content: f"{content['dataset']['num_images']:,}"),
+    "peers-windows": (PEERS, _describe_windows),
+    "prepared": (PREPARATION, lambda content: format_number(_checked(content)["images_per_second"]["median"])),
+    "prepared-minutes": (PREPARATION, _imagenet_minutes),
+    "prepared-smaller": (PREPARATION, _smaller_percent),
+    "prepared-writers": (PREPARATION, _describe_writers),
+    "prepared-pillow": (PREPARATION, _describe_pillow),
+    "startup": (STARTUP, _first_batch),
+}

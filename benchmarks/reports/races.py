@@ -1,0 +1,113 @@
+"""Sections of benchmarks/RESULTS.md on races: feeding beside peers, preparation beside others who write, start-up."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from reports.words import (
+    Summary,
+    format_dataset,
+    format_median,
+    format_number,
+    format_options,
+    format_ratio,
+    format_spread,
+    format_versions,
+    list_method,
+    list_origin,
+    list_unable,
+    make_table,
+)
+
+FEEDING = (
+    *("", "images/s", "Penstock is", "CPU s per 1,000", "memory, MB", "bytes an image"),
+    *("first batch, s", "type", "windows"),
+)
+PREPARATION = (
+    *("", "images/s", "Penstock is", "images/s once on disk", "Penstock is", "MB/s", "CPU s per 1,000"),
+    *("bytes an image", "syncs"),
+)
+
+
+def rate_of(each: dict[str, Any]) -> Summary:
+    """Images/s of the windows that nobody else disturbed, which ratios are of; of all where there were none."""
+    return each.get("undisturbed_images_per_second", each["images_per_second"])
+
+
+def sort_by_rate(contenders: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The fastest first."""
+    return sorted(contenders.items(), key=lambda item: -rate_of(item[1])["median"])
+
+
+def describe_feeding(content: dict[str, Any]) -> Iterator[str]:
+    """Each race of the loaders, with every contender's version and configuration."""
+    data = content["dataset"]
+    yield (
+        f"{format_dataset(data)}; {content['transform']}; batch {content['batch_size']}, {content['workers']} workers, "
+        f"on the {content['device'].upper()}; windows of {content['seconds']:g} s, in turns. Medians, and from least "
+        "to most; bytes are of all files of a format."
+    )
+    yield ""
+    for name, contenders in content["races"].items():
+        yield from (f"**{name[0].upper()}{name[1:]}**", "")
+        yield from make_table(FEEDING, [_feeding_row(*each) for each in sort_by_rate(contenders)])
+        configurations = [_configuration_row(who, each) for who, each in contenders.items()]
+        yield from make_table(("", "configuration", "reads", "options", "versions"), configurations)
+    yield from list_unable(content)
+    yield from list_origin(content)
+    yield from list_method(content)
+
+
+def _feeding_row(name: str, each: dict[str, Any]) -> list[str]:
+    rate, quiet = each["images_per_second"], each.get("undisturbed_images_per_second")
+    num_quiet = len(quiet["repetitions"]) if quiet else 0
+    windows = f"{num_quiet} of {len(rate['repetitions'])} undisturbed"
+    cpu_seconds, memory = each["cpu_seconds_per_1000_images"], each["memory_bytes"]
+    return [
+        *(name, format_spread(rate_of(each)), format_ratio(each.get("ours_in_images_per_second"))),
+        *(format_median(cpu_seconds), format_number(round(memory["median"] / 1e6))),
+        *(f"{each['bytes_per_image']:,.0f}", format_number(each["first_batch_seconds"]), each["type"], windows),
+    ]
+
+
+def _configuration_row(name: str, each: dict[str, Any]) -> list[str]:
+    return [name, each["what"], each["data"], format_options(each["options"]), format_versions(each["versions"])]
+
+
+def describe_preparation(content: dict[str, Any]) -> Iterator[str]:
+    """Each race of those who write images into shards."""
+    yield from (f"{format_dataset(content['dataset'])}. Medians, and from least to most.", "")
+    for name, race in content["races"].items():
+        size = f"{race['num_images']:,} images, {race['image_bytes'] / 1e6:,.0f} MB"
+        yield from (f"**{name[0].upper()}{name[1:]}** ({size})", "")
+        rows = [_preparation_row(who, each, race["num_images"]) for who, each in race["contenders"].items()]
+        yield from make_table(PREPARATION, rows)
+        configurations = [[who, each["what"], format_versions(each["versions"])] for who, each in _contenders(race)]
+        yield from make_table(("", "configuration", "versions"), configurations)
+    yield from list_unable(content)
+    yield from list_origin(content)
+    yield from list_method(content)
+
+
+def _contenders(race: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(race["contenders"].items())
+
+
+def _preparation_row(name: str, each: dict[str, Any], num_images: int) -> list[str]:
+    ratios = [format_ratio(each.get(f"ours_in_{kind}")) for kind in ("images_per_second", "durable_images_per_second")]
+    return [
+        *(name, format_spread(each["images_per_second"]), ratios[0]),
+        *(format_spread(each["durable_images_per_second"]), ratios[1], format_median(each["megabytes_per_second"])),
+        format_number(1000 * each["cpu_seconds"]["median"] / num_images),
+        *(f"{each['output_bytes'] / num_images:,.0f}", each["durability"]),
+    ]
+
+
+def describe_startup(content: dict[str, Any]) -> Iterator[str]:
+    """Seconds to open a split and to its first batch."""
+    yield from (f"A dataset of {format_dataset(content['dataset'])}, repeated under new keys.", "")
+    rows = [
+        [moment, format_spread(each["open_seconds"]), format_spread(each["first_batch_seconds"])]
+        for moment, each in content["moments"].items()
+    ]
+    yield from make_table(("moment of an epoch", "opening, s", "from then to the first batch, s"), rows)
+    yield from list_origin(content)

@@ -1,0 +1,103 @@
+"""Records' values as people read them: figures, spreads, machines, tables in Markdown."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+Summary = dict[str, Any]  # as record.summarize makes it: median, min, max, repetitions
+
+
+def is_summary(value: Any) -> bool:
+    """Whether a value is a median with its spread."""
+    return isinstance(value, dict) and {"median", "min", "max"} <= value.keys()
+
+
+def format_number(value: float) -> str:
+    """Three digits or so, thousands parted."""
+    if isinstance(value, int) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def format_median(summary: Summary | None) -> str:
+    """The median alone."""
+    return format_number(float(summary["median"])) if summary else ""
+
+
+def format_spread(summary: Summary | None) -> str:
+    """The median, and from where to where the repetitions go."""
+    if not summary:
+        return ""
+    low, high = (format_number(float(summary[end])) for end in ("min", "max"))
+    return f"{format_median(summary)} ({low} to {high})"
+
+
+def format_ratio(value: float | Summary | None) -> str:
+    """How many times as much."""
+    if value is None:
+        return ""
+    return f"{value['median'] if isinstance(value, dict) else value:.2f} ×"
+
+
+def format_dataset(data: dict[str, Any]) -> str:
+    """The images' name, with what they must not be taken for."""
+    images = f"{data['num_images']:,} images of " if "num_images" in data else ""
+    label = f" [{data['label']}]" if "label" in data else ""
+    return f"{images}{data['name']}{label}"
+
+
+def format_machine(hardware: dict[str, Any]) -> str:
+    """CPU, cores, GPU, and what else is known."""
+    more = [f"{name} {value}" for name, value in hardware.items() if name not in ("cpu", "cores", "gpu") and value]
+    return ", ".join([hardware["cpu"], f"{hardware['cores']} cores", hardware["gpu"] or "no GPU", *more])
+
+
+def format_versions(versions: dict[str, str]) -> str:
+    """Packages with their versions."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def format_options(options: dict[str, Any]) -> str:
+    """Settings by name."""
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+def make_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table in Markdown, and the empty line after it; columns in which nobody has anything are left out."""
+    cells = [header, *rows]
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in cells[1:])]
+    for number, row in enumerate(cells):
+        yield f"| {' | '.join(_escape(row[i]) for i in kept)} |"
+        if number == 0:
+            yield f"|{'|'.join('---' for _ in kept)}|"
+    yield ""
+
+
+def _escape(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").split())
+
+
+def list_origin(content: dict[str, Any]) -> Iterator[str]:
+    """Where a record's figures come from and how to take them again."""
+    yield f"* machine: {format_machine(content['hardware'])}"
+    if "command" in content:
+        yield f"* command: `{content['command']}`"
+    dirty = " and changes that were not committed" if content["commit"].endswith("+") else ""
+    yield f"* commit {content['commit'].removesuffix('+')}{dirty}; {content['date']}"
+    yield f"* versions: {format_versions(content['versions'])}"
+    yield ""
+
+
+def list_method(content: dict[str, Any]) -> Iterator[str]:
+    """How the figures were taken, folded away."""
+    if content.get("method"):
+        yield from ("<details><summary>method</summary>", "")
+        yield from (f"* {line}" for line in content["method"])
+        yield from ("", "</details>", "")
+
+
+def list_unable(content: dict[str, Any]) -> Iterator[str]:
+    """Who was skipped or failed, and why."""
+    for kind in ("skipped", "failed"):
+        if content.get(kind):
+            yield from (f"* {kind}: {name}: {reason}" for name, reason in content[kind].items())
+            yield ""
