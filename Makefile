@@ -19,7 +19,10 @@ demo: env
 	$(BIN)/python prep/shard.py --source data/digits-source --out data/digits
 	$(BIN)/torchrun train/main.py demo --data.root data/digits --run.dir $(RUN)
 	$(BIN)/python train/curves.py $(RUN) --out $(RUN)/curves.png
+	$(BIN)/python train/export.py $(RUN) --out $(RUN)/artifact
+	$(BIN)/python serve/gradcam_viz.py --checkpoint_path $(RUN)/artifact --validation_img_path data/digits/validation --all --output_path $(RUN)/gallery.png
 	@echo "TensorBoard's logs: $(RUN)/tensorboard (look with: $(BIN)/tensorboard --logdir $(RUN)); curves: $(RUN)/curves.png"
+	@echo "mistakes first, and where the model looked: $(RUN)/gallery.png; try it: $(BIN)/python serve/app.py --artifact $(RUN)/artifact"
 
 test: env
 	$(BIN)/ruff check .
@@ -31,6 +34,7 @@ soak: env
 	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/test_prep_crash.py tests/test_prep_verify.py
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/test_loader_harm.py tests/test_loader_elastic.py
 	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/test_train_resume.py
+	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/test_serve_oracle.py tests/test_serve_cam.py
 
 clean:
 	rm -rf .venv data/digits data/digits-source $(RUN)

@@ -12,6 +12,7 @@ import numpy as np
 
 from serve.judge import Verdict
 from serve.refusal import InputError
+from serve.wordnet import to_words
 
 Order = Literal["confidence", "class", "pair", "random"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -32,24 +33,39 @@ class Choice:
 def choose(verdicts: Sequence[Verdict], choice: Choice) -> list[Verdict]:
     """At most `num_show` verdicts.
 
-    confidence: the surest guesses first. class: the surest of each class in turn. pair: those of the most frequent
-    confusion first. random: as the seed says. What cannot be decoded is never among them.
+    confidence: the surest mistakes first; then, where right ones are wanted, those that came closest to a mistake.
+    class: the first of these of each class in turn. pair: those of the most frequent confusion first. random: as the
+    seed says. What cannot be decoded is never among them.
 
     Raises:
         InputError: there is none.
     """
     found = [each for each in verdicts if _is_wanted(each, choice)]
     if not found:
-        raise InputError("no image is as asked for: take --all, or other --true_class and --predicted_class")
+        raise InputError(_say_why_none(verdicts, choice))
     np.random.default_rng(choice.seed).shuffle(found)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if choice.order != "random":
-        found.sort(key=lambda each: -each.confidence)
+        found.sort(key=_by_worth)
     if choice.order == "class":
         found = _take_turns(found)
     if choice.order == "pair":
         frequency = Counter((each.label, each.guess) for each in found)
-        found.sort(key=lambda each: (-frequency[each.label, each.guess], each.label, each.guess))
+        found.sort(key=lambda each: (each.is_right, -frequency[each.label, each.guess], each.label, each.guess))
     return found[: choice.num_show]
+
+
+def _by_worth(verdict: Verdict) -> tuple[bool, float]:
+    """What teaches most comes first: a mistake that was sure, a hit that was not."""
+    return verdict.is_right, verdict.confidence if verdict.is_right else -verdict.confidence
+
+
+def _say_why_none(verdicts: Sequence[Verdict], choice: Choice) -> str:
+    num_right = sum(each.is_right for each in verdicts)
+    if choice.true_class is None and choice.predicted_class is None and num_right:
+        return (
+            f"there is no mistake to show, all {num_right:,} images are right: --all shows them, the least sure first"
+        )
+    return "no image is as asked for: take --all, or other --true_class and --predicted_class"
 
 
 def _is_wanted(verdict: Verdict, choice: Choice) -> bool:
@@ -72,12 +88,13 @@ def _take_turns(found: Sequence[Verdict]) -> list[Verdict]:
 
 
 def find_class(word: str, class_names: Sequence[str]) -> int:
-    """The class of a name, or of a number.
+    """The class of a name (also the first of its words, or WordNet's number), or of a number.
 
     Raises:
         InputError: there is none, or there are two of that name.
     """
-    found = [label for label, name in enumerate(class_names) if word in (name, name.split(",")[0])]
+    words = {word, *to_words((word,))}
+    found = [label for label, name in enumerate(class_names) if words & {name, name.split(",")[0]}]
     if not found and word.isdecimal() and int(word) < len(class_names):
         return int(word)
     if len(found) != 1:

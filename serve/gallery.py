@@ -53,9 +53,11 @@ def draw_gallery(rows: Sequence[Row], class_names: Sequence[str], caption: Capti
 
 
 def overlay(crop: Image.Image, map_HW: np.ndarray) -> Image.Image:
-    """A map from 0 to 1 over its picture, blue to red, at a tile's size."""
+    """A map from 0 to 1 over its picture, blue to red, at a tile's size; the picture in grey, so that colour is map."""
     colors_HWC = mpl.colormaps["turbo"](_enlarge(map_HW))[..., :3]
-    tile = Image.blend(to_tile(crop), Image.fromarray(np.rint(255 * colors_HWC).astype(np.uint8)), OPACITY)
+    tile = Image.blend(
+        to_tile(crop.convert("L")).convert("RGB"), Image.fromarray(np.rint(255 * colors_HWC).astype(np.uint8)), OPACITY
+    )
     if not map_HW.any():
         ImageDraw.Draw(tile).text((8, TILE - 26), "no place speaks for it", PAPER, font(15, True))
     return tile
@@ -106,17 +108,16 @@ def _draw_row(picture: Image.Image, top: int, row: Row, class_names: Sequence[st
     draw = ImageDraw.Draw(picture)
     if row.verdict.is_right:
         left = GAP + 2 * (TILE + GAP)
-        draw.text((left + 40, top + TILE // 2 - 10), "the same class", GREY, font(16))
+        draw.text((left, top + TILE // 2 - 10), "right: the same class", GREY, font(16))
     _write_beside(draw, (2 * GAP + 3 * (TILE + GAP), top), row.verdict, class_names)
 
 
 def _write_beside(draw: ImageDraw.ImageDraw, place: tuple[int, int], verdict: Verdict, names: Sequence[str]) -> None:
     left, top = place
     guess = GREEN if verdict.is_right else RED
-    blocks = [
-        ("predicted", names[verdict.guess], verdict.confidence, guess),
-        ("true class", names[verdict.label], verdict.true_confidence, GREEN),
-    ]
+    blocks = [("predicted", names[verdict.guess], verdict.confidence, guess)]
+    if not verdict.is_right:
+        blocks.append(("true class", names[verdict.label], verdict.true_confidence, GREEN))
     for heading, name, share, color in blocks:
         draw.text((left, top), f"{heading}, {100 * share:.1f}%", GREY, font(15))
         top += 22

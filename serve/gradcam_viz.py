@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--num_classes", type=positive_count, help="of the model (default: the artifact's; 1000 for bare weights)")
     add("--num_show", type=positive_count, default=20, help="rows (default: 20)")
     add("--select", choices=ORDERS, default="confidence", help="which come first (default: confidence)")
-    add("--all", action="store_true", help="those that it gets right, too")
+    add("--all", action="store_true", help="after the mistakes those that it gets right")
     add("--true_class", metavar="CLASS", help="of this class alone: its name or number")
     add("--predicted_class", metavar="CLASS", help="taken for this class alone")
     add("--limit", type=positive_count, metavar="N", help="measure on N images drawn at random (default: all)")

@@ -11,6 +11,7 @@ from serve.folders import is_tiny_imagenet, open_class_folders, open_tiny_imagen
 from serve.refusal import InputError, list_some
 from serve.shards import MANIFEST, open_split
 from serve.source import Encoded, Source
+from serve.wordnet import to_words
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 
@@ -21,10 +22,14 @@ def open_images(path: Path, num_classes: int, class_names: Sequence[str] | None)
     Args:
         class_names: of the model, one a label; None: not known, so the pictures' own are taken.
 
+    Returns:
+        Pictures whose labels are the model's, their classes named in words.
+
     Raises:
         InputError: it is none of these, or of other classes.
     """
-    return match_classes(_open_layout(path), num_classes, class_names)
+    source = match_classes(_open_layout(path), num_classes, class_names)
+    return replace(source, class_names=to_words(source.class_names))
 
 
 def _open_layout(path: Path) -> Source:

@@ -9,9 +9,13 @@ STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; color: #1a1a1a }
 h1, h2 { line-height: 1.2 } img { max-width: 100% } .warning { color: #b3261e; font-weight: bold }
-table { border-collapse: collapse; margin: 0 2rem 1rem 0 } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-td.number { text-align: right } .beside { display: flex; flex-wrap: wrap }
-.examples img { width: 7rem; height: 7rem; image-rendering: pixelated; margin-right: .5rem }
+table { border-collapse: collapse; margin: 0 2rem 1rem 0 }
+td, th { padding: .2rem 0 .2rem .8rem; text-align: right; vertical-align: top; white-space: nowrap }
+td:first-child, th:first-child { padding-left: 0; text-align: left; white-space: normal; max-width: 20rem }
+.beside { display: flex; flex-wrap: wrap }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 0 2rem }
+.examples img { width: calc(25% - .5rem); max-width: 7rem; image-rendering: pixelated; margin-right: .5rem }
+.wide { overflow-x: auto } .wide img { min-width: 54rem }
 """
 
 
@@ -21,14 +25,9 @@ def picture(path: Path, words: str) -> str:
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table; what is not text is set to the right."""
-    head = "".join(f"<th>{escape(each)}</th>" for each in headings)
-    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(value: object) -> str:
-    return f"<td>{escape(value)}</td>" if isinstance(value, str) else f'<td class="number">{value}</td>'
+    """A table; its first column is of words, the others of numbers."""
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in line)}</tr>" for line in lines)
+    return f"<table><tr>{''.join(f'<th>{escape(each)}</th>' for each in headings)}</tr>{rows}</table>"
 
 
 def paragraph(words: str, kind: str = "") -> str:

@@ -36,9 +36,11 @@ def show_figures(measured: Measured) -> str:
 
 
 def show_classes(measured: Measured) -> str:
-    """The worst classes beside the best."""
+    """The worst classes beside the best; all of them where they are few."""
     counts = count_classes(measured.verdicts)
     parts = [("worst", counts[:NUM_CLASSES]), ("best", counts[: -NUM_CLASSES - 1 : -1])]
+    if len(counts) <= 2 * NUM_CLASSES:
+        parts = [("class, the worst first", counts)]
     tables = [table((name, "top-1, %", "images"), _list(part, measured.source)) for name, part in parts]
     return f'<div class="beside">{"".join(tables)}</div>'
 
@@ -54,7 +56,7 @@ def show_confusions(measured: Measured, out: Path) -> str:
     shown = [each for _, _, found in pairs for each in found[:NUM_EXAMPLES]]
     crops = read_crops(measured.served, measured.source, shown)
     for label, guess, found in pairs:
-        parts.append(paragraph(f"{names[label]} taken for {names[guess]}: {len(found):,} images"))
+        words = f"{names[label]} taken for {names[guess]}: {len(found):,} image{'s' * (len(found) > 1)}"
         pictures = []
         for each in found[:NUM_EXAMPLES]:
             path = out / f"example-{each.row}.png"
@@ -62,8 +64,12 @@ def show_confusions(measured: Measured, out: Path) -> str:
             pictures.append(
                 picture(path, f"{names[label]}, predicted {names[guess]} with {100 * each.confidence:.0f}%")
             )
-        parts.append(f'<p class="examples">{"".join(pictures)}</p>')
-    return "".join(parts) or paragraph("None: every picture that can be decoded is right.")
+        parts.append(f'<div class="examples">{paragraph(words)}{"".join(pictures)}</div>')
+    return (
+        f'<div class="pairs">{"".join(parts)}</div>'
+        if parts
+        else paragraph("None: every picture that can be decoded is right.")
+    )
 
 
 def show_calibration(measured: Measured, out: Path) -> str:
@@ -84,4 +90,4 @@ def show_gallery(measured: Measured, cam: GradCam, choice: Choice, out: Path) ->
         return paragraph("None: every picture that can be decoded is right.")
     rows = explain(measured.served, measured.source, cam, choose(measured.verdicts, choice))
     draw_gallery(rows, measured.source.class_names, measured.caption).save(out / "gallery.png")
-    return picture(out / "gallery.png", f"{len(rows)} mistakes with Grad-CAM")
+    return f'<div class="wide">{picture(out / "gallery.png", f"{len(rows)} mistakes with Grad-CAM")}</div>'

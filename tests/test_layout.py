@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "loaders": {"loaders", "prep"},
     "train": {"train", "loaders", "prep"},
     "serve": {"serve"},
-    "benchmarks": {"benchmarks", "loaders", "train", "prep"},
+    "benchmarks": {"benchmarks", "loaders", "train", "prep", "serve"},
 }
 COMMANDS = (
     "prep/shard.py",
@@ -29,6 +29,8 @@ COMMANDS = (
     "train/curves.py",
     "serve/gradcam_viz.py",
     "serve/report.py",
+    "serve/publish.py",
+    "serve/app.py",
     "benchmarks/throughput.py",
     "benchmarks/peers.py",
     "benchmarks/preparation.py",
@@ -36,7 +38,9 @@ COMMANDS = (
     "benchmarks/sweeps.py",
     "benchmarks/results.py",
     "benchmarks/pictures.py",
+    "benchmarks/serving.py",
     "benchmarks/gpu_suite.py",
+    "benchmarks/certify.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]

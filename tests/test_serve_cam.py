@@ -1,5 +1,6 @@
 """A map shows where the network found a class: against the paper's formula, and where only one place has it."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from serve.cam import GradCam, find_stage
 from serve.refusal import InputError
 
 SIDE, HALF, NUM_KINDS = 96, 48, 4
+NUM_SEEDS = int(os.environ.get("PENSTOCK_SOAK_QUADRANTS", "1"))
 CNNS = (
     "resnet10t",
     "test_efficientnet",
@@ -41,11 +43,11 @@ def quarter(quadrant: int) -> tuple[slice, slice]:
     return slice(top, top + HALF), slice(left, left + HALF)
 
 
-@pytest.fixture(scope="module")
-def texture_model() -> nn.Module:
+@pytest.fixture(scope="module", params=range(NUM_SEEDS))
+def texture_model(request: pytest.FixtureRequest) -> nn.Module:
     """A small network that tells the textures apart, with a last stage of 12 x 12 places."""
-    rng = np.random.default_rng(0)
-    torch.manual_seed(0)
+    rng = np.random.default_rng(request.param)
+    torch.manual_seed(request.param)
     model = timm.create_model("test_resnet", num_classes=NUM_KINDS, output_stride=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     with one_thread():

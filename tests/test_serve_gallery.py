@@ -137,6 +137,7 @@ VERDICTS = [
     verdict(3, 2, 1, 0.8),
     verdict(4, 2, 2, 0.99),
     verdict(5, 1, -1, 0.0),
+    verdict(6, 1, 1, 0.999),
 ]
 
 
@@ -147,13 +148,22 @@ VERDICTS = [
         (Choice(num_show=2), [2, 3]),
         (Choice(order="class"), [2, 3, 1, 0]),
         (Choice(order="pair"), [1, 0, 2, 3]),
-        (Choice(show_all=True), [4, 2, 3, 1, 0]),
+        (Choice(show_all=True), [2, 3, 1, 0, 4, 6]),
+        (Choice(order="class", show_all=True), [2, 6, 3, 1, 4, 0]),
+        (Choice(order="pair", show_all=True), [1, 0, 2, 3, 6, 4]),
         (Choice(true_class=0), [2, 1, 0]),
         (Choice(predicted_class=1), [3, 1, 0]),
     ],
 )
 def test_the_order_has_its_reason(choice: Choice, rows: list[int]) -> None:
     assert [each.row for each in choose(VERDICTS, choice)] == rows
+
+
+def test_a_model_without_mistakes_is_answered_with_what_can_be_seen() -> None:
+    right = [verdict(row, row, row, 0.9 - row / 10) for row in range(3)]
+    with pytest.raises(InputError, match=r"no mistake to show, all 3 images are right: --all shows them"):
+        choose(right, Choice())
+    assert [each.row for each in choose(right, Choice(show_all=True))] == [2, 1, 0]
 
 
 def test_a_random_order_follows_the_seed() -> None:
