@@ -10,7 +10,7 @@ import numpy as np
 from certificates.taken import Taken
 from certificates.verdict import CHANCE, Certificate
 from scipy.special import gammaln
-from scipy.stats import kstwobign, norm
+from scipy.stats import kstwobign, norm, poisson
 
 NUM_BINS = 50  # of the displacements' histogram, each 2% of an epoch wide
 
@@ -18,34 +18,47 @@ NUM_BINS = 50  # of the displacements' histogram, each 2% of an epoch wide
 def certify_classes(epochs: list[Taken], labels_N: np.ndarray, batch_size: int) -> Certificate:
     """The mean number of different classes in the batches that lie within an epoch, against its expectation.
 
-    The z value takes batches for independent. Those of a permutation nearly are: what they share is that classes that
-    one batch has more of, the others have less of, which makes their mean vary less, so that fewer are refused.
+    Batches are taken for independent. Those of a permutation nearly are: what they share is that classes that one
+    batch has more of, the others have less of, which makes their mean vary less, so that fewer are refused.
     """
     counts_B = np.concatenate([count_classes(taken, batch_size) for taken in epochs])
-    name, limit = "classes in a batch", norm.isf(CHANCE / 2)
+    name = "classes in a batch"
     if not len(counts_B):
         return Certificate(name, None, f"no batch of {batch_size:,} lies within an epoch", "", "")
-    mean, deviation = expect_classes(np.bincount(labels_N), batch_size)
-    error = deviation / np.sqrt(len(counts_B))
-    observed = float(counts_B.mean())
-    # Where all batches have all classes, nothing but rounding is left of the deviation.
-    z = 0.0 if np.isclose(observed, mean, rtol=0, atol=1e-6) else (observed - mean) / max(error, 1e-12)
+    class_counts_K = np.bincount(labels_N)
+    mean, deviation = expect_classes(class_counts_K, batch_size)
+    p = find_chance(np.count_nonzero(class_counts_K) - counts_B, np.count_nonzero(class_counts_K) - mean, deviation)
     return Certificate(
         name,
-        bool(abs(z) <= limit),
-        f"mean {observed:.2f} of {len(counts_B):,} batches of {batch_size:,}, z = {z:+.2f}",
-        f"{mean:.2f} ± {error:.2f} (one batch: ± {deviation:.2f})",
-        f"|z| ≤ {limit:.2f}: a uniform permutation fails once in {1 / CHANCE:,.0f} at most (hypergeometric)",
+        p >= CHANCE,
+        f"mean {counts_B.mean():.2f} of {len(counts_B):,} batches of {batch_size:,}, p = {p:.2g}",
+        f"{mean:.2f} ± {deviation / np.sqrt(len(counts_B)):.2f} (one batch: ± {deviation:.2f})",
+        f"p ≥ {CHANCE:g}: a uniform permutation fails once in {1 / CHANCE:,.0f} at most (hypergeometric)",
         {
-            "observed_mean": observed,
+            "observed_mean": float(counts_B.mean()),
             "expected_mean": mean,
             "expected_deviation": deviation,
-            "z": float(z),
-            "p": float(2 * norm.sf(abs(z))),
+            "p": p,
             "batch_size": batch_size,
             "histogram": np.bincount(counts_B).tolist(),  # batches by their number of classes
         },
     )
+
+
+def find_chance(absent_B: np.ndarray, expected: float, deviation: float) -> float:
+    """How likely batches of a uniform permutation miss so many classes, or so few: two-sided, 0 to 1.
+
+    By the normal distribution of their mean; where a batch misses less than one class, too seldom for that, by the
+    Poisson distribution of their sum.
+    """
+    if np.isclose(absent_B.mean(), expected, rtol=0, atol=1e-6):
+        return 1.0  # also where all batches must be alike, and rounding alone is left of the deviation
+    if expected < 1:
+        total, mean = int(absent_B.sum()), max(0.0, expected) * len(absent_B)
+        tail = min(poisson.cdf(total, mean), poisson.sf(total - 1, mean))
+    else:
+        tail = norm.sf(abs(absent_B.mean() - expected) * np.sqrt(len(absent_B)) / max(deviation, 1e-12))
+    return min(1.0, 2 * float(tail))
 
 
 def count_classes(taken: Taken, batch_size: int) -> np.ndarray:
