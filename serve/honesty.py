@@ -29,7 +29,9 @@ class Count:
         share, weight = self.num_hits / self.num_images, Z_99**2 / self.num_images
         middle = (share + weight / 2) / (1 + weight)
         half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        # At its ends it is exactly 0 and 1, which rounding must not miss.
+        low = middle - half if self.num_hits else 0.0
+        return low, middle + half if self.num_hits < self.num_images else 1.0
 
 
 def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> list[str]:

@@ -1,6 +1,8 @@
 """A model that guesses, or is not the one it says it is, is not drawn."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from serve.artifact import Recorded
@@ -12,6 +14,16 @@ from serve.refusal import InputError
 def test_the_interval_is_wilsons(hits: int, images: int) -> None:
     expected = binomtest(hits, images).proportion_ci(confidence_level=0.99, method="wilson")
     assert Count(hits, images).interval() == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(images=st.integers(1, 100_000), share=st.floats(0, 1), end=st.sampled_from([0, 1, None]))
+def test_a_model_that_is_as_good_as_recorded_is_never_doubted_for_it(
+    images: int, share: float, end: int | None
+) -> None:
+    hits = round(images * share) if end is None else images * end
+    doubts = find_doubts(Count(hits, images), 10**9, Recorded(images, hits, "validation", None))
+    assert not any("records" in doubt for doubt in doubts)
 
 
 @pytest.mark.parametrize(
