@@ -4,7 +4,6 @@ A window: untimed batches until the stage is at its own pace (`rest`), then `num
 """
 
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -27,7 +26,7 @@ class Window:
     spent: dict[str, float] = field(default_factory=dict)  # milliseconds a batch, by what took them
 
 
-class Stage(ABC):
+class Stage:
     """One part of the flow, in this process. Use as a context manager: it holds threads, files and memory."""
 
     def __init__(self, name: str, batch_size: int, world: World) -> None:
@@ -40,9 +39,9 @@ class Stage(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         """Give everything back."""
 
-    @abstractmethod
     def take(self) -> None:
         """One batch."""
+        raise NotImplementedError
 
     def calibrate(self, seconds: float) -> None:
         """Run until rates are steady, and settle how many batches a window of about `seconds` has."""

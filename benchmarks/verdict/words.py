@@ -43,7 +43,8 @@ def _say_binding(figures: Figures) -> Iterator[str]:
     after = NAMES[find_binding(free)]
     share = "" if not figures.shares_cores else _say_shares(figures)
     yield f"{NAMES[binds].capitalize()} binds training: at most {expect(figures):,.0f} images/s{share}."
-    yield f"Without that limit it would reach {following:,.0f} ({following / expect(figures):.2f} x); then {after} binds."
+    gain = following / expect(figures)
+    yield f"Without that limit it would reach {following:,.0f} ({gain:.2f} x); then {after} binds."
     if binds == MODEL:
         yield _say_headroom(figures)
 
@@ -63,8 +64,8 @@ def _say_agreement(figures: Figures) -> Iterator[str]:
     reached, expected = agreement(figures), expect(figures)
     if reached > MOST_AGREEMENT:
         yield (
-            f"Training was measured at {figures.train:,.0f}, above what its stages allow ({expected:,.0f}): the machine "
-            "was not at rest; measure again, with more --seconds."
+            f"Training was measured at {figures.train:,.0f}, above what its stages allow ({expected:,.0f}): "
+            "the machine was not at rest; measure again, with more --seconds."
         )
     elif reached >= LEAST_AGREEMENT:
         yield f"Training was measured at {figures.train:,.0f} images/s, {reached:.0%} of that: the stages explain it."
@@ -78,13 +79,17 @@ def _say_agreement(figures: Figures) -> Iterator[str]:
 
 def _say_storage(figures: Figures) -> Iterator[str]:
     if figures.read_cold is None:
-        yield "The page cache could not be emptied of the shards (tmpfs, or files of another user): nothing is said of cold reads."
+        yield (
+            "Nothing is said of cold reads: the page cache could not be emptied of the shards "
+            "(on tmpfs it never can, and of other users' files it cannot be told)."
+        )
     elif figures.fits_memory and figures.read_cold < expect(figures):
         yield (
-            f"The data fits into memory; the first epoch still reads from storage, at {figures.read_cold:,.0f} images/s."
+            "The data fits into memory, so that only the first epoch waits for storage: "
+            f"it reads at {figures.read_cold:,.0f} images/s."
         )
     elif not figures.fits_memory:
-        yield f"The data does not fit into memory, so storage counts as read cold: {storage_rate(figures):,.0f} images/s."
+        yield f"The data does not fit into memory: storage counts as read cold, {storage_rate(figures):,.0f} images/s."
 
 
 def _say_advice(figures: Figures, advice: list[Advice], cost: Cost) -> Iterator[str]:
