@@ -1,9 +1,9 @@
 """`python benchmarks/prove_verdict.py --source DIR`: is the verdict right, and are its promises kept? On the CPU.
 
-Five cases, each with one stage of the real code throttled on purpose: storage, decoding threads, the model both ways, the
-cores. The verdict must name that stage. Then its advice is followed, training is measured again, and held against what
-was promised. One JSON record goes to stdout, a line a step to stderr. DIR holds real photographs, as prep/shard.py takes
-them; they are prepared twice, as they are and smaller.
+Five cases, each with one stage of the real code throttled on purpose: storage, decoding threads, the model both ways,
+the cores. The verdict must name that stage. Then its advice is followed, training is measured again, and held against
+what was promised. One JSON record goes to stdout, a line a case to stderr. DIR holds real photographs, as prep/shard.py
+takes them; they are prepared twice, as they are and smaller.
 """
 
 import argparse
@@ -42,7 +42,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--cases", nargs="+", choices=[case.name for case in CASES], metavar="NAME", help="(default: all five)")
     add("--seconds", type=float, default=1.0, help="a repetition of a stage, about (default: 1)")
     add("--repetitions", type=int, default=5, help="rounds (default: 5)")
-    add("--batch-size", type=int, default=64, help="default: 64")
     add("--out", type=Path, metavar="FILE", help="write the record here too")
     return parser.parse_args()
 
@@ -96,7 +95,7 @@ def measure(conditions: Conditions, mode: str, arguments: argparse.Namespace, da
     """
     words = ["--mode", mode, "--device", "cpu", "--model", conditions.model, "--size", str(conditions.size)]
     words += ["--data", str(data / (SMALLER if conditions.is_smaller else ORIGINAL)), "--amp", "bf16"]
-    words += ["--threads", str(conditions.num_threads), "--batch-size", str(arguments.batch_size)]
+    words += ["--threads", str(conditions.num_threads), "--batch-size", str(conditions.batch_size)]
     words += ["--seconds", str(arguments.seconds), "--repetitions", str(arguments.repetitions)]
     job = {"words": words, "num_cores": conditions.num_cores, "megabytes_per_second": conditions.megabytes_per_second}
     command = [sys.executable, "-m", "proof.run", json.dumps(job)]
@@ -149,7 +148,6 @@ def main() -> None:
         "num_kept": sum(case["is_kept"] for case in cases.values()),
         "most_error": MOST_ERROR,
         "dataset": dataset,
-        "batch_size": arguments.batch_size,
         "seconds": time.monotonic() - started,
         "command": describe_command("benchmarks/prove_verdict.py"),
         "commit": describe_commit(),

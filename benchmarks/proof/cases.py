@@ -9,7 +9,7 @@ from typing import Any
 from verdict.advice import Advice
 from verdict.bounds import CORES, DECODE, MODEL, STORAGE
 
-TINY_MODEL, SMALL_MODEL, LARGE_MODEL = "test_resnet", "test_resnet", "resnet18"
+SMALL_MODEL, LARGE_MODEL = "test_resnet", "resnet10t"
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Conditions:
 
     model: str = SMALL_MODEL
     size: int = 64  # pixels
+    batch_size: int = 64
     num_threads: int = 0  # decoding threads; 0: one a core
     megabytes_per_second: float | None = None  # of storage; None: the machine's own
     num_cores: int | None = None  # of this machine; None: all
@@ -43,9 +44,9 @@ CASES = (
         "megabytes_per_second",
         Conditions(megabytes_per_second=30.0),
     ),
-    Case("one-thread", "one decoding thread", DECODE, "num_threads", Conditions(TINY_MODEL, size=32, num_threads=1)),
-    Case("tiny-model", "a tiny model, so that decoding is left", DECODE, "max_side", Conditions(TINY_MODEL, size=32)),
-    Case("large-model", "a large model", MODEL, "size", Conditions(LARGE_MODEL, size=96)),
+    Case("one-thread", "one decoding thread", DECODE, "num_threads", Conditions(size=32, num_threads=1)),
+    Case("tiny-model", "a tiny model, so that decoding is left", DECODE, "max_side", Conditions(size=32)),
+    Case("large-model", "a large model", MODEL, "size", Conditions(LARGE_MODEL, size=96, batch_size=32)),
     Case("one-core", "one core of the machine's", CORES, "cores", Conditions(num_cores=1)),
 )
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+QUEUE_SECONDS = 0.05  # for which storage works on by itself: a reader that wakes up late has lost nothing
+
 
 class SlowStorage:
     """`os.preadv` at a bandwidth: whoever reads sleeps until storage so slow would have delivered the bytes.
 
-    All threads share the bandwidth. What was not used is not saved up.
+    All threads share the bandwidth. What was not used is lost, but for the last QUEUE_SECONDS.
     """
 
     def __init__(self, megabytes_per_second: float) -> None:
@@ -21,8 +23,9 @@ class SlowStorage:
     def preadv(self, descriptor: int, buffers: Sequence[Any], offset: int) -> int:
         num_bytes = self.real(descriptor, buffers, offset)
         with self.lock:
-            self.free_at = max(self.free_at, time.perf_counter()) + num_bytes / self.bytes_per_second
-            seconds = self.free_at - time.perf_counter()
+            now = time.perf_counter()
+            self.free_at = max(self.free_at, now - QUEUE_SECONDS) + num_bytes / self.bytes_per_second
+            seconds = self.free_at - now
         time.sleep(max(0.0, seconds))
         return num_bytes
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 STORAGE, DECODE, MODEL, CORES = "storage", "decode", "model", "cores"
-DOMINANT = 0.75  # of the CPU time: a stage that takes as much is what binds, rather than the cores
+DOMINANT = 2 / 3  # of the CPU time: a stage that takes twice what all others do is what binds, rather than the cores
 
 
 @dataclass(frozen=True)
