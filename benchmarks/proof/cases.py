@@ -39,15 +39,15 @@ class Case:
 CASES = (
     Case(
         "slow-storage",
-        "reads at 30 MB/s: whoever reads sleeps",
+        "reads at 50 MB/s: whoever reads sleeps",
         STORAGE,
         "megabytes_per_second",
-        Conditions(megabytes_per_second=30.0),
+        Conditions(size=32, megabytes_per_second=50.0),
     ),
     Case("one-thread", "one decoding thread", DECODE, "num_threads", Conditions(size=32, num_threads=1)),
     Case("tiny-model", "a tiny model, so that decoding is left", DECODE, "max_side", Conditions(size=32)),
     Case("large-model", "a large model", MODEL, "size", Conditions(LARGE_MODEL, size=96, batch_size=32)),
-    Case("one-core", "one core of the machine's", CORES, "cores", Conditions(num_cores=1)),
+    Case("one-core", "one core of the machine's", CORES, "cores", Conditions(size=48, num_cores=1)),
 )
 
 
