@@ -30,6 +30,7 @@ COMMANDS = (
     "serve/gradcam_viz.py",
     "serve/report.py",
     "benchmarks/throughput.py",
+    "benchmarks/prove_verdict.py",
     "benchmarks/peers.py",
     "benchmarks/preparation.py",
     "benchmarks/startup.py",

@@ -14,7 +14,7 @@ from conftest import CHECKOUT, run_command
 from loaders import InputError, World
 
 SCRIPT = CHECKOUT / "benchmarks" / "throughput.py"
-QUICK = ("--device", "cpu", "--seconds", "0.1", "--batch-size", "16")
+QUICK = ("--device", "cpu", "--seconds", "0.05", "--batch-size", "16")
 SMALL = (*QUICK, "--size", "32", "--model", "test_resnet", "--amp", "none")
 STAGES = {
     "read": {"read cold", "read warm"},

@@ -19,6 +19,7 @@ from train.step import Step, Sums, new_state
 
 TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
 QUEUES = 3  # of a loader: read, decoded, ready
+FIRST_STEPS = 3  # untimed, of a window of training
 
 
 class Feed:
@@ -56,7 +57,7 @@ class Feeding(Stage):
     def rest(self) -> None:
         """Use up what a loader that stood still has made ready."""
         for _ in range(self.feed.most_ready):
-            self.take()
+            next(self.feed.batches)
 
     def stats(self) -> Stats:
         return self.feed.loader.stats()
@@ -73,9 +74,11 @@ class Stepping(Feeding):
         self.step(next(self.feed.batches), self.sums)
 
     def rest(self) -> None:
-        """The synthetic batch is always ready."""
+        """Then a few steps, beside which a loader that is faster gets ahead again, as far as it would in the long run."""
         if self.name == TRAIN:
             super().rest()
+            for _ in range(FIRST_STEPS):
+                self.take()
 
 
 def open_synthetic(loader: Loader, size: int) -> Loader:
