@@ -16,7 +16,7 @@ class Shown:
         self.console = Console(stderr=True, quiet=world.rank != 0, highlight=False, soft_wrap=True)
         columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
         hidden = world.rank != 0 or not self.console.is_terminal
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden, refresh_per_second=2)
         self.task = self.bar.add_task("warming up", total=1.0)
         self.started: float | None = None  # when the first figure came, and how much was done by then
         self.first = 0.0

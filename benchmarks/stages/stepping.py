@@ -74,7 +74,7 @@ class Stepping(Feeding):
         self.step(next(self.feed.batches), self.sums)
 
     def rest(self) -> None:
-        """Then a few steps, beside which a loader that is faster gets ahead again, as far as it would in the long run."""
+        """Then a few steps, beside which a loader that is faster gets ahead again."""
         if self.name == TRAIN:
             super().rest()
             for _ in range(FIRST_STEPS):
