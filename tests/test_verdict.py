@@ -155,6 +155,13 @@ def test_what_is_lost_between_the_stages_is_not_promised() -> None:
     assert threads.images_per_second == pytest.approx(0.8 * 800) and threads.change == {"num_threads": 16}
 
 
+def test_behind_slow_storage_the_promise_is_what_training_from_memory_reached() -> None:
+    advice = part("advice")
+    slow = build(read_warm=200.0, train=200.0)
+    (disk, *_) = advice.advise(slow, {"training from memory": advice.Probe(4.0, 1.0, 0.0)}, advice.Scaling(1.0, 1.0))
+    assert disk.images_per_second == pytest.approx(800)  # not the 1,000 of the model alone
+
+
 def test_twice_the_cores_give_nothing_to_threads_whose_number_is_set() -> None:
     advice = part("advice")
     tight = build(shares_cores=True, num_cores=1.0, decode=900.0, model=950.0, train=490.0)

@@ -12,6 +12,7 @@ import torch
 from stages.stage import DECODE, Stage
 
 from loaders import Loader
+from loaders.backend import BackendSpec, Pixels
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
 from loaders.stats import Counters
@@ -40,6 +41,19 @@ class Decoding(Stage):
 
     def _on_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
+
+class MemoryLoader(Loader):
+    """A loader that has all of the loader but storage: the same few batches from memory, round and round."""
+
+    def __init__(self, loader: Loader, held: Held) -> None:
+        super().__init__(
+            loader.split, loader.transform, loader.batch_size, loader.world, loader.sampling, loader.config
+        )
+        self.held = held
+
+    def _decode(self, spec: BackendSpec, position: int) -> Generator[Pixels, None, None]:
+        yield from self.backend(spec, _keep, self.counters).decode(cycle(self.held))
 
 
 def hold_batches(loader: Loader) -> Held:

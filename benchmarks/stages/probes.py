@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pace import gather
-from stages.decoding import Decoding, hold_batches
+from stages.decoding import Decoding, MemoryLoader, hold_batches
 from stages.machine import count_cores
 from stages.rounds import Report
 from stages.setting import Setting
 from stages.smaller import mean_bytes, shrink
 from stages.stage import Stage, Window, measure
 from stages.stepping import Feed, Stepping, build_step, open_synthetic
-from verdict.advice import SMALLER_FILES, SMALLER_IMAGES, THREADS, Probe, Scaling
+from verdict.advice import FREE_STORAGE, SMALLER_FILES, SMALLER_IMAGES, THREADS, Probe, Scaling
 
 from loaders import Loader, build_loader
 
@@ -29,6 +29,7 @@ SIZE_STEP = 32  # pixels
 def measure_probes(names: Iterable[str], loader: Loader, setting: Setting, report: Report) -> dict[str, Probe]:
     """Those of the probes that there is something to try for, each measured as ratios to the stage as it is."""
     made = {
+        FREE_STORAGE: probe_storage,
         THREADS: probe_threads,
         SMALLER_FILES: probe_files,
         SMALLER_IMAGES: probe_size,
@@ -39,6 +40,14 @@ def measure_probes(names: Iterable[str], loader: Loader, setting: Setting, repor
         if probe := made[name](loader, setting):
             probes[name] = probe
     return probes
+
+
+def probe_storage(loader: Loader, setting: Setting) -> Probe:
+    """Training from memory: behind slow storage nobody sees what decoding and the model take from each other."""
+    step, memory = build_step(setting, loader), MemoryLoader(loader, hold_batches(loader))
+    with ExitStack() as stack:
+        feeds = [stack.enter_context(Feed(each)) for each in (loader, memory)]
+        return compare([Stepping(feed, step) for feed in feeds], setting, 0.0)
 
 
 def probe_threads(loader: Loader, setting: Setting) -> Probe | None:

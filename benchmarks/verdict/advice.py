@@ -12,9 +12,10 @@ from verdict.bounds import CORES, DECODE, MODEL, STORAGE, Figures, agreement, ex
 
 LEAST_GAIN = 1.03  # over what training reaches now: less is noise
 SPARE = 1.2  # a disk that is only just as fast as the rest would still hold it up
-THREADS, SMALLER_FILES, SMALLER_IMAGES = "threads", "smaller files", "smaller images"
+FREE_STORAGE, THREADS = "training from memory", "threads"
+SMALLER_FILES, SMALLER_IMAGES = "smaller files", "smaller images"
 WANTED = {  # the probes that are worth their time, by what binds
-    STORAGE: (SMALLER_FILES,),
+    STORAGE: (FREE_STORAGE, SMALLER_FILES),
     DECODE: (THREADS, SMALLER_FILES),
     MODEL: (SMALLER_IMAGES,),
     CORES: (SMALLER_FILES, SMALLER_IMAGES),
@@ -50,12 +51,20 @@ class Advice:
 
 def advise(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) -> list[Advice]:
     """What would help against what binds, the largest gain first."""
-    kept = min(1.0, agreement(figures))
+    kept = _keep(figures, probes)
     promised = [
         Advice(what, kept * expect(changed), change) for what, changed, change in _changes(figures, probes, scaling)
     ]
     helpful = [each for each in promised if each.images_per_second >= LEAST_GAIN * figures.train]
     return sorted(helpful, key=lambda each: -each.images_per_second)
+
+
+def _keep(figures: Figures, probes: Mapping[str, Probe]) -> float:
+    """What training reaches of its bounds, at most 1; where storage binds, that of training from memory."""
+    if find_binding(figures) == STORAGE and FREE_STORAGE in probes:
+        free = lift(figures, STORAGE)
+        return min(1.0, figures.train * probes[FREE_STORAGE].rate / expect(free))
+    return min(1.0, agreement(figures))
 
 
 Change = tuple[str, Figures, dict[str, Any]]
