@@ -39,10 +39,10 @@ class Case:
 CASES = (
     Case(
         "slow-storage",
-        "reads at 15 MB/s: whoever reads sleeps",
+        "reads at 20 MB/s: whoever reads sleeps",
         STORAGE,
         "megabytes_per_second",
-        Conditions(LARGE_MODEL, batch_size=32, megabytes_per_second=15.0),
+        Conditions(batch_size=32, megabytes_per_second=20.0),
     ),
     Case("one-thread", "one decoding thread", DECODE, "num_threads", Conditions(size=32, num_threads=1)),
     Case("tiny-model", "a tiny model, so that decoding is left", DECODE, "max_side", Conditions(size=32)),

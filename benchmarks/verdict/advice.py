@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from verdict.bounds import CORES, DECODE, MODEL, STORAGE, Figures, agreement, expect, find_binding, lift
+from verdict.bounds import CORES, DECODE, MODEL, STORAGE, Figures, agreement, expect, find_binding, lift, storage_rate
 
 LEAST_GAIN = 1.03  # over what training reaches now: less is noise
 SPARE = 1.2  # a disk that is only just as fast as the rest would still hold it up
@@ -53,7 +53,7 @@ def advise(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) -> l
     """What would help against what binds, the largest gain first."""
     kept = _keep(figures, probes)
     promised = [
-        Advice(what, kept * expect(changed), change) for what, changed, change in _changes(figures, probes, scaling)
+        Advice(what, _promise(changed, kept), change) for what, changed, change in _changes(figures, probes, scaling)
     ]
     helpful = [each for each in promised if each.images_per_second >= LEAST_GAIN * figures.train]
     return sorted(helpful, key=lambda each: -each.images_per_second)
@@ -65,6 +65,11 @@ def _keep(figures: Figures, probes: Mapping[str, Probe]) -> float:
         free = lift(figures, STORAGE)
         return min(1.0, figures.train * probes[FREE_STORAGE].rate / expect(free))
     return min(1.0, agreement(figures))
+
+
+def _promise(changed: Figures, kept: float) -> float:
+    """Images/s: who waits for storage loses nothing else meanwhile."""
+    return min(storage_rate(changed), kept * expect(lift(changed, STORAGE)))
 
 
 Change = tuple[str, Figures, dict[str, Any]]
