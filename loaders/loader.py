@@ -125,7 +125,7 @@ class Loader:
 
     def _produce(self, position: int) -> Generator[Ready, None, None]:
         """Batches from `position` on; what cannot be decoded is quarantined, and the stream taken up where it was."""
-        spec = self._spec()
+        spec = self.spec()
         with torch.cuda.stream(spec.stream) if spec.stream else nullcontext():
             while True:
                 try:
@@ -158,7 +158,8 @@ class Loader:
             self.planned = start + self.batch_size
             yield self.plan(start)
 
-    def _spec(self) -> BackendSpec:
+    def spec(self) -> BackendSpec:
+        """What its backend is built for; on a GPU with a stream of its own."""
         on_gpu = self.world.device.type == "cuda"
         return BackendSpec(
             batch_size=len(self.slots),

@@ -32,6 +32,7 @@ COMMANDS = (
     "serve/publish.py",
     "serve/app.py",
     "benchmarks/throughput.py",
+    "benchmarks/prove_verdict.py",
     "benchmarks/peers.py",
     "benchmarks/preparation.py",
     "benchmarks/startup.py",

@@ -125,7 +125,7 @@ def test_the_whole_graph_of_a_gpu_augments_what_it_decodes(digits: Path, monkeyp
     for config in (AugmentConfig(), RAND):
         split, transform = Split(digits, "train"), TrainTransform(32, augment=config)
         loader = build_loader(split, transform, 100, World(), config=LoaderConfig("dali", num_threads=2))
-        plan, spec = loader.plan(0), loader._spec()
+        plan, spec = loader.plan(0), loader.spec()
         with Reader(split, 1, 1, Counters()) as reader:
             (pair,) = reader.read([plan])
             pipeline = dali_graph.build_pipeline(spec, iter([_arrays(*pair, spec)]))

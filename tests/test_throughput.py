@@ -1,16 +1,36 @@
-"""The throughput benchmark: its figures follow from its repetitions, and its record says what was measured."""
+"""The throughput benchmark: its figures follow from its repetitions, its record says what was measured."""
 
+import importlib
 import json
+import os
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import CHECKOUT, run_command
 
+from loaders import InputError, World
+
 SCRIPT = CHECKOUT / "benchmarks" / "throughput.py"
-QUICK = ("--device", "cpu", "--seconds", "0.2", "--batch-size", "16")
-SMALL = (*QUICK, "--size", "32", "--model", "resnet10t", "--amp", "none")
+QUICK = ("--device", "cpu", "--seconds", "0.05", "--batch-size", "16")
+SMALL = (*QUICK, "--size", "32", "--model", "test_resnet", "--amp", "none")
+STAGES = {
+    "read": {"read cold", "read warm"},
+    "decode": {"decode"},
+    "loader": {"loader"},
+    "model": {"model"},
+    "train": {"train"},
+}
+ALL = set().union(*STAGES.values())
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command in this process."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("throughput")
 
 
 def check_spread(figures: dict[str, Any]) -> None:
@@ -20,31 +40,96 @@ def check_spread(figures: dict[str, Any]) -> None:
     assert (figures["min"], figures["max"]) == (min(rates), max(rates))
 
 
-@pytest.mark.parametrize(("mode", "backend"), [("loader", "reference"), ("model", "synthetic"), ("train", "reference")])
-def test_every_figure_follows_from_the_repetitions(digits: Path, tmp_path: Path, mode: str, backend: str) -> None:
+def check_stages(record: dict[str, Any], expected: set[str]) -> None:
+    stages = record["stages"]
+    assert expected - {"read cold"} <= stages.keys() <= expected  # where tests run on tmpfs nothing is cold
+    for name, stage in stages.items():
+        check_spread(stage["images_per_second"])
+        check_spread(stage["total"])
+        each, total = (stage[key]["median"] for key in ("images_per_second", "total"))
+        assert total == pytest.approx(record["num_processes"] * each)
+        assert stage["cpu_seconds_per_1000_images"] >= 0
+        assert ("megabytes_per_second" in stage) == name.startswith("read")
+    for name in {"loader", "train"} & stages.keys():
+        spent = stages[name]["milliseconds_a_batch"]
+        assert set(spent) == {"wait", "take", "read", "decode", "copy"} | ({"step"} if name == "train" else set())
+        assert min(spent.values()) >= 0
+
+
+def check_verdict(record: dict[str, Any]) -> None:
+    verdict, stages = record["verdict"], record["stages"]
+    assert verdict["binds"] in ("storage", "decode", "model", "cores")
+    assert verdict["expected_images_per_second"] == min(verdict["bounds"].values())
+    assert verdict["bounds"]["model"] == stages["model"]["total"]["median"]
+    assert all(each["images_per_second"] > stages["train"]["total"]["median"] for each in verdict["advice"])
+    loader, model, train = (stages[name]["total"]["repetitions"] for name in ("loader", "model", "train"))
+    rounds = [t / min(a, b) for t, a, b in zip(train, loader, model, strict=True)]
+    assert record["efficiency"]["repetitions"] == pytest.approx(rounds)
+
+
+def test_all_stages_end_in_a_verdict(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
-    done = run_command(SCRIPT, "--data", digits, "--mode", mode, "--backend", backend, "--out", out, *SMALL)
+    done = run_command(SCRIPT, "--data", digits, "--dollars-per-hour", "5", "--out", out, *SMALL)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record == json.loads(out.read_text())
-    check_spread(record["images_per_second"])
-    check_spread(record["total"])
-    assert record["total"] == record["images_per_second"]  # one process
-    assert (record["what"], record["mode"], record["backend"]) == ("throughput", mode, backend)
-    assert (record["model"], record["amp"]) == ((None, None) if mode == "loader" else ("resnet10t", "none"))
+    check_stages(record, ALL)
+    check_verdict(record)
+    assert (record["what"], record["mode"], record["backend"], record["num_processes"]) == (
+        "throughput",
+        "all",
+        "dali",
+        1,
+    )
+    assert (record["model"], record["amp"]) == ("test_resnet", "none")
     assert record["dataset"]["num_images"] == 1437 and record["dataset"]["label"] == "not ImageNet"
-    assert 0 <= record["data_wait_percent"] <= 100
     assert record["command"].startswith("python benchmarks/throughput.py ")
     assert record["hardware"]["gpu"] is None
+    recipe = record["recipe"]
+    assert recipe["name"] == "seed_113" and recipe["dollars"] == pytest.approx(5 * recipe["hours"])
+    assert recipe["hours"] == pytest.approx(113 * 1_281_167 / record["stages"]["train"]["total"]["median"] / 3600)
+    for line in record["verdict"]["says"]:
+        assert line in done.stderr
+    assert "efficiency, train / min(loader, model)" in done.stderr and "round 5 of 5" in done.stderr
 
 
-def test_without_data_it_measures_photos_and_says_that_they_are_not_imagenet(tmp_path: Path) -> None:
-    done = run_command(SCRIPT, *QUICK, "--backend", "reference", cwd=tmp_path)
+@pytest.mark.parametrize("mode", STAGES)
+def test_a_stage_alone(command: Any, digits: Path, mode: str) -> None:
+    backend = "reference" if mode == "decode" else "dali"
+    words = ("--data", str(digits), "--mode", mode, "--backend", backend, *SMALL)
+    record = command.measure(command.parse_arguments(list(words)), World())
+    check_stages(record, STAGES[mode])
+    assert (record["mode"], record["backend"], record["num_processes"]) == (mode, backend, 1)
+    assert record["verdict"] is None and record["efficiency"] is None
+    assert (record["model"] is None) == (mode in ("read", "decode", "loader"))
+    assert (record["recipe"] is None) == (mode != "train")
+
+
+@pytest.mark.parametrize("mode", ["all", *STAGES] if "PENSTOCK_SOAK_THROUGHPUT" in os.environ else ["all"])
+def test_two_processes_count_together(digits: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "record.json"
+    words = ("--data", digits, "--mode", mode, "--out", out, *SMALL)
+    done = run_command("-m", "torch.distributed.run", "--nproc-per-node", "2", SCRIPT, *words)
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    record = json.loads(out.read_text())
+    assert json.loads(done.stdout) == record  # one process speaks
+    assert record["num_processes"] == 2 and record["command"].startswith("torchrun --nproc-per-node 2 ")
+    check_stages(record, STAGES.get(mode, ALL))
+    if mode == "all":
+        check_verdict(record)
+
+
+def test_without_data_it_measures_photos_and_says_that_they_are_not_imagenet(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["throughput.py", *QUICK, "--mode", "read"])
+    command.main()
+    shown = capsys.readouterr()
+    record = json.loads(shown.out)
     assert record["dataset"]["label"] == "not ImageNet" and record["dataset"]["num_images"] == 256
-    assert "not ImageNet" in done.stderr
-    check_spread(record["images_per_second"])
+    assert "not ImageNet" in shown.err
+    check_stages(record, STAGES["read"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,3 +137,21 @@ def test_a_missing_data_folder_is_one_line(tmp_path: Path) -> None:
     done = run_command(SCRIPT, "--data", tmp_path / "nowhere", *QUICK)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--repetitions", "2"), "2 repetitions show no spread: take 5 or more"),
+        (("--dollars-per-hour", "0"), "--dollars-per-hour 0.0 is too little: take more than 0"),
+        (("--out", "nowhere/record.json"), "nowhere does not exist: create it or choose another --out"),
+        (("--model", "resnet1d"), "timm has no model resnet1d"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    command: Any, digits: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--data", str(digits), *QUICK, "--mode", "train", *words])
+    with pytest.raises(InputError, match=message) as caught:
+        command.main()
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,29 +1,25 @@
 """`python -m gpu.rates JOB`: images/s of the loader, the model or both, with any settings of loader and compilation.
 
-The method is that of benchmarks/throughput.py.
+The stages are those of benchmarks/throughput.py; here one is measured alone, with who was busy beside it.
 """
 
-import copy
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu.answer import Job, answer
 from gpu.usage import Usage
-from pace import SPENT, Take, read_clock, repeat, warm_up
+from pace import read_clock
 from record import summarize
-from throughput import TOTAL_IMAGES
+from stages.setting import Setting
+from stages.stage import Stage, Window
+from stages.stage import measure as measure_window
+from stages.stepping import Feed, Feeding, Stepping, build_step
 
-from loaders import Batch, Loader, LoaderConfig, Split, TrainTransform, build_loader
-from train.config import Recipe, RunConfig
+from loaders import LoaderConfig, Split, TrainTransform, build_loader
 from train.dist import join_world
-from train.model import ModelConfig, build_model
-from train.optim import build_optimizer
-from train.speed import SpeedConfig, set_precision
-from train.step import Step, Sums, new_state
 
 GIB = 1 << 30
 
@@ -33,19 +29,16 @@ def measure(job: Job) -> dict[str, Any]:
     with join_world(job["device"]) as world:
         split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
         loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=config)
-        batches = iter(loader)
-        with closing(batches):  # pyright: ignore[reportArgumentType]  (a generator)
-            take = build_take(job, loader, batches)
-            first_seconds = time_one(take, loader)
-            num_steps = warm_up(take, job["seconds"], world)
-            before = loader.stats()
+        with Feed(loader) as feed:
+            stage = Feeding(feed) if job["mode"] == "loader" else Stepping(feed, build_step(read_setting(job), loader))
+            first_seconds = time_one(stage)
+            stage.calibrate(job["seconds"])
             with Usage() as usage:
-                seconds = repeat(take, num_steps, job["repetitions"], world)
-            stats = loader.stats().since(before)
-    spent = {name: 1000 * getattr(stats, f"{name}_seconds") / stats.num_batches for name in SPENT}
+                windows = [measure_window(stage) for _ in range(job["repetitions"])]
+    spent = {name: statistics.mean(window.spent[name] for window in windows) for name in windows[0].spent}
     return {
-        "images_per_second": summarize([num_steps * job["batch_size"] / each for each in seconds]),
-        "data_wait_percent": 100 * stats.wait_seconds / sum(seconds),
+        "images_per_second": summarize([window.num_images / window.seconds for window in windows]),
+        "data_wait_percent": wait_percent(windows, stage.num_steps),
         "milliseconds_a_batch": spent,
         "first_batch_seconds": first_seconds,
         "gpu_memory_gib": torch.cuda.max_memory_allocated() / GIB if world.device.type == "cuda" else None,
@@ -53,42 +46,24 @@ def measure(job: Job) -> dict[str, Any]:
     }
 
 
-def build_take(job: Job, loader: Loader, batches: Iterator[Batch]) -> Take:
-    """What is measured, as a function that does it for one batch."""
-    if job["mode"] == "loader":
-        return lambda: _drop(next(batches))
-    step, sums = build_step(job, loader), Sums.zero(loader.world.device)
-    return lambda: step(next(batches), sums)
-
-
-def _drop(_: Batch) -> None:
-    """The loader alone: nothing is done with a batch."""
-
-
-def build_step(job: Job, loader: Loader) -> Step:
-    """The training step as `train.fit` makes it, at the start of a run."""
-    recipe = Recipe(
-        name="gpu-suite",
-        epochs=100,
-        batch_size=loader.batch_size,
-        amp=job["amp"],
-        model=ModelConfig(job["model"]),
-        speed=SpeedConfig(compile=job["compile"]),
-        run=RunConfig(dir=Path(job["work"])),
+def read_setting(job: Job) -> Setting:
+    """What the training step is built with."""
+    return Setting(
+        size=job["size"], model=job["model"], amp=job["amp"], compile=job["compile"], run_dir=Path(job["work"])
     )
-    set_precision(recipe.speed)
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(loader.split.class_names), loader.world.device)
-    ema = copy.deepcopy(model).requires_grad_(False)
-    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
-    return Step(recipe, state, TOTAL_IMAGES, loader.world)
 
 
-def time_one(take: Take, loader: Loader) -> float:
+def wait_percent(windows: list[Window], num_steps: int) -> float:
+    """The share of the time in which a batch was waited for."""
+    waited = sum(window.spent["wait"] * num_steps / 1000 for window in windows)
+    return 100 * waited / sum(window.seconds for window in windows)
+
+
+def time_one(stage: Stage) -> float:
     """Seconds of the first batch: queues fill, kernels load, the model is compiled."""
     started = time.perf_counter()
-    take()
-    return read_clock(loader.world) - started
+    stage.take()
+    return read_clock(stage.world) - started
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""The record for people, on stderr: a row a stage, then the verdict."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(record: dict[str, Any]) -> None:
+    """A table and a few lines."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(describe_title(record), markup=False)
+    console.print(build_table(record["stages"]))
+    if record["efficiency"]:
+        console.print(f"efficiency, train / min(loader, model): {record['efficiency']['median']:.3f}")
+    for line in record["verdict"]["says"] if record["verdict"] else []:
+        console.print(line, markup=False)
+
+
+def describe_title(record: dict[str, Any]) -> str:
+    """What was measured on what."""
+    data, hardware = record["dataset"], record["hardware"]
+    device = hardware["gpu"] or f"CPU ({hardware['cores']} cores)"
+    model = f"{record['model']} {record['amp']}, " if record["model"] else ""
+    return (
+        f"{model}{record['size']} px, batch {record['batch_size']} x {record['num_processes']} on {device}; "
+        f"{data['name']} [{data['label']}], {data['mean_bytes'] / 1000:,.0f} KB an image"
+    )
+
+
+def build_table(stages: dict[str, dict[str, Any]]) -> Table:
+    """A row a stage."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "images/s", "from", "to", "a process", "CPU-s/1000", "MB/s"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, stage in stages.items():
+        total, bandwidth = stage["total"], stage.get("megabytes_per_second")
+        table.add_row(
+            name,
+            *(f"{total[key]:,.0f}" for key in ("median", "min", "max")),
+            f"{stage['images_per_second']['median']:,.0f}",
+            f"{stage['cpu_seconds_per_1000_images']:.2f}",
+            f"{bandwidth['median']:,.0f}" if bandwidth else "",
+        )
+    return table
