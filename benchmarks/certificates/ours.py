@@ -1,0 +1,89 @@
+"""Penstock's own loader as training uses it: what its batches hold, and what the plan says of a sample of them."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from certificates.job import Job, Span
+
+from loaders import Batch, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders.device import resolve_device
+from loaders.order import Sampling
+
+Part = dict[str, np.ndarray]
+
+
+def take(job: Job) -> Iterator[Part]:
+    """The batches of all spans, each image with its place in the stream."""
+    split = Split(job.data, job.split)
+    loader = None
+    for span in job.spans:
+        loader = open_loader(job, split, span)
+        with closing(iter(loader)) as batches:  # pyright: ignore[reportArgumentType]  (a generator)
+            for batch in batches:
+                yield describe(job, loader, batch)
+                if loader.position >= span.stop:
+                    break
+    if job.state_out and job.rank == 0 and loader is not None:
+        Path(job.state_out).write_text(json.dumps(loader.state_dict()))
+
+
+def open_loader(job: Job, split: Split, span: Span) -> Loader:
+    """The loader at the span's start. What cannot be decoded must not be replaced in silence: it ends by its name."""
+    world = World(job.rank, job.size, job.rank, job.size, resolve_device(job.device))
+    backend = "dali" if span.decoded else "synthetic"
+    config = LoaderConfig(backend, num_threads=job.threads, most_damaged=0)
+    loader = build_loader(split, TrainTransform(job.pixels), job.batch_size, world, Sampling(job.seed), config)
+    state = {**loader.state_dict(), "position": span.start}
+    loader.load_state_dict(json.loads(Path(job.state_in).read_text()) if job.state_in else state)
+    return loader
+
+
+def describe(job: Job, loader: Loader, batch: Batch) -> Part:
+    """A batch's rows, labels and positions; digests of its images, and the kept ones with window and flip."""
+    positions_B = batch.position + np.array(loader.slots)
+    part = {
+        "rows": batch.rows_B,
+        "labels": batch.labels_B.cpu().numpy(),
+        "positions": positions_B,
+        "epochs": positions_B // len(loader.split),
+    }
+    if job.digests:
+        images_BHWC = batch.images_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        part["digests"] = np.array([hashlib.sha256(image_HWC).hexdigest() for image_HWC in images_BHWC])
+    if job.kept:
+        part |= keep(job, loader, batch, positions_B)
+    return part
+
+
+def keep(job: Job, loader: Loader, batch: Batch, positions_B: np.ndarray) -> Part:
+    """Of the positions asked for: the images as they came, and what the plan wants them to be."""
+    places = np.flatnonzero(np.isin(positions_B, job.kept))
+    plan = loader.plan(batch.position)
+    images_KCHW = batch.images_BCHW[torch.from_numpy(places).to(batch.images_BCHW.device)]
+    return {
+        "kept_rows": batch.rows_B[places],
+        "kept_images": images_KCHW.permute(0, 2, 3, 1).cpu().numpy(),
+        "kept_windows": plan.windows_B4[places],
+        "kept_flips": plan.flips_B[places],
+    }
+
+
+def place_spans(job: Job, num_images: int, epochs: int, most_decoded: int) -> tuple[Span, ...]:
+    """The batches of some epochs, decoded up to an equal share of `most_decoded` images of each."""
+    batch = job.batch_size
+    bounds = [-(-epoch * num_images // batch) * batch for epoch in range(epochs + 1)]
+    if most_decoded >= bounds[-1]:
+        return (Span(0, bounds[-1], True),)
+    share = most_decoded // epochs // batch * batch
+    parts = [
+        span
+        for start, stop in pairwise(bounds)
+        for span in (Span(start, min(stop, start + share), True), Span(min(stop, start + share), stop, False))
+    ]
+    return tuple(span for span in parts if span.start < span.stop)

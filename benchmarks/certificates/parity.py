@@ -1,0 +1,125 @@
+"""The certificate of decoders: DALI on the CPU, and on the GPU where there is one, against the Pillow reference.
+
+On evaluation's transform and on training's: both execute the same plan. A network may make no more of the difference
+in pixels than of noise that is as large as the limit on pixels allows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from certificates.collect import Report
+from certificates.judge import Judge
+from certificates.verdict import Certificate
+from gpu.parity import MOST, MOST_SUBSAMPLED, WHOLE, Difference, by_kind, describe_jpeg
+
+from loaders import EvalTransform, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders.device import resolve_device
+from loaders.subset import Subset
+
+LEAST_AGREEMENT = 99.0  # percent of images with the same top-1
+RESIZE_SHARE = 256 / 224  # of evaluation's short side to its crop
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images to compare decoders on."""
+
+    split: Split
+    pixels: int  # of the square output
+    seed: int
+
+    @property
+    def transforms(self) -> dict[str, TrainTransform | EvalTransform]:
+        """By name."""
+        evaluation = EvalTransform(self.pixels, round(self.pixels * RESIZE_SHARE))
+        return {"training": TrainTransform(self.pixels), "evaluation": evaluation}
+
+
+def draw_sample(split: Split, num_images: int, pixels: int, seed: int) -> Sample:
+    """Some images of a split, any of which may come."""
+    draw = np.random.Generator(np.random.Philox([seed, 2]))
+    rows_N = np.sort(draw.choice(len(split), min(num_images, len(split)), replace=False))
+    return Sample(Subset(split, rows_N, range(len(split.class_names))), pixels, seed)
+
+
+def certify_parity(sample: Sample, judge: Judge, device: str, report: Report) -> Iterator[Certificate]:
+    """One certificate a transform.
+
+    Args:
+        device: cpu or cuda, of DALI; the reference and the network stay on the CPU.
+    """
+    world = World(device=resolve_device(device))
+    for name, transform in sample.transforms.items():
+        size = min(BATCH_SIZE, len(sample.split))
+        ours = build_loader(sample.split, transform, size, world, config=LoaderConfig("dali", most_damaged=0))
+        right = build_loader(sample.split, transform, size, config=LoaderConfig("reference", most_damaged=0))
+        pixels, logits = compare(ours, right, judge, device, report)
+        yield conclude(f"parity, {'GPU' if device == 'cuda' else 'CPU'}, {name}", pixels, logits, judge)
+
+
+def compare(
+    ours: Loader, right: Loader, judge: Judge, device: str, report: Report
+) -> tuple[list[Difference], list[dict[str, np.ndarray]]]:
+    """Pixels' and logits' differences from the reference of each image, both loaders taken in step."""
+    noise = torch.Generator().manual_seed(0)
+    pixels: list[Difference] = []
+    logits: list[dict[str, np.ndarray]] = []
+    for batch, reference in zip(*(islice(loader, len(right)) for loader in (ours, right)), strict=True):
+        assert (batch.rows_B == reference.rows_B).all()
+        valid_B, wanted_BCHW = reference.valid_B, reference.images_BCHW.int()
+        apart_BCHW = (batch.images_BCHW.cpu().int() - wanted_BCHW).abs()
+        kinds = [describe_jpeg(right.split, int(row)) for row in reference.rows_B]
+        means_B, most_B = apart_BCHW.float().mean((1, 2, 3)).tolist(), apart_BCHW.amax((1, 2, 3)).tolist()
+        found = zip(kinds, means_B, most_B, strict=True)
+        pixels += [each for each, valid in zip(found, valid_B.tolist(), strict=True) if valid]
+        signs_BCHW = 2 * torch.randint(0, 2, wanted_BCHW.shape, generator=noise) - 1
+        limits_B = torch.tensor([limit_of(kind, device) for kind in kinds])
+        noisy_BCHW = wanted_BCHW + signs_BCHW * limits_B.view(-1, 1, 1, 1).int()
+        shown = {"ours": batch.images_BCHW, "reference": reference.images_BCHW, "noise": noisy_BCHW.clamp(0, 255)}
+        logits.append({name: judge.logits(images).numpy()[valid_B.numpy()] for name, images in shown.items()})
+        report(len(kinds))
+    return pixels, logits
+
+
+def limit_of(kind: str, device: str) -> float:
+    """What an image may differ by on average: on the CPU both decode to the same bits, nvJPEG has ways of its own."""
+    return MOST if device == "cpu" or kind.removesuffix(" progressive") in WHOLE else MOST_SUBSAMPLED
+
+
+def conclude(name: str, pixels: list[Difference], logits: list[dict[str, np.ndarray]], judge: Judge) -> Certificate:
+    """The certificate."""
+    device = "cuda" if "GPU" in name else "cpu"
+    figures = {"model": judge.what, "is_trained": judge.is_trained, "pixels": by_kind(iter(pixels))}
+    figures |= compare_logits(logits)
+    near = all(mean <= limit_of(kind, device) for kind, mean, _ in pixels)
+    agrees = figures["same_top1_percent"] >= LEAST_AGREEMENT or not judge.is_trained
+    worst, largest = max(mean for _, mean, _ in pixels), max(most for *_, most in pixels)
+    means = f"{np.mean([mean for _, mean, _ in pixels]):.3f}"
+    top1 = f"same top-1 {figures['same_top1_percent']:.1f}%" + " (random weights: says little)" * (not judge.is_trained)
+    return Certificate(
+        name,
+        near and figures["logits_apart"] <= figures["logits_apart_by_noise"] and agrees,
+        f"{len(pixels)} images: pixels {means} of 255 apart, worst image {worst:.3f}, worst pixel {largest}; "
+        f"logits {figures['logits_apart']:.4f}; {top1}",
+        f"logits {figures['logits_apart_by_noise']:.4f} apart by noise ({judge.what})",
+        f"image ≤ {MOST:g} of 255" + f" (subsampled {MOST_SUBSAMPLED:g})" * (device == "cuda")
+        + "; logits ≤ noise of that size" + f"; top-1 ≥ {LEAST_AGREEMENT:g}%" * judge.is_trained,
+        figures,
+    )  # fmt: skip
+
+
+def compare_logits(logits: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Root mean square distances in units of the logits' own deviation over images; percent with the same top-1."""
+    ours, right, noise = (np.concatenate([each[name] for each in logits]) for name in ("ours", "reference", "noise"))
+    scale = max(1e-12, float(right.std(axis=0).mean()))
+    return {
+        "logits_apart": float(np.sqrt(((ours - right) ** 2).mean())) / scale,
+        "logits_apart_by_noise": float(np.sqrt(((noise - right) ** 2).mean())) / scale,
+        "same_top1_percent": float(100 * (ours.argmax(1) == right.argmax(1)).mean()),
+        "num_images": len(right),
+    }
