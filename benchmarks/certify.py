@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=int, default=50_000, metavar="N", help="most images to decode in epochs (default: 50,000)")
     add("--ranks", type=int, nargs="+", default=[2, 3], metavar="N", help="numbers of ranks (default: 2 3)")
     add("--seed", type=int, default=0, help="of the order, and of what is drawn here (default: 0)")
-    add("--buffer", type=int, default=1000, metavar="N", help="images in a peer's shuffle buffer (default: 1,000)")
+    add("--buffer", type=int, nargs="+", default=[1000], metavar="N", help="images to shuffle among, of peers (1,000)")
     add("--model", type=Path, metavar="DIR", help="export or checkpoint for the logits (default: random weights)")
     add("--parity-images", type=int, default=64, metavar="N", help="images to compare decoders on (default: 64)")
     add("--threads", type=int, default=0, help="decoding threads (default: an equal share of the cores)")
@@ -56,7 +56,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises InputError for what nothing can be certified with."""
     if arguments.epochs < 2:
         raise InputError(f"{arguments.epochs} epochs have no displacement between them: take 2 or more")
-    if min(arguments.batch_size, arguments.size, arguments.buffer, arguments.parity_images) < 1 or arguments.limit < 0:
+    sizes = (arguments.batch_size, arguments.size, arguments.parity_images, *arguments.buffer)
+    if min(sizes) < 1 or arguments.limit < 0:
         raise InputError("batch-size, size, buffer and parity-images must be 1 or more, limit 0 or more")
     if min(arguments.ranks) < 2:
         raise InputError(f"{min(arguments.ranks)} ranks share nothing with anybody: take --ranks of 2 or more")
@@ -65,6 +66,12 @@ def check(arguments: argparse.Namespace) -> None:
     for out in filter(None, (arguments.out, arguments.picture)):
         if not out.resolve().parent.is_dir():
             raise InputError(f"{out.parent} does not exist: create it or choose another place for {out.name}")
+
+
+def list_loaders(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """Each loader, a peer with each size of its buffer; ours has none."""
+    buffers = {name: [0] if name == OURS else arguments.buffer for name in dict.fromkeys(arguments.loader)}
+    return [(name, buffer) for name, sizes in buffers.items() for buffer in sizes]
 
 
 def describe_loader(job: Job) -> dict[str, Any]:
@@ -103,14 +110,14 @@ def main() -> None:
     arguments = parse_arguments()
     check(arguments)
     split, found, failed = Split(arguments.data, arguments.split), {}, []
-    place_stretch(build_job(arguments, OURS, len(split)), arguments.ranks, len(split))  # refused now, not in a while
+    place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))  # refused now, not in a while
     judge = find_judge(arguments.model, len(split.class_names), arguments.seed) if OURS in arguments.loader else None
-    for loader in arguments.loader:
-        job = build_job(arguments, loader, len(split))
+    for loader, buffer in list_loaders(arguments):
+        job, name = build_job(arguments, loader, buffer, len(split)), f"{loader} {buffer:,}" if buffer else loader
         certificates = certify(arguments, split, job, judge if loader == OURS else None)
-        found[loader] = describe_loader(job) | {"certificates": [asdict(each) for each in certificates]}
+        found[name] = describe_loader(job) | {"certificates": [asdict(each) for each in certificates]}
         show(describe_loader(job), certificates)
-        failed += [f"{loader}: {name}" for name in list_failed(certificates)]
+        failed += [f"{name}: {each}" for each in list_failed(certificates)]
     record = build_record(arguments, split, found)
     print(json.dumps(record))
     if arguments.out:

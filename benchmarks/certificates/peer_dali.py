@@ -2,6 +2,7 @@
 # (DALI builds its operators at run time; its stubs do not know them)
 """DALI's own reader of our shards, shuffling inside `initial_fill`: keys and labels in its order, nothing decoded."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,6 @@ import numpy as np
 from certificates.job import Job
 from nvidia.dali import fn, pipeline_def
 
-from loaders import World
-from loaders.config import default_num_threads
 from prep.dataset import Split
 
 READER = "reader"
@@ -40,7 +39,7 @@ def take(job: Job) -> Iterator[dict[str, np.ndarray]]:
 
 def build_pipeline(job: Job, split: Split) -> Any:
     """Its reader alone, as its documentation recommends for whole epochs."""
-    threads = job.threads or default_num_threads(World())
+    threads = job.threads or len(os.sched_getaffinity(0))
 
     @pipeline_def(batch_size=job.batch_size // job.size, num_threads=threads, device_id=None)
     def graph() -> Any:

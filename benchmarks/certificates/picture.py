@@ -7,9 +7,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 OURS, PEER, EXPECTED, QUIET = "#0f766e", "#c2410c", "#111827", "#6b7280"
-ROW_INCHES, WIDTH_INCHES, DPI = 2.3, 10.0, 160
+ROW_INCHES, WIDTH_INCHES, DPI = 1.9, 10.0, 160
 CLASSES, DISPLACEMENT = "classes in a batch", "displacement between epochs"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -27,14 +28,17 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Write the PNG."""
     loaders = record["loaders"]
     with mpl.rc_context(STYLE):
-        figure = Figure((WIDTH_INCHES, ROW_INCHES * len(loaders) + 1.0), layout="constrained")
+        engine = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+        figure = Figure((WIDTH_INCHES, ROW_INCHES * len(loaders) + 1.0), layout=engine)
         rows = figure.subplots(len(loaders), 2, squeeze=False, sharex="col")
-        for axes, (name, facts) in zip(rows, loaders.items(), strict=True):
+        for axes, facts in zip(rows, loaders.values(), strict=True):
             found = {each["name"]: each for each in facts["certificates"]}
             colour = PEER if "buffer" in facts else OURS
             draw_classes(axes[0], found[CLASSES], colour)
             draw_displacements(axes[1], found[DISPLACEMENT], colour)
-            axes[0].set_ylabel(name + (f"\nbuffer {facts['buffer']:,}" if "buffer" in facts else ""), color=colour)
+            axes[0].set_ylabel(
+                facts["loader"] + (f"\nbuffer {facts['buffer']:,}" if "buffer" in facts else ""), color=colour
+            )
             axes[0].yaxis.label.set_fontweight("bold")
         label(rows, record)
         rows[0][1].legend(frameon=False, loc="upper right")

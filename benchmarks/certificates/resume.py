@@ -33,7 +33,11 @@ def place_stretch(job: Job, ranks: list[int], num_images: int) -> tuple[Job, lis
 
 
 def certify_resume(job: Job, ranks: list[int], num_images: int, folder: Path, report: Report) -> Certificate:
-    """One process in one go against ranks[0] processes that stop and ranks[-1] that go on from their state."""
+    """One process in one go against ranks[0] processes that stop, and others that go on from their state.
+
+    Those are as many as the last of `ranks` says, or one where there is but one number.
+    """
+    first, then = ranks[0], ranks[-1] if len(ranks) > 1 else 1
     job, (start, stop, end) = place_stretch(job, ranks, num_images)
     state = str(folder / STATE)
 
@@ -41,18 +45,18 @@ def certify_resume(job: Job, ranks: list[int], num_images: int, folder: Path, re
         return collect(replace(job, size=size, spans=(Span(begin, finish, True),), **files), folder, report)
 
     whole = in_order(run(1, start, end))
-    before = in_order(run(ranks[0], start, stop, state_out=state))
-    after = in_order(run(ranks[-1], stop, end, state_in=state))
+    before = in_order(run(first, start, stop, state_out=state))
+    after = in_order(run(then, stop, end, state_in=state))
     figures = compare(whole, before, after)
     same = not any(figures.values())
     return Certificate(
         "resume",
         same,
-        f"stopped at image {stop:,} by {ranks[0]} ranks, taken up by {ranks[-1]}, {start:,} to {end:,}: "
+        f"stopped at image {stop:,} by {first} ranks, taken up by {then}, {start:,} to {end:,}: "
         + ("same images in the same order, pixels bit-equal" if same else describe_fault(figures)),
         f"the {end - start:,} images of one uninterrupted process",
         "none may differ: the state is the position alone, and what follows from it is fixed",
-        figures | {"start": start, "stop": stop, "end": end, "ranks": [1, ranks[0], ranks[-1]]},
+        figures | {"start": start, "stop": stop, "end": end, "ranks": [1, first, then]},
     )
 
 

@@ -36,7 +36,7 @@ def certify(arguments: Namespace, split: Split, job: Job, judge: Judge | None) -
         return found + (certify_ours(arguments, split, job, judge, progress) if judge else [])
 
 
-def build_job(arguments: Namespace, loader: str, num_images: int) -> Job:
+def build_job(arguments: Namespace, loader: str, buffer: int, num_images: int) -> Job:
     """What one process takes of some epochs, with a sample of the images where they are decoded."""
     job = Job(
         loader=loader,
@@ -46,7 +46,7 @@ def build_job(arguments: Namespace, loader: str, num_images: int) -> Job:
         seed=arguments.seed,
         threads=arguments.threads,
         epochs=arguments.epochs,
-        buffer=arguments.buffer,
+        buffer=buffer,
         pixels=arguments.size,
         device=resolve_device(arguments.device).type,
     )
