@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from certificates.job import Job
 from certificates.taken import Taken, split_epochs
-from race import last_line
 
 from prep.dataset import InputError
 
@@ -63,7 +62,8 @@ class _Rank:
         for line in self.process.stdout:
             report(int(line))
         if self.process.wait():
-            reason = last_line(self.errors.read_text(errors="replace")).removeprefix("error: ")
+            lines = self.errors.read_text(errors="replace").strip().splitlines() or ["it ended without a word"]
+            reason = lines[-1].removeprefix("error: ")
             raise InputError(f"{self.job.loader}, rank {self.job.rank} of {self.job.size}: {reason}")
 
 

@@ -63,7 +63,8 @@ def build_job(arguments: Namespace, loader: str, buffer: int, num_images: int) -
 def progress_bar() -> Iterator[Progress]:
     """Images done, and how long the rest will take."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress
 
 
