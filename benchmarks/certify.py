@@ -6,12 +6,15 @@ A table goes to stderr, one JSON record to stdout; the exit status is 1 when a c
 """
 
 import argparse
+import importlib
 import json
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from certificates.job import Job
 from certificates.judge import find_judge
 from certificates.picture import draw
@@ -23,8 +26,14 @@ from certificates.verdict import list_failed
 from record import describe_command, describe_date, describe_hardware, label_source
 
 from loaders import InputError, Split
+from loaders.device import resolve_device
 from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
+
+PEERS = {
+    "webdataset": "WebDataset(split_by_node, shardshuffle=100, detshuffle=True).shuffle(buffer)",
+    "dali-reader": "fn.readers.webdataset(random_shuffle=True, initial_fill=buffer, pad_last_batch=True), PARTIAL",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,7 +86,7 @@ def list_loaders(arguments: argparse.Namespace) -> list[tuple[str, int]]:
 def describe_loader(job: Job) -> dict[str, Any]:
     """What was certified, in words and figures."""
     if not job.spans:
-        return {"loader": job.loader, "buffer": job.buffer, "num_decoded": 0}
+        return {"loader": job.loader, "what": PEERS[job.loader], "buffer": job.buffer, "num_decoded": 0}
     decoded = sum(span.stop - span.start for span in job.spans if span.decoded)
     return {"loader": job.loader, "device": job.device, "num_decoded": decoded} | {
         "decoded_percent": 100 * decoded / job.spans[-1].stop
@@ -99,16 +108,23 @@ def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, A
         "loaders": found,
         "command": describe_command("benchmarks/certify.py"),
         "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
+        "versions": describe_versions() | describe_decoders(),
+        "hardware": describe_hardware(torch.cuda.get_device_name() if arguments.device == "cuda" else None),
         "date": describe_date(),
     }
+
+
+def describe_decoders() -> dict[str, str]:
+    """Versions of those who decode and of the peers."""
+    dali = importlib.import_module("nvidia.dali").__version__
+    return {"dali": dali, "pillow": version("pillow"), "webdataset": version("webdataset")}
 
 
 def main() -> None:
     """Certify each loader, show and write what was found."""
     arguments = parse_arguments()
     check(arguments)
+    arguments.device = resolve_device(arguments.device).type
     split, found, failed = Split(arguments.data, arguments.split), {}, []
     place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))  # refused now, not in a while
     judge = find_judge(arguments.model, len(split.class_names), arguments.seed) if OURS in arguments.loader else None

@@ -20,7 +20,7 @@ from loaders import EvalTransform, Loader, LoaderConfig, Split, TrainTransform, 
 from loaders.device import resolve_device
 from loaders.subset import Subset
 
-LEAST_AGREEMENT = 99.0  # percent of images with the same top-1
+LEAST_AGREEMENT = 99.0  # percent of images with the same top-1; less where noise leaves less
 RESIZE_SHARE = 256 / 224  # of evaluation's short side to its crop
 BATCH_SIZE = 16
 
@@ -97,7 +97,8 @@ def conclude(name: str, pixels: list[Difference], logits: list[dict[str, np.ndar
     figures = {"model": judge.what, "is_trained": judge.is_trained, "pixels": by_kind(iter(pixels))}
     figures |= compare_logits(logits)
     near = all(mean <= limit_of(kind, device) for kind, mean, _ in pixels)
-    agrees = figures["same_top1_percent"] >= LEAST_AGREEMENT or not judge.is_trained
+    least = min(LEAST_AGREEMENT, figures["same_top1_percent_by_noise"])
+    agrees = figures["same_top1_percent"] >= least or not judge.is_trained
     worst, largest = max(mean for _, mean, _ in pixels), max(most for *_, most in pixels)
     means = f"{np.mean([mean for _, mean, _ in pixels]):.3f}"
     top1 = f"same top-1 {figures['same_top1_percent']:.1f}%" + " (random weights: says little)" * (not judge.is_trained)
@@ -108,7 +109,7 @@ def conclude(name: str, pixels: list[Difference], logits: list[dict[str, np.ndar
         f"logits {figures['logits_apart']:.4f}; {top1}",
         f"logits {figures['logits_apart_by_noise']:.4f} apart by noise ({judge.what})",
         f"image ≤ {MOST:g} of 255" + f" (subsampled {MOST_SUBSAMPLED:g})" * (device == "cuda")
-        + "; logits ≤ noise of that size" + f"; top-1 ≥ {LEAST_AGREEMENT:g}%" * judge.is_trained,
+        + "; logits ≤ noise of that size" + f"; top-1 ≥ {LEAST_AGREEMENT:g}%, or what noise leaves" * judge.is_trained,
         figures,
     )  # fmt: skip
 
@@ -121,5 +122,6 @@ def compare_logits(logits: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         "logits_apart": float(np.sqrt(((ours - right) ** 2).mean())) / scale,
         "logits_apart_by_noise": float(np.sqrt(((noise - right) ** 2).mean())) / scale,
         "same_top1_percent": float(100 * (ours.argmax(1) == right.argmax(1)).mean()),
+        "same_top1_percent_by_noise": float(100 * (noise.argmax(1) == right.argmax(1)).mean()),
         "num_images": len(right),
     }

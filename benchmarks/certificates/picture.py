@@ -54,7 +54,7 @@ def label(rows: Any, record: dict[str, Any]) -> None:
     )
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title, loc="left", fontweight="bold", pad=22)
-    rows[-1][0].set_xlabel(f"classes, of {data['num_classes']:,}")
+    rows[-1][0].set_xlabel(f"classes, of {data['num_classes']:,} ({data['name']}, {data['num_images']:,} images)")
     rows[-1][1].set_xlabel("displacement, as a share of the epoch")
     for axes in rows.flat:
         axes.set_yticks([])

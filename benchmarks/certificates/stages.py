@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loaders import Split
-from loaders.device import resolve_device
 
 OURS = "penstock"
 NUM_KEPT = 200  # images compared with their files
@@ -48,7 +47,7 @@ def build_job(arguments: Namespace, loader: str, buffer: int, num_images: int) -
         epochs=arguments.epochs,
         buffer=buffer,
         pixels=arguments.size,
-        device=resolve_device(arguments.device).type,
+        device=arguments.device,
     )
     if loader != OURS:
         return job
