@@ -174,3 +174,25 @@ def test_a_resumed_stream_that_differs_is_found() -> None:
     assert resume.compare(whole, part(0, 4, digests=np.roll(digests, 1)), part(4, 10))["pixels"] == 4
     ranks = [{name: array[start::2] for name, array in whole.items()} for start in (1, 0)]
     assert np.array_equal(resume.in_order(ranks)["rows"], rows)
+
+
+def test_parity_fails_by_pixels_by_logits_and_by_what_a_trained_model_takes_for_first() -> None:
+    parity, judge = load("parity"), load("judge")
+    right = np.random.Generator(np.random.Philox(0)).normal(size=(20, 5))
+    trained, random_weights = (judge.Judge("a model", is_trained, None) for is_trained in (True, False))
+
+    def conclude(pixels: float, apart: float, model: Any, kind: str = "4:2:0", name: str = "parity, CPU") -> Any:
+        logits = {"ours": right + apart, "reference": right, "noise": right + 0.1}
+        return parity.conclude(name, [(kind, pixels, 9)] * 20, [logits], model)
+
+    assert conclude(0.2, 0.05, trained).passed and conclude(0.2, 0.05, random_weights).passed
+    assert not conclude(1.1, 0.05, trained).passed
+    assert conclude(3.9, 0.05, trained, name="parity, GPU").passed
+    assert not conclude(3.9, 0.05, trained, "4:4:4", name="parity, GPU").passed
+    assert not conclude(0.2, 0.2, trained).passed
+    close, second = right.copy(), np.argsort(right[0])[-2]
+    close[0, second] = right[0].max() - 1e-3
+    logits = {"ours": close.copy(), "reference": close, "noise": close + 0.1}
+    logits["ours"][0, second] += 2e-3  # much less than noise, which here turns no order
+    assert not parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], trained).passed
+    assert parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], random_weights).passed

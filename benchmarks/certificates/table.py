@@ -28,5 +28,5 @@ def describe(facts: dict[str, Any]) -> str:
     """What was certified."""
     if "buffer" in facts:
         return f"{facts['loader']}, shuffle buffer of {facts['buffer']:,} images (its order alone, nothing decoded)"
-    decoded = f"{facts['num_decoded']:,} images, {facts['decoded_percent']:.0f}% of its epochs"
+    decoded = f"{facts['num_decoded']:,} images, {facts['decoded_percent']:.3g}% of its epochs"
     return f"{facts['loader']} on {facts['device']}: {decoded}, decoded"
