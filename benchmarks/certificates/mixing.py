@@ -35,7 +35,7 @@ def certify_classes(epochs: list[Taken], labels_N: np.ndarray, batch_size: int) 
         bool(abs(z) <= limit),
         f"mean {observed:.2f} of {len(counts_B):,} batches of {batch_size:,}, z = {z:+.2f}",
         f"{mean:.2f} ± {error:.2f} (one batch: ± {deviation:.2f})",
-        f"|z| ≤ {limit:.2f}: a uniform permutation fails once in {1 / CHANCE:,.0f} (hypergeometric draw)",
+        f"|z| ≤ {limit:.2f}: a uniform permutation fails once in {1 / CHANCE:,.0f} at most (hypergeometric)",
         {
             "observed_mean": observed,
             "expected_mean": mean,
