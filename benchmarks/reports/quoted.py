@@ -3,6 +3,7 @@
 A figure outside of such markers must be one that somebody else has published, who is named beside it.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from reports.words import format_median, format_number, make_table
 
 from prep.dataset import InputError
 
-PEERS, PREPARATION, STARTUP = "peers.json", "preparation.json", "startup.json"
+PEERS, PREPARATION, STARTUP, VERDICT = "peers.json", "preparation.json", "startup.json", "verdict.json"
 OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"
 NAMES = {  # as README's readers know them
     OURS: "Penstock (`dali` on the CPU)",
@@ -160,6 +161,15 @@ def _first_batch(content: dict[str, Any]) -> str:
     return f"{seconds:.1f} s"
 
 
+def _named_cases(content: dict[str, Any]) -> str:
+    return f"{content['num_named']} of {len(content['cases'])}"
+
+
+def _worst_promise(content: dict[str, Any]) -> str:
+    errors = [abs(each["error"]) for case in content["cases"].values() for each in case["followed"]]
+    return f"{math.ceil(100 * max(errors))}%"
+
+
 QUOTES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": (PEERS, write_peers),
     "peers-race": (PEERS, _describe_race),
@@ -171,4 +181,6 @@ QUOTES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "prepared-writers": (PREPARATION, _describe_writers),
     "prepared-pillow": (PREPARATION, _describe_pillow),
     "startup": (STARTUP, _first_batch),
+    "verdict-named": (VERDICT, _named_cases),
+    "verdict-error": (VERDICT, _worst_promise),
 }
