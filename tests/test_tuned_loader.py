@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tuned_files import SETTINGS, tuned_record, write_tuned
 
 from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build, build_loader
+from loaders.config import MOST_THREADS
 from loaders.tuned import settle
 
 TRAIN = TrainTransform(size=24)
@@ -144,3 +147,22 @@ def test_settling_twice_is_settling_once(tmp_path: Path) -> None:
     path = write_tuned(tmp_path / "tuned.json")
     settled = settle(LoaderConfig(tuned=path), World())
     assert settle(settled, World()) == settled == settle(replace(settled, tuned=path), World())
+
+
+PINNED = """
+import sys
+from pathlib import Path
+from loaders import LoaderConfig, Split, TrainTransform, build_loader
+batches = iter(build_loader(Split(sys.argv[1], "train"), TrainTransform(24), 30, config=LoaderConfig(pin_threads=True)))
+next(batches)
+statuses = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+pinned = [status.partition("Cpus_allowed_list:")[2].split()[0] for status in statuses if "[DALI][TP" in status]
+print(*sorted(map(int, pinned)))
+"""
+
+
+def test_each_pinned_thread_has_a_core_of_its_own(digits: Path) -> None:
+    for _ in range(3):  # DALI's threads may start after its pipeline was built
+        done = run_command("-c", PINNED, digits)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [int(core) for core in done.stdout.split()] == sorted(os.sched_getaffinity(0))[:MOST_THREADS]
