@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from record import describe_date, describe_hardware, label_source, summarize
-from tuning.rule import LEAST_GAIN, find_ratios
+from tuning.rule import LEAST_GAIN, Pair, find_ratios, judge
 from tuning.search import Comparison, Found
 from tuning.turns import Workload
 
@@ -77,12 +77,22 @@ def describe_step(comparison: Comparison) -> str:
     named = ", ".join(f"{name} {after} instead of {before}" for name, (before, after) in changes.items())
     if comparison.failure is not None:
         return f"{named}: cannot run here ({comparison.failure})"
-    ratios = find_ratios(comparison.pairs)
-    if not ratios:
-        return f"{named or 'the same settings twice'}: no time"
-    gain = f"{_percent(statistics.median(ratios))} ({_percent(min(ratios))} to {_percent(max(ratios))})"
-    verdict = "" if not changes else ": faster" if comparison.is_better else ": not faster by more than the noise"
-    return f"{named or 'the same settings twice'}: {gain} in {len(ratios)} pairs{verdict}"
+    verdict = judge(comparison.pairs)
+    said = {True: "faster", False: "not faster by more than the noise", None: "no time for more"}[verdict]
+    return (
+        f"{named}: {_describe_gain(comparison.pairs)}; {said}"
+        if changes
+        else (f"the same settings twice: {_describe_gain(comparison.pairs)}")
+    )
+
+
+def _describe_gain(pairs: tuple[Pair, ...]) -> str:
+    """Median and spread, in percent."""
+    if not pairs:
+        return "not measured"
+    ratios = find_ratios(pairs)
+    spread = f"{_percent(min(ratios))} to {_percent(max(ratios))}"
+    return f"{_percent(statistics.median(ratios))} ({spread}; pairs: {len(ratios)})"
 
 
 def describe(record: dict[str, Any]) -> list[str]:

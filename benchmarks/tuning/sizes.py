@@ -21,7 +21,9 @@ def measure_sizes(work: Workload, config: LoaderConfig, num_images: int, has_tim
     sizes = sorted({max(1, work.batch_size // 2), work.batch_size, 2 * work.batch_size})
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     with ExitStack() as stack:
-        runners = {size: stack.enter_context(closing(_open(work, config, size))) for size in sizes}
+        runners = {
+            size: stack.enter_context(closing(Runner(replace(work, batch_size=size), config, 0))) for size in sizes
+        }
         for repetition in range(REPETITIONS):
             if repetition and not has_time():
                 break
@@ -30,9 +32,3 @@ def measure_sizes(work: Workload, config: LoaderConfig, num_images: int, has_tim
                 num_steps = max(1, round(num_images / size))
                 rates[size].append(runners[size].window(runners[size].num_untimed, num_steps))
     return rates
-
-
-def _open(work: Workload, config: LoaderConfig, size: int) -> Runner:
-    runner = Runner(replace(work, batch_size=size), config, 0)
-    runner.rest()
-    return runner

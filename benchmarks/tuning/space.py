@@ -49,5 +49,7 @@ def neighbours(config: LoaderConfig, name: str, values: tuple[Any, ...], step: i
 def _with(values: tuple[Any, ...], name: str, start: LoaderConfig, world: World) -> tuple[Any, ...]:
     """The values with the one that a search starts from, in its place or at it."""
     own, usual = getattr(start, name), default_num_threads(world) if name == "num_threads" else 0
-    kept = [value for value in values if value not in (own, own - usual)] if usual else list(values)
-    return tuple(sorted({*kept, own}, key=lambda value: value or usual)) if own not in values else values
+    if own in values:
+        return values
+    others = [value for value in values if (value or usual) != own]
+    return tuple(sorted([*others, own], key=lambda value: value or usual))

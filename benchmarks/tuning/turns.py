@@ -5,11 +5,14 @@ begins with batches that do not count, the ones that stood ready. All loaders ar
 so that the windows of a pair are of the same images.
 """
 
+import statistics
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -18,11 +21,11 @@ from tuning.rule import Pair, take_pairs
 from tuning.search import Comparison, HasTime
 
 from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build_loader
-from train.dist import meet
+from train.dist import from_rank_0, meet
 
 STAGES = 3  # read, decode and queue hold batches that are ready
 FIRST_BATCHES = 4  # of a loader that was just opened; its pools grow
-LOOK_SECONDS, IDLE_SHARE = 0.03, 0.1  # a process that uses less of a core over a look is at rest
+LOOKS, LOOK_SECONDS = 4, 0.004  # in a row at which nothing works: what passes work on is asleep for a moment
 LONGEST_REST = 30.0  # seconds
 FAILURES = (RuntimeError, InputError)
 MOST_CHARACTERS = 300
@@ -53,6 +56,7 @@ class Runner:
         self.loader.position = max(0, num_taken - FIRST_BATCHES) * images
         self.batches = iter(self.loader)
         self.take(FIRST_BATCHES)
+        self.rest()
 
     @property
     def num_taken(self) -> int:
@@ -80,33 +84,40 @@ class Runner:
         return num_steps * len(self.loader.slots) / max(seconds for (seconds,) in everyones)
 
     def rest(self) -> None:
-        """Wait until the queue is full and no thread of this process works."""
-        given_up = time.monotonic() + LONGEST_REST
-        while time.monotonic() < given_up:
-            before = time.process_time()
+        """Wait until the queue is full and nothing in this process works."""
+        given_up, looks = time.monotonic() + LONGEST_REST, 0
+        while looks < LOOKS and time.monotonic() < given_up:
             time.sleep(LOOK_SECONDS)
             is_full = self.loader.stats().queue_depth >= self.config.batches_ahead
-            if is_full and time.process_time() - before < IDLE_SHARE * LOOK_SECONDS:
-                return
+            looks = looks + 1 if is_full and not is_working() else 0
 
     def close(self) -> None:
         """Stop reading ahead."""
-        with suppress(*FAILURES):  # it may have failed before
-            self.batches.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+        self.batches.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+
+
+def is_working() -> bool:
+    """Whether a thread of this process beside the asking one runs, waits for a core or for the disk."""
+    own, states = str(threading.get_native_id()), []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended
+            if task.name != own:
+                states.append((task / "stat").read_text().rpartition(") ")[2][0])
+    return "R" in states or "D" in states
 
 
 class Turns:
     """Compares settings. Keeps the faster ones' loader open for the next comparison. Use as a context manager."""
 
     def __init__(self, work: Workload, start: LoaderConfig, window_seconds: float) -> None:
-        self.work, self.num_pairs = work, 0
+        self.work = work
         self.kept = Runner(work, start, 0)
         try:
             self.num_steps = warm_up(self.kept.take, window_seconds, work.world)
             self.kept.rest()
             started = time.perf_counter()
             self.kept.window(self.kept.num_untimed, self.num_steps)
-            self.pair_seconds = 2 * (time.perf_counter() - started)  # of the longest one so far, about
+            self.spent = [2 * (time.perf_counter() - started)]
         except BaseException:
             self.kept.close()
             raise
@@ -116,6 +127,11 @@ class Turns:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.kept.close()
+
+    @property
+    def pair_seconds(self) -> float:
+        """What a pair takes, about; the same on every rank."""
+        return from_rank_0(statistics.median(self.spent), self.work.world)
 
     def compare(self, candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: HasTime) -> Comparison:
         """A candidate against what is there, in pairs of windows; one that cannot run has lost."""
@@ -141,17 +157,16 @@ class Turns:
         if self.kept.config != config:
             self.kept.close()
             self.kept = Runner(self.work, config, self.kept.num_taken)
-            self.kept.rest()
 
     def _measure_pair(self, runner: Runner) -> Pair:
         """A window of each, in turn the one and the other first, the same images in both."""
-        started, self.num_pairs = time.perf_counter(), self.num_pairs + 1
+        started = time.perf_counter()
         num_untimed = max(runner.num_untimed, self.kept.num_untimed)
         rates = {}
-        for each in (self.kept, runner) if self.num_pairs % 2 else (runner, self.kept):
+        for each in (self.kept, runner) if len(self.spent) % 2 else (runner, self.kept):
             measure = partial(each.window, num_untimed, self.num_steps)
             rates[each] = self._try(measure) if each is runner else measure()
-        self.pair_seconds = max(self.pair_seconds, time.perf_counter() - started)
+        self.spent.append(time.perf_counter() - started)
         return rates[runner], rates[self.kept]
 
     def _try(self, work: Callable[[], T]) -> T:
