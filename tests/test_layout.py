@@ -34,6 +34,7 @@ COMMANDS = (
     "benchmarks/preparation.py",
     "benchmarks/startup.py",
     "benchmarks/gpu_suite.py",
+    "benchmarks/prove_tuning.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]

@@ -2,6 +2,7 @@
 
 import importlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) ->
         "what": KIND,
         "format": FORMAT,
         "settings": {name: getattr(found.config, name) for name in SETTINGS},
-        "is_default": found.config == last.other,
+        "is_changed": found.config != last.other,
         "backend": found.config.backend,
         "best": describe_comparison(last),
         "comparisons": [describe_comparison(step) for step in found.steps],
@@ -86,28 +87,28 @@ def describe_step(comparison: Comparison) -> str:
     )
 
 
-def _describe_gain(pairs: tuple[Pair, ...]) -> str:
-    """Median and spread, in percent."""
+def _describe_gain(pairs: Sequence[Pair]) -> str:
+    """Both rates, and by how much they differ: median and spread."""
     if not pairs:
         return "not measured"
     ratios = find_ratios(pairs)
-    spread = f"{_percent(min(ratios))} to {_percent(max(ratios))}"
-    return f"{_percent(statistics.median(ratios))} ({spread}; pairs: {len(ratios)})"
+    candidate, other = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    spread = f"{_percent(min(ratios))} to {_percent(max(ratios))}, pairs: {len(ratios)}"
+    return f"{candidate:,.0f} against {other:,.0f} images/s, {_percent(statistics.median(ratios))} ({spread})"
 
 
 def describe(record: dict[str, Any]) -> list[str]:
     """The file in words."""
     best, data = record["best"], record["dataset"]
-    spread = f"{_percent(best['ratio']['min'])} to {_percent(best['ratio']['max'])}"
-    if record["is_default"]:
-        first = f"the defaults stay: nothing that was tried is faster by {LEAST_GAIN:.0%} and more than the noise"
-    else:
-        named = ", ".join(f"{name} {after}" for name, (_, after) in best["changes"].items())
-        rates = f"{best['candidate']['median']:,.1f} against {best['other']['median']:,.1f} images/s a process"
-        first = f"{named}: {rates}, {_percent(best['ratio']['median'])} ({spread}) over the defaults"
-    sizes = ", ".join(
-        f"{each['batch_size']}: {each['images_per_second']['median']:,.1f}" for each in record["batch_sizes"]
+    first = (
+        f"nothing that was tried is faster by {LEAST_GAIN:.0%} and more than the noise: the settings stay as they were"
     )
+    if record["is_changed"]:
+        named = ", ".join(f"{name} {after}" for name, (_, after) in best["changes"].items())
+        pairs = list(zip(best["candidate"]["repetitions"], best["other"]["repetitions"], strict=True))
+        first = f"{named}: {_describe_gain(pairs)}"
+    each = [(size["batch_size"], size["images_per_second"]["median"]) for size in record["batch_sizes"]]
+    sizes = ", ".join(f"{size}: {rate:,.0f}" for size, rate in each)
     return [f"{first}; {data['name']} [{data['label']}]", f"images/s a process by batch size (not set): {sizes}"]
 
 
