@@ -23,7 +23,7 @@ from loaders import InputError, LoaderConfig
 from prep.dataset import write_whole
 
 WINDOWS_A_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # seconds
-LAST_PAIRS, SIZES_PAIRS = WINS + 1, 7  # the time of so many pairs is kept for the last comparison, and for the batches
+LAST_PAIRS, SIZES_PAIRS = WINS + 1, 4  # the time of so many pairs is kept for the last comparison, and for the batches
 
 
 @dataclass(frozen=True)
