@@ -121,6 +121,18 @@ def test_a_candidate_that_fails_has_lost_and_the_others_go_on(
         assert len(each.compare(replace(START, batches_ahead=1), START, 2, lambda: False).pairs) == 2
 
 
+def test_what_was_found_outlives_batches_that_do_not_fit(
+    work: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tuning, "measure_sizes", fail)
+    record = tuning.run(tuning.Request(work, START, MINUTES))
+    assert record["batch_sizes"] == [] and len(record["best"]["ratio"]["repetitions"]) >= 5
+    assert "cannot be measured (out of memory)" in capsys.readouterr().err
+
+
 def test_two_processes_agree_on_every_figure(digits: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -17,7 +17,7 @@ from tuning.rule import WINS
 from tuning.search import Comparison, Found, HasTime, search
 from tuning.sizes import measure_sizes
 from tuning.space import Space, find_space
-from tuning.turns import Turns, Workload
+from tuning.turns import FAILURES, Turns, Workload, in_a_line
 
 from loaders import InputError, LoaderConfig
 from prep.dataset import write_whole
@@ -90,9 +90,17 @@ def run(request: Request) -> dict[str, Any]:
     budget = Budget(60 * request.minutes, work.world)
     window_seconds = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, budget.seconds / WINDOWS_A_BUDGET))
     with Turns(work, request.start, window_seconds) as turns:
-        found = Tuner(request, turns, budget).find(space)
+        tuner = Tuner(request, turns, budget)
+        tuner.say(f"begins at about {turns.first_rate:,.0f} images/s a process")
+        found = tuner.find(space)
         num_images, round_seconds = turns.num_steps * work.batch_size // 2, 2 * turns.pair_seconds
-    sizes = measure_sizes(work, found.config, num_images, lambda: budget.has(round_seconds))
+    try:
+        sizes = measure_sizes(work, found.config, num_images, lambda: budget.has(round_seconds))
+    except FAILURES as error:  # as where memory is not enough; of several processes the others could not go on
+        if work.world.size > 1:
+            raise
+        sizes = {}
+        tuner.say(f"other sizes of the batch cannot be measured ({in_a_line(error)})")
     command = describe_command(request.script, _describe_start(request))
     record = build_record(work, found, sizes) | {"minutes": request.minutes, "command": command}
     if work.world.rank == 0:

@@ -109,7 +109,8 @@ def describe(record: dict[str, Any]) -> list[str]:
         first = f"{named}: {_describe_gain(pairs)}"
     each = [(size["batch_size"], size["images_per_second"]["median"]) for size in record["batch_sizes"]]
     sizes = ", ".join(f"{size}: {rate:,.0f}" for size, rate in each)
-    return [f"{first}; {data['name']} [{data['label']}]", f"images/s a process by batch size (not set): {sizes}"]
+    lines = [f"{first}; {data['name']} [{data['label']}]"]
+    return [*lines, f"images/s a process by batch size (not set): {sizes}"] if sizes else lines
 
 
 def _percent(ratio: float) -> str:

@@ -106,6 +106,11 @@ def is_working() -> bool:
     return "R" in states or "D" in states
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error says, cut where it gets long."""
+    return " ".join(str(error).split())[:MOST_CHARACTERS]
+
+
 class Turns:
     """Compares settings. Keeps the faster ones' loader open for the next comparison. Use as a context manager."""
 
@@ -116,7 +121,7 @@ class Turns:
             self.num_steps = warm_up(self.kept.take, window_seconds, work.world)
             self.kept.rest()
             started = time.perf_counter()
-            self.kept.window(self.kept.num_untimed, self.num_steps)
+            self.first_rate = self.kept.window(self.kept.num_untimed, self.num_steps)
             self.spent = [2 * (time.perf_counter() - started)]
         except BaseException:
             self.kept.close()
@@ -176,4 +181,4 @@ class Turns:
         except FAILURES as error:
             if self.work.world.size > 1:
                 raise
-            raise CandidateError(" ".join(str(error).split())[:MOST_CHARACTERS]) from error
+            raise CandidateError(in_a_line(error)) from error
