@@ -48,7 +48,8 @@ def test_a_file_holds_every_figure_and_training_takes_it(
     digits: Path, work: Any, tuning: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
     out = tmp_path / "tuned.json"
-    record = tuning.run(tuning.Request(work, LoaderConfig(backend), MINUTES, out))
+    record = tuning.run(tuning.Request(work, LoaderConfig(backend), MINUTES))
+    out.write_text(json.dumps(record))
     assert record == json.loads(out.read_text())
     assert (record["what"], record["backend"], record["device"]) == ("loader settings", backend, "cpu")
     assert record["dataset"]["digest"] == work.split.digest and record["hardware"]["cores"] >= 1
@@ -146,8 +147,8 @@ def test_two_processes_agree_on_every_figure(digits: Path, tmp_path: Path) -> No
         del record["date"]
     assert records[0] == records[1]
     assert (records[0]["num_processes"], records[0]["local_processes"]) == (2, 2)
-    assert settle(LoaderConfig(tuned=group / "tuned.json"), World(1, 2, 1, 2)).tuned is None
-    assert read_tuned(group / "tuned.json").place.num_processes == 2
+    assert settle(LoaderConfig(tuned=group / "record-0"), World(1, 2, 1, 2)).tuned is None
+    assert read_tuned(group / "record-0").place.num_processes == 2
     assert (group / "stderr-1").read_text().count(" s left: ") == 0  # rank 0 alone speaks
 
 
@@ -156,12 +157,12 @@ def test_what_cannot_be_tuned_is_refused_before_anything_opens(work: Any, tuning
         tuning.run(tuning.Request(work, LoaderConfig("synthetic"), MINUTES))
 
 
-def test_one_thread_is_found_to_be_too_few(imagenet_samples: Path, turns: Any, tuning: Any, tmp_path: Path) -> None:
+def test_one_thread_is_found_to_be_too_few(imagenet_samples: Path, turns: Any, tuning: Any) -> None:
     if not os.environ.get("PENSTOCK_SOAK_TUNE"):
         pytest.skip("takes a minute: set PENSTOCK_SOAK_TUNE")
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     work = turns.Workload(Split(imagenet_samples, "train"), World(), 16, 224)
     start = LoaderConfig(num_threads=1, batches_ahead=1)
-    record = tuning.run(tuning.Request(work, start, 1.0, tmp_path / "tuned.json"))
+    record = tuning.run(tuning.Request(work, start, 1.0))
     assert record["settings"]["num_threads"] != 1 and record["best"]["is_better"]

@@ -19,7 +19,7 @@ def tune(rank: int, size: int, group: Path, *, data: str, minutes: float, port: 
     command, turns = (importlib.import_module(f"tuning.{name}") for name in ("command", "turns"))
     with join_world("cpu") as world:
         work = turns.Workload(Split(data, "train"), world, 16, 24)
-        record = command.run(command.Request(work, LoaderConfig(), minutes, group / "tuned.json"))
+        record = command.run(command.Request(work, LoaderConfig(), minutes))
     (group / f"record-{rank}").write_text(json.dumps(record))
 
 

@@ -1,13 +1,11 @@
-"""`benchmarks/throughput.py --tune`: finds the loader's fastest settings on this machine, and writes their file.
+"""`benchmarks/throughput.py --tune`: finds the loader's fastest settings on this machine.
 
 Between the command line and the parts of this package: what is asked for comes in as a `Request`, the file's content
 goes out. `train/main.py --loader.tuned FILE` takes it.
 """
 
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from record import describe_command
@@ -20,7 +18,6 @@ from tuning.space import Space, find_space
 from tuning.turns import FAILURES, Turns, Workload, in_a_line
 
 from loaders import InputError, LoaderConfig
-from prep.dataset import write_whole
 
 WINDOWS_A_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # seconds
 LAST_PAIRS, SIZES_PAIRS = WINS + 1, 4  # the time of so many pairs is kept for the last comparison, and for the batches
@@ -33,15 +30,12 @@ class Request:
     work: Workload
     start: LoaderConfig  # what the search begins with, and must be beaten in the end
     minutes: float = 5.0
-    out: Path | None = None
     script: str = "benchmarks/throughput.py"
 
     def check(self) -> None:
         """Raises InputError for what cannot be done."""
         if not self.minutes > 0:
             raise InputError(f"{self.minutes:g} minutes are no time to measure in: take 1 or more")
-        if self.out and not self.out.resolve().parent.is_dir():
-            raise InputError(f"{self.out.parent} does not exist: create it or choose another --out")
 
 
 class Tuner:
@@ -76,13 +70,13 @@ class Tuner:
 
 
 def run(request: Request) -> dict[str, Any]:
-    """Search, say what was found, and write the file.
+    """Search, and say what was found.
 
     Returns:
         The file's content, on every rank.
 
     Raises:
-        InputError: it cannot be measured, or the file cannot be written.
+        InputError: it cannot be measured.
     """
     request.check()
     work = request.work
@@ -105,8 +99,6 @@ def run(request: Request) -> dict[str, Any]:
     record = build_record(work, found, sizes) | {"minutes": request.minutes, "command": command}
     if work.world.rank == 0:
         print("\n".join(describe(record)), file=sys.stderr, flush=True)
-        if request.out:
-            write_whole(request.out, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 
