@@ -18,7 +18,7 @@ from tuning.rule import WINS, judge
 from tuning.search import Comparison
 from tuning.turns import Turns, Workload
 
-from loaders import InputError, LoaderConfig, Split
+from loaders import InputError, LoaderConfig, Split, World
 from loaders.device import join_environment
 from train.command import exit_with
 
@@ -43,6 +43,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--out", type=Path, metavar="FILE", help="write the record here too")
     return parser.parse_args()
+
+
+def check(arguments: argparse.Namespace, world: World) -> None:
+    """Raises InputError for what cannot be proved with."""
+    if arguments.rounds < 1 or not arguments.seconds > 0:
+        raise InputError("rounds and seconds must be more than 0")
+    if arguments.out and not arguments.out.resolve().parent.is_dir():
+        raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
+    if world.size > 1:
+        raise InputError("the proof is of one process: start it without torchrun")
 
 
 def take_round(arguments: argparse.Namespace, work: Workload, start: LoaderConfig) -> dict[str, Any]:
@@ -107,11 +117,9 @@ def is_passed(rounds: list[dict[str, Any]], last: dict[str, Any]) -> bool:
 def main() -> None:
     """All rounds, then the record."""
     arguments = parse_arguments()
-    if arguments.rounds < 1 or arguments.seconds <= 0:
-        raise InputError("rounds and seconds must be more than 0")
-    work = Workload(
-        Split(arguments.data, "train"), join_environment(arguments.device), arguments.batch_size, arguments.size
-    )
+    world = join_environment(arguments.device)
+    check(arguments, world)
+    work = Workload(Split(arguments.data, "train"), world, arguments.batch_size, arguments.size)
     rounds = []
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)

@@ -72,7 +72,9 @@ def test_the_record_has_every_round(
     assert record["dataset"]["digest"] and record["command"].startswith("python benchmarks/prove_tuning.py ")
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--data", "nowhere"), ("--rounds", "0"), ("--seconds", "0")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--data", "nowhere"), ("--rounds", "0"), ("--seconds", "0"), ("--out", "no/where.json")]
+)
 def test_what_cannot_be_proved_with_is_one_line(
     command: Any, digits: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str
 ) -> None:
