@@ -1,8 +1,8 @@
 """When one setting of the loader counts as faster than another: both are measured in turns, a window each a pair.
 
 Each pair is won or lost, whatever the noise of a machine looks like (a sign test). The candidate must win five pairs
-and lose none, or win seven and lose one: were both equally fast, 5 of 100 cases would come out so (1/32 + 5/256).
-Its median gain must also be worth another setting than the one that is there.
+and lose none, or win seven and lose one: were both equally fast, and windows independent, 5 of 100 cases would come out
+so (1/32 + 5/256). Its median gain must also be worth another setting than the one that is there.
 """
 
 import statistics
