@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.batch import World
@@ -22,6 +23,7 @@ class LoaderConfig:
     hw_decoder_load: float = 0.65  # share of the JPEGs for the GPU's own decoder, where it has one
     pin_threads: bool = False  # each decoding thread to a core of this process's share
     most_damaged: int = 100  # images that a run goes on without; 0: the first that cannot be decoded ends it
+    tuned: Path | None = None  # file of `benchmarks/throughput.py --tune`: its settings replace what is at its default
 
     def check(self) -> None:
         """Raises InputError for what cannot work."""

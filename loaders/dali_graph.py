@@ -4,7 +4,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,9 +39,10 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
         windows = _decode(spec, encoded, _checked(encoded, anchors, shapes), shapes)
         return _finish(spec, windows, *others) if spec.on_gpu else windows
 
-    with _affinity(spec.cores, spec.num_threads) if spec.cores else nullcontext():
-        pipeline = graph()
-        pipeline.build()
+    if spec.cores:
+        _pin(spec.cores, spec.num_threads)
+    pipeline = graph()
+    pipeline.build()
     return pipeline
 
 
@@ -105,12 +105,6 @@ def _finish(spec: BackendSpec, windows: Any, sizes: Any, *others: Any) -> Any:
     return images
 
 
-@contextmanager
-def _affinity(cores: tuple[int, ...], num_threads: int) -> Iterator[None]:
-    """Tells DALI, by the environment alone, which cores its threads go to."""
-    before = os.environ.get(AFFINITY)
+def _pin(cores: tuple[int, ...], num_threads: int) -> None:
+    """Tells DALI, by the environment alone, which cores its threads go to. It stays: some start after the build."""
     os.environ[AFFINITY] = ",".join(str(cores[i % len(cores)]) for i in range(num_threads))
-    try:
-        yield
-    finally:
-        os.environ.pop(AFFINITY) if before is None else os.environ.__setitem__(AFFINITY, before)

@@ -31,6 +31,7 @@ from loaders.quarantine import Quarantine
 from loaders.readahead import ReadAhead
 from loaders.reader import NOTHING, Encoded, Reader
 from loaders.stats import Counters, Stats
+from loaders.tuned import settle
 from prep.dataset import InputError, Split
 
 Transform = TrainTransform | EvalTransform
@@ -48,6 +49,7 @@ class Loader:
         sampling: Sampling,
         config: LoaderConfig,
     ) -> None:
+        config = settle(config, world)
         config.check()
         check_request(split, transform, sampling)
         self.split, self.transform, self.batch_size = split, transform, batch_size

@@ -42,6 +42,7 @@ COMMANDS = (
     "benchmarks/serving.py",
     "benchmarks/gpu_suite.py",
     "benchmarks/certify.py",
+    "benchmarks/prove_tuning.py",
 )
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]

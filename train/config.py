@@ -84,6 +84,7 @@ class Recipe:
         """The recipe as JSON can hold it."""
         fields = dataclasses.asdict(self)
         fields["data"]["root"], fields["run"]["dir"] = str(self.data.root), str(self.run_dir)
+        fields["loader"]["tuned"] = self.loader.tuned and str(self.loader.tuned)
         return fields
 
     @classmethod
@@ -91,7 +92,9 @@ class Recipe:
         """The recipe that `to_dict` gave, also when it has been through JSON."""
         recipe = _from_dict(cls, fields)
         data = replace(recipe.data, root=Path(recipe.data.root))
-        return replace(recipe, data=data, run=replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir)))
+        run = replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir))
+        loader = replace(recipe.loader, tuned=recipe.loader.tuned and Path(recipe.loader.tuned))
+        return replace(recipe, data=data, run=run, loader=loader)
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:

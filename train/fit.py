@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from train.saver import Saver
 from train.speed import set_precision
 from train.starvation import Starvation
 from train.step import Step, Sums, new_state
+from train.tuned import keep_file, settle_on_every_rank
 from train.validate import validate
 from train.warmup import warm_up
 from train.watchdog import Watchdog
@@ -41,12 +43,13 @@ def fit(recipe: Recipe, world: World) -> bool:
     recipe.run.check()
     set_precision(recipe.speed)
     check_run_folder(recipe)
+    recipe, tuned = settle_on_every_rank(recipe, world)
     training, validation = open_loaders(recipe, world)
     epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
     state, sums, saved = start_state(recipe, training, world)
     metrics, owes_evaluation = saved.get("metrics", {}), saved.get("owes_evaluation", False)
-    claim_run_folder(recipe, world)
+    claim_run_folder(recipe, tuned, world)
     step, meter, starvation = Step(recipe, state, total_images, world), Meter(training), Starvation(training)
 
     with (
@@ -112,11 +115,16 @@ def check_run_folder(recipe: Recipe) -> None:
             )
 
 
-def claim_run_folder(recipe: Recipe, world: World) -> None:
-    """Write the resolved recipe into the run folder, once everything that it needs was found to be there."""
+def claim_run_folder(recipe: Recipe, tuned: Path | None, world: World) -> None:
+    """Write the resolved recipe into the run folder, once everything that it needs was found to be there.
+
+    Args:
+        tuned: where the loader's settings are from; a copy is written too.
+    """
     if world.rank == 0 and not (path := recipe.run_dir / RECIPE).exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(recipe.to_dict(), indent=1) + "\n").encode())
+    keep_file(tuned, recipe, world)
 
 
 def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:

@@ -8,22 +8,32 @@ import json
 import sys
 
 from loaders import InputError
-from train.command import exit_with, parse_command
+from loaders.device import join_environment
+from train.command import Command, exit_with, parse_command
+from train.config import Recipe
 from train.dist import join_world
 from train.fit import fit
 from train.preemption import LEFT_EARLY
+from train.tuned import settle_loader
 
 
 def main() -> None:
     """Parse, join the world, train."""
     command = parse_command(sys.argv[1:])
     if command.dry_run:
-        print(json.dumps(command.recipe.to_dict(), indent=1))
+        print(json.dumps(resolve(command).to_dict(), indent=1))
         return
     with join_world(command.device) as world:
         is_finished = fit(command.recipe, world)
     if not is_finished:
         sys.exit(LEFT_EARLY)
+
+
+def resolve(command: Command) -> Recipe:
+    """The recipe with the settings of a tuned loader in it."""
+    if command.recipe.loader.tuned is None:
+        return command.recipe
+    return settle_loader(command.recipe, join_environment(command.device))[0]
 
 
 if __name__ == "__main__":

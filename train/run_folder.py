@@ -1,6 +1,7 @@
 """The names in a run's folder, for those who write it and those who read it."""
 
 RECIPE = "recipe.json"  # as resolved
+TUNED = "tuned.json"  # the loader's settings that it was last given
 METRICS = "metrics.jsonl"  # an entry a line
 STARTS = "starts.jsonl"  # what the run was started with, each time
 CHECKPOINTS = "checkpoints"

@@ -1,0 +1,168 @@
+"""The tuning of a real loader on the digits: windows in turns of the same images, and the file that comes of it.
+
+PENSTOCK_SOAK_TUNE=1 adds a search on real photographs that starts with one thread, and takes a minute.
+"""
+
+import importlib
+import json
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT
+from ranks import Ranks
+
+from loaders import InputError, LoaderConfig, Split, World, build
+from loaders.tuned import SETTINGS, read_tuned, settle
+
+START = LoaderConfig()
+MINUTES = 0.02  # the least that a search can do takes longer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tuning() -> Iterator[Any]:
+    """The package's command, importable as the benchmarks import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CHECKOUT / "benchmarks"))
+        yield importlib.import_module("tuning.command")
+
+
+@pytest.fixture(scope="module")
+def turns() -> Any:
+    return importlib.import_module("tuning.turns")
+
+
+@pytest.fixture(scope="module")
+def work(digits: Path, turns: Any) -> Any:
+    return turns.Workload(Split(digits, "train"), World(), 16, 24)
+
+
+@pytest.mark.parametrize("backend", ["dali", "reference"])
+def test_a_file_holds_every_figure_and_training_takes_it(
+    digits: Path, work: Any, tuning: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    out = tmp_path / "tuned.json"
+    record = tuning.run(tuning.Request(work, LoaderConfig(backend), MINUTES))
+    out.write_text(json.dumps(record))
+    assert record == json.loads(out.read_text())
+    assert (record["what"], record["backend"], record["device"]) == ("loader settings", backend, "cpu")
+    assert record["dataset"]["digest"] == work.split.digest and record["hardware"]["cores"] >= 1
+    best = record["best"]
+    assert len(best["candidate"]["repetitions"]) >= 5
+    quotients = zip(best["candidate"]["repetitions"], best["other"]["repetitions"], strict=True)
+    assert best["ratio"]["repetitions"] == [candidate / other for candidate, other in quotients]
+    assert best["ratio"]["median"] == statistics.median(best["ratio"]["repetitions"])
+    assert [each["batch_size"] for each in record["batch_sizes"]] == [8, 16, 32]
+    assert record["is_changed"] == (record["settings"] != {name: getattr(START, name) for name in SETTINGS})
+    assert record["is_changed"] == (best["is_better"] and best["changes"] != {})
+    assert read_tuned(out).settings == record["settings"]
+    assert settle(LoaderConfig(backend, tuned=out), World()) == LoaderConfig(backend, **record["settings"])
+    epochs = build(digits, "train", 16, device="cpu", backend=backend, tuned=out)
+    next(iter(epochs))
+    epochs.close()
+    said = capsys.readouterr()
+    assert said.out == "" and " s left: " in said.err and "[not ImageNet]" in said.err
+
+
+def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, turns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[tuple[LoaderConfig, int]] = []
+    take = turns.Runner.window
+
+    def window(self: Any, num_untimed: int, num_steps: int) -> float:
+        windows.append((self.config, self.num_taken + num_untimed))
+        return take(self, num_untimed, num_steps)
+
+    monkeypatch.setattr(turns.Runner, "window", window)
+    candidate = replace(START, batches_ahead=4)
+    with turns.Turns(work, START, 0.05) as each:
+        comparison = each.compare(candidate, START, 5, lambda: False)
+        again = each.compare(START, START, 2, lambda: False)
+    assert (len(comparison.pairs), len(again.pairs)) == (5, 2)
+    pairs = list(zip(windows[1::2], windows[2::2], strict=True))  # the first one only tells how long it takes
+    assert len(pairs) == 7
+    for number, (first, second) in enumerate(pairs[:5]):
+        assert first[1] == second[1]
+        order = [START, candidate] if first[0] == START else [candidate, START]
+        assert [first[0], second[0]] == order
+        assert number == 0 or pairs[number - 1][0][0] != first[0]  # who begins changes each time
+    assert pairs[5][0][1] == pairs[5][1][1]
+
+
+def test_a_loader_that_is_not_measured_rests(work: Any, turns: Any) -> None:
+    runner = turns.Runner(work, START, 0)
+    planned = runner.loader.planned
+    time.sleep(0.3)
+    assert runner.loader.planned == planned
+    assert runner.loader.stats().queue_depth == START.batches_ahead
+    runner.take(runner.num_untimed)
+    assert runner.loader.planned > planned
+    runner.close()
+
+
+def test_a_candidate_that_fails_has_lost_and_the_others_go_on(
+    work: Any, turns: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_loader = turns.build_loader
+
+    def failing(*arguments: Any, config: LoaderConfig) -> Any:
+        if config.decode == "full":
+            raise RuntimeError("out of memory\nin a place of the decoder's")
+        return build_loader(*arguments, config=config)
+
+    monkeypatch.setattr(turns, "build_loader", failing)
+    with turns.Turns(work, START, 0.05) as each:
+        failed = each.compare(replace(START, decode="full"), START, 5, lambda: True)
+        assert (failed.failure, failed.is_better) == ("out of memory in a place of the decoder's", False)
+        assert len(each.compare(replace(START, batches_ahead=1), START, 2, lambda: False).pairs) == 2
+
+
+def test_what_was_found_outlives_batches_that_do_not_fit(
+    work: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tuning, "measure_sizes", fail)
+    record = tuning.run(tuning.Request(work, START, MINUTES))
+    assert record["batch_sizes"] == [] and len(record["best"]["ratio"]["repetitions"]) >= 5
+    assert "cannot be measured (out of memory)" in capsys.readouterr().err
+
+
+def test_two_processes_agree_on_every_figure(digits: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with Ranks("tune_jobs") as ranks:
+        group = ranks.start("tune", 2, tmp_path, data=str(digits), minutes=MINUTES, port=port)
+        for rank in ranks.wait(60):
+            assert rank.status == 0 and "Traceback" not in rank.stderr, rank
+    records = [json.loads((group / f"record-{rank}").read_text()) for rank in range(2)]
+    for record in records:
+        del record["date"]
+    assert records[0] == records[1]
+    assert (records[0]["num_processes"], records[0]["local_processes"]) == (2, 2)
+    assert settle(LoaderConfig(tuned=group / "record-0"), World(1, 2, 1, 2)).tuned is None
+    assert read_tuned(group / "record-0").place.num_processes == 2
+    assert (group / "stderr-1").read_text().count(" s left: ") == 0  # rank 0 alone speaks
+
+
+def test_what_cannot_be_tuned_is_refused_before_anything_opens(work: Any, tuning: Any) -> None:
+    with pytest.raises(InputError, match="synthetic"):
+        tuning.run(tuning.Request(work, LoaderConfig("synthetic"), MINUTES))
+
+
+def test_one_thread_is_found_to_be_too_few(imagenet_samples: Path, turns: Any, tuning: Any) -> None:
+    if not os.environ.get("PENSTOCK_SOAK_TUNE"):
+        pytest.skip("takes a minute: set PENSTOCK_SOAK_TUNE")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    work = turns.Workload(Split(imagenet_samples, "train"), World(), 16, 224)
+    start = LoaderConfig(num_threads=1, batches_ahead=1)
+    record = tuning.run(tuning.Request(work, start, 1.0))
+    assert record["settings"]["num_threads"] != 1 and record["best"]["is_better"]

@@ -1,0 +1,224 @@
+"""The search for a loader's settings, on made-up machines: what it returns is not slower, and it keeps to its time."""
+
+import importlib
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHECKOUT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loaders import InputError, LoaderConfig, World
+from loaders.config import share_cores
+
+Rate = Callable[[LoaderConfig], float]  # images/s of a made-up machine
+START = LoaderConfig()
+SPACE = {
+    "num_threads": (1, 2, 0, 6),
+    "decode": ("roi", "full"),
+    "batches_ahead": (1, 2, 3, 4, 6, 8),
+    "pin_threads": (False, True),
+}
+factors = st.floats(0.5, 2)
+machines = st.fixed_dictionaries(
+    {name: st.lists(factors, min_size=len(values), max_size=len(values)) for name, values in SPACE.items()}
+)
+many = settings(max_examples=200, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tuning() -> Iterator[Any]:
+    """The package's modules, importable as the benchmarks import them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CHECKOUT / "benchmarks"))
+        yield importlib.import_module("tuning.command")
+
+
+def _part(name: str) -> Any:
+    return importlib.import_module(f"tuning.{name}")
+
+
+def _always() -> bool:
+    return True
+
+
+def _compare(rate: Rate, noise: Callable[[], float]) -> Any:
+    """Comparisons on a made-up machine, by the real rule."""
+
+    def compare(candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: Callable[[], bool]) -> Any:
+        pairs = _part("rule").take_pairs(lambda: (rate(candidate) * noise(), rate(other) * noise()), least, has_time)
+        return _part("search").Comparison(candidate, other, tuple(pairs))
+
+    return compare
+
+
+def _rate(machine: dict[str, list[float]]) -> Rate:
+    def rate(config: LoaderConfig) -> float:
+        product_of_all = 600.0
+        for name, values in SPACE.items():
+            product_of_all *= machine[name][values.index(getattr(config, name))]
+        return product_of_all
+
+    return rate
+
+
+def _search(rate: Rate, noise: Callable[[], float], start: LoaderConfig = START) -> Any:
+    return _part("search").search(start, SPACE, _compare(rate, noise), _always, _always)
+
+
+@many
+@given(machine=machines)
+def test_without_noise_it_climbs_until_no_neighbour_is_faster(machine: dict[str, list[float]]) -> None:
+    rate, least_gain = _rate(machine), _part("rule").LEAST_GAIN
+    found = _search(rate, lambda: 1.0)
+    assert rate(found.config) >= rate(START)
+    assert found.config == START or rate(found.config) >= rate(START) * (1 + least_gain)
+    for name, values in SPACE.items():
+        for step in (-1, 1):
+            neighbour = _part("space").neighbours(found.config, name, values, step)
+            assert neighbour is None or rate(neighbour) < rate(found.config) * (1 + least_gain) * (1 + 1e-9)
+
+
+@many
+@given(machine=machines, seed=st.integers(0, 2**32), amplitude=st.floats(0, 0.5))
+def test_what_it_returns_is_never_slower_than_the_start_by_more_than_the_noise(
+    machine: dict[str, list[float]], seed: int, amplitude: float
+) -> None:
+    rate, draw = _rate(machine), random.Random(seed)
+    found = _search(rate, lambda: 1 + draw.uniform(-amplitude, amplitude))
+    assert rate(found.config) / rate(START) > (1 - amplitude) / (1 + amplitude) - 1e-9
+    if found.config != START:  # it won pairs of its own, after the search was over
+        ratios = [candidate / other for candidate, other in found.last.pairs]
+        assert (found.last.candidate, found.last.other) == (found.config, START)
+        assert len(ratios) >= 5 and statistics.median(ratios) >= 1.01
+        assert sum(ratio <= 1 for ratio in ratios) <= 1
+
+
+def test_equally_fast_settings_are_taken_for_faster_in_5_of_100_cases() -> None:
+    accepted = 0
+    for tosses in product((1.05, 0.95), repeat=8):
+        pairs = iter([(each, 1.0) for each in tosses])
+        taken = _part("rule").take_pairs(lambda pairs=pairs: next(pairs), 0, _always)
+        verdict = _part("rule").judge(taken)
+        assert verdict is not None
+        accepted += verdict
+    assert accepted / 2**8 == 1 / 32 + 5 / 256
+
+
+def test_where_all_settings_are_equally_fast_the_start_stays() -> None:
+    draw = random.Random(113)
+    changed = [_search(lambda _: 600.0, lambda: draw.lognormvariate(0, 0.1)).config != START for _ in range(400)]
+    assert sum(changed) / len(changed) < 0.04  # a false step, and a false last comparison
+
+
+def test_a_gain_that_is_sure_but_tiny_is_not_taken() -> None:
+    assert _search(lambda config: 600 + config.batches_ahead, lambda: 1.0).config == START
+    assert _search(lambda config: 600 + 10 * config.batches_ahead, lambda: 1.0).config.batches_ahead > 2
+
+
+def test_a_bad_start_is_improved_in_spite_of_noise() -> None:
+    draw, start = random.Random(7), LoaderConfig(num_threads=1, batches_ahead=1)
+
+    def rate(config: LoaderConfig) -> float:  # two cores; a queue of one stalls now and then
+        return 310 * min(config.num_threads or 2, 2) * (0.85 if config.batches_ahead == 1 else 1)
+
+    space = {**SPACE, "num_threads": (1, 0)}
+    compare = _compare(rate, lambda: draw.lognormvariate(0, 0.03))
+    found = _part("search").search(start, space, compare, _always, _always)
+    assert found.config.num_threads == 0 and found.config.batches_ahead > 1
+    assert rate(found.config) == rate(START)
+
+
+def test_settings_that_cannot_run_are_passed_over() -> None:
+    compare = _compare(lambda config: 600.0 * config.batches_ahead, lambda: 1.0)
+
+    def failing(candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: Callable[[], bool]) -> Any:
+        if candidate.decode == "full":
+            return _part("search").Comparison(candidate, other, (), "no memory")
+        return compare(candidate, other, least, has_time)
+
+    found = _part("search").search(START, SPACE, failing, _always, _always)
+    assert found.config == replace(START, batches_ahead=8)
+    failed = [step for step in found.steps if step.failure]
+    assert failed and not any(step.is_better for step in failed)
+    assert _part("report").describe_step(failed[0]) == "decode full instead of roi: cannot run here (no memory)"
+
+
+class FakeTurns:
+    """Comparisons that take time on a clock of their own."""
+
+    def __init__(self, rate: Rate, seed: int, pair_seconds: float) -> None:
+        self.now, self.pair_seconds = 0.0, pair_seconds
+        self.rate, self.draw = rate, random.Random(seed)
+
+    def compare(self, *arguments: Any) -> Any:
+        return _compare(self.rate, self._noise)(*arguments)
+
+    def _noise(self) -> float:
+        self.now += self.pair_seconds / 2
+        return self.draw.lognormvariate(0, 0.05)
+
+
+@many
+@given(machine=machines, seed=st.integers(0, 2**32), budget=st.floats(1, 400), pair_seconds=st.floats(0.5, 9))
+def test_the_time_is_kept_to(machine: dict[str, list[float]], seed: int, budget: float, pair_seconds: float) -> None:
+    command = _part("command")
+    turns = FakeTurns(_rate(machine), seed, pair_seconds)
+    clock = _part("budget").Budget(budget, World(), lambda: turns.now)
+    tuner = command.Tuner(command.Request(_part("turns").Workload(None, World(), 8, 24), START), turns, clock)
+    found = tuner.find(SPACE)
+    assert len(found.last.pairs) >= 5  # whatever the time
+    tail = command.SIZES_PAIRS * pair_seconds  # what the batch sizes need afterwards
+    assert turns.now <= max(budget - tail, 5 * pair_seconds) + 1e-6
+    if budget > 200 * pair_seconds:
+        assert len(found.steps) > 3  # and it is used
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("local_size", [1, 2, 4])
+@pytest.mark.parametrize("cores", [1, 2, 6, 16, 64, 96])
+def test_threads_keep_to_the_cores_where_training_needs_them(
+    monkeypatch: pytest.MonkeyPatch, device: str, local_size: int, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    world = World(local_size=local_size, size=local_size, device=torch.device(device))
+    share, numbers = len(share_cores(world)), _part("space").find_threads(world)
+    meant = [number or min(16, share) for number in numbers]
+    assert meant == sorted(set(meant)) and numbers.count(0) == 1
+    assert max(meant) <= (2 * share if device == "cuda" else share)
+
+
+def test_a_number_of_threads_of_ones_own_stands_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    spaces = [_part("space").find_space(LoaderConfig(num_threads=number), World()) for number in (0, 5, 8, 10)]
+    assert [space["num_threads"] for space in spaces] == [
+        (1, 2, 3, 4, 6, 0),
+        (1, 2, 3, 4, 5, 6, 0),
+        (1, 2, 3, 4, 6, 8),
+        (1, 2, 3, 4, 6, 0, 10),
+    ]
+
+
+def test_the_space_holds_where_the_search_starts() -> None:
+    find_space = _part("space").find_space
+    for number in (0, 1, 5, len(share_cores(World()))):
+        space = find_space(LoaderConfig(num_threads=number, batches_ahead=5), World())
+        assert space["num_threads"].count(number) == 1 and space["batches_ahead"] == (1, 2, 3, 4, 5, 6, 8)
+        assert len({each or len(share_cores(World())) for each in space["num_threads"]}) == len(space["num_threads"])
+        assert "hw_decoder_load" not in space  # there is no such decoder on a CPU
+    assert set(find_space(LoaderConfig("reference"), World())) == {"num_threads", "batches_ahead"}
+    with pytest.raises(InputError, match="synthetic makes one batch for ever"):
+        find_space(LoaderConfig("synthetic"), World())
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_no_time_is_refused(minutes: float) -> None:
+    work = _part("turns").Workload(None, World(), 8, 24)
+    with pytest.raises(InputError, match=f"{minutes:g} minutes"):
+        _part("command").Request(work, START, minutes).check()
