@@ -35,6 +35,7 @@ soak: env
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/test_loader_harm.py tests/test_loader_elastic.py
 	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/test_train_resume.py
 	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/test_serve_oracle.py tests/test_serve_cam.py
+	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/test_throughput.py tests/test_tune_measured.py
 
 clean:
 	rm -rf .venv data/digits data/digits-source $(RUN)

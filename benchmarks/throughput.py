@@ -23,6 +23,8 @@ from stages.rounds import MODES, opened, run_rounds
 from stages.setting import Setting
 from stages.summary import describe_efficiency, describe_stages
 from stages.tables import show
+from tuning.command import Request, run
+from tuning.turns import Workload
 from verdict.cost import Cost
 
 from loaders import InputError, Loader, LoaderConfig, TrainTransform, World, build_loader
@@ -56,6 +58,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="decoding threads a process (default: an equal share of the cores)")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dollars-per-hour", type=float, metavar="D", help="of all machines together, for the recipe's cost")
+    add("--tune", action="store_true", help="find the loader's fastest settings on this machine, and write their file")
+    add("--minutes", type=float, default=5.0, help="of --tune (default: 5)")
     add("--out", type=Path, metavar="FILE", help="write the record here too")
     return parser.parse_args(words)
 
@@ -103,6 +107,13 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         cost = Cost(RECIPES[DEFAULT_RECIPE](), arguments.dollars_per_hour)
         verdict = judge(described, loader, setting, cost, shown.say)
         return build_record(arguments, loader, described, verdict, cost)
+
+
+def tune(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+    """The file of the loader's fastest settings; every process of the world must call it."""
+    start = LoaderConfig(arguments.backend, num_threads=arguments.threads)
+    with open_split(arguments.data, world) as split:
+        return run(Request(Workload(split, world, arguments.batch_size, arguments.size), start, arguments.minutes))
 
 
 def build_record(
@@ -161,9 +172,10 @@ def main() -> None:
     arguments = parse_arguments()
     check(arguments)
     with join_world(arguments.device) as world:
-        record = measure(arguments, world)
+        record = tune(arguments, world) if arguments.tune else measure(arguments, world)
     if world.rank == 0:
-        show(record)
+        if not arguments.tune:
+            show(record)
         print(json.dumps(record))
         if arguments.out:
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run_command
 
-from loaders import InputError, World
+from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build_loader
 
 SCRIPT = CHECKOUT / "benchmarks" / "throughput.py"
 QUICK = ("--device", "cpu", "--seconds", "0.05", "--batch-size", "16")
@@ -155,3 +155,15 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         command.main()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_tune_writes_a_file_that_a_loader_takes(digits: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    words = ("--data", digits, "--tune", "--minutes", "0.02", "--batch-size", "16", "--size", "32", "--device", "cpu")
+    done = run_command(SCRIPT, *words, "--out", file)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert json.loads(file.read_text()) == record
+    assert record["command"].startswith("python benchmarks/throughput.py --data ")
+    taken = build_loader(Split(digits, "train"), TrainTransform(32), 16, config=LoaderConfig(tuned=file)).config
+    assert {name: getattr(taken, name) for name in record["settings"]} == record["settings"]
