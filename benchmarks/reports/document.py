@@ -6,7 +6,7 @@ from typing import Any
 from drawing.shown import name_pictures
 from reports.plain import describe_plainly
 from reports.proofs import describe_certificates, describe_proof
-from reports.races import describe_feeding, describe_preparation, describe_startup
+from reports.races import describe_feeding, describe_preparation, describe_serving, describe_startup
 from reports.rates import describe_sweeps, describe_throughput
 from reports.reading import Record, Records
 from reports.suite import describe_suite
@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, Describe]] = {
     "certificates": ("Certificates", describe_certificates),
     "startup": ("Start-up", describe_startup),
     "preparation": ("Preparation, beside others", describe_preparation),
+    "serving": ("The app's answer", describe_serving),
 }
 GPU_SUITE = "gpu suite"
 PICTURES = "../docs/pictures"  # from there

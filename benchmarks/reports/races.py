@@ -111,3 +111,13 @@ def describe_startup(content: dict[str, Any]) -> Iterator[str]:
     ]
     yield from make_table(("moment of an epoch", "opening, s", "from then to the first batch, s"), rows)
     yield from list_origin(content)
+
+
+def describe_serving(content: dict[str, Any]) -> Iterator[str]:
+    """Seconds of the app's answer to one photograph."""
+    model, (width, height) = content["model"], content["photo"]["pixels"]
+    about = f"{model['name']} at {model['size']} px, on the CPU with {content['threads']} threads"
+    yield from (f"{about}; a photograph of {width:,} × {height:,} pixels; five classes with a map each.", "")
+    rows = [[part, format_spread(content[f"{part}_seconds"])] for part in ("decode", "answer", "whole")]
+    yield from make_table(("part", "seconds"), rows)
+    yield from list_origin(content)
