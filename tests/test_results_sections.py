@@ -57,6 +57,13 @@ def test_preparation_and_start_up_stand_there(write: Callable[[Path], str]) -> N
         row_of(text, moment, f"{each['first_batch_seconds']['median']:.2f} (")
 
 
+def test_the_apps_answer_stands_there(write: Callable[[Path], str]) -> None:
+    section = write(recorded.RECORDS).split("### serving.json")[1].split("\n### ")[0]
+    whole = recorded.read("serving.json")["whole_seconds"]
+    row_of(section, "whole", f"{whole['median']:.2f} ({whole['min']:.2f} to {whole['max']:.2f})")
+    assert "a photograph of 4,000 × 3,000 pixels" in section
+
+
 def test_each_other_kind_has_its_section(write: Callable[[Path], str], tmp_path: Path) -> None:
     kinds = (recorded.throughput, recorded.sweeps, recorded.certificates, recorded.proof, recorded.settings)
     for kind in kinds:
