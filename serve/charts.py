@@ -31,7 +31,7 @@ def draw_calibration(bins: Sequence[Bin], path: Path) -> None:
     error = f"expected calibration error {expected_error(bins):.2f}%"
     ax.set(title=error, xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(-2, 105))
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
