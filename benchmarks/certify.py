@@ -6,15 +6,12 @@ A table goes to stderr, one JSON record to stdout; the exit status is 1 when a c
 """
 
 import argparse
-import importlib
-import json
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from certificates.job import Job
 from certificates.judge import find_judge
 from certificates.picture import draw
@@ -23,11 +20,10 @@ from certificates.stages import OURS, build_job, certify
 from certificates.table import show
 from certificates.take import ENTRIES
 from certificates.verdict import list_failed
-from record import describe_command, describe_date, describe_hardware, label_source
+from record import describe_dali, describe_origin, label_source, publish
 
-from loaders import InputError, Split
+from loaders import InputError, Split, World
 from loaders.device import resolve_device
-from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 
 PEERS = {
@@ -96,6 +92,7 @@ def describe_loader(job: Job) -> dict[str, Any]:
 def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, Any]) -> dict[str, Any]:
     """All that is needed to read the certificates and to take them again."""
     source = split.manifest.source.name
+    versions = describe_dali("dali") | {name: version(name) for name in ("pillow", "webdataset")}
     return {
         "what": "certificates",
         "dataset": {
@@ -106,18 +103,8 @@ def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, A
         },
         **{name: getattr(arguments, name) for name in ("split", "epochs", "batch_size", "size", "seed", "ranks")},
         "loaders": found,
-        "command": describe_command("benchmarks/certify.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions() | describe_decoders(),
-        "hardware": describe_hardware(torch.cuda.get_device_name() if arguments.device == "cuda" else None),
-        "date": describe_date(),
+        **describe_origin("benchmarks/certify.py", World(device=resolve_device(arguments.device)), **versions),
     }
-
-
-def describe_decoders() -> dict[str, str]:
-    """Versions of those who decode and of the peers."""
-    dali = importlib.import_module("nvidia.dali").__version__
-    return {"dali": dali, "pillow": version("pillow"), "webdataset": version("webdataset")}
 
 
 def main() -> None:
@@ -135,9 +122,7 @@ def main() -> None:
         show(describe_loader(job), certificates)
         failed += [f"{name}: {each}" for each in list_failed(certificates)]
     record = build_record(arguments, split, found)
-    print(json.dumps(record))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     if arguments.picture:
         draw(record, arguments.picture)
     if failed:

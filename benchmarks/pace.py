@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import torch
 
-from loaders import World
+from loaders import LoaderConfig, World
 from train.dist import add_up, from_rank_0
 
 WARMUP_STEPS = 3  # untimed: the first ones load kernels and fill queues
 SPENT = ("wait", "take", "read", "decode", "copy")  # what `loader.stats()` has seconds of
+
+QUEUES = 3  # of a loader: read, decoded, ready
 
 Take = Callable[[], None]  # one batch through what is measured
 
@@ -26,6 +28,11 @@ def warm_up(take: Take, seconds: float, world: World) -> int:
             take()
         spent = from_rank_0(read_clock(world) - started, world)
     return max(1, round(num_steps * seconds / spent))
+
+
+def most_ready(config: LoaderConfig) -> int:
+    """Batches that may stand ready when nobody has taken any for a while, and two that were begun."""
+    return QUEUES * config.batches_ahead + 2
 
 
 def repeat(take: Take, num_steps: int, repetitions: int, world: World) -> list[float]:

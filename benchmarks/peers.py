@@ -6,7 +6,6 @@ in memory. One JSON record goes to stdout, progress and a table to stderr.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -16,13 +15,12 @@ from typing import Any
 from feeding.contenders import ORIGINAL, OURS, PEERS, SHARDS, SMALLER, Contender
 from feeding.job import SPLIT
 from race import LEAST_REPETITIONS, check_places, has_module, make_source, read_all
-from record import describe_command, describe_date, describe_hardware, label_source, summarize
+from record import describe_origin, label_source, publish, say, summarize
 from stores import measure_bytes, write_stores
 from windows import Entrant, hold
 
 from prep.dataset import InputError, Split
-from train.checkpoint import describe_commit, describe_versions
-from train.command import exit_with
+from train.command import run
 
 RACES = {"original bytes": ORIGINAL, "max side 500, quality 90": SMALLER}
 IMAGES = 10_000  # 1 GiB of ImageNet in each format: nobody's epoch is over in a few seconds
@@ -170,13 +168,18 @@ def build_entrant(arguments: argparse.Namespace, contender: Contender, num_image
 def add_ratios(contenders: dict[str, Any]) -> None:
     """How many times as fast ours is as each, by the medians of the windows that nobody else disturbed."""
     for each in contenders.values():
-        windows = zip(each[RATE]["repetitions"], each[OTHERS]["repetitions"], strict=True)
-        if quiet := [rate for rate, num_cores in windows if num_cores < DISTURBED_CORES]:
-            each[UNDISTURBED] = summarize(quiet)
+        add_undisturbed(each)
     ours = contenders.get(OURS, {})
     for each in contenders.values():
         if UNDISTURBED in ours and UNDISTURBED in each:
             each[RATIO] = ours[UNDISTURBED]["median"] / each[UNDISTURBED]["median"]
+
+
+def add_undisturbed(each: dict[str, Any]) -> None:
+    """The rate in the windows that nobody else disturbed, where there are any."""
+    windows = zip(each[RATE]["repetitions"], each[OTHERS]["repetitions"], strict=True)
+    if quiet := [rate for rate, num_cores in windows if num_cores < DISTURBED_CORES]:
+        each[UNDISTURBED] = summarize(quiet)
 
 
 def build_record(
@@ -196,11 +199,7 @@ def build_record(
         "method": METHOD,
         "races": races,
         **unable,
-        "command": describe_command("benchmarks/peers.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
-        "date": describe_date(),
+        **describe_origin("benchmarks/peers.py"),
     }
 
 
@@ -229,11 +228,6 @@ def describe_row(name: str, each: dict[str, Any]) -> str:
     )
 
 
-def say(line: str) -> None:
-    """Progress, for people."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Write the images in all formats, hold the races, report."""
     arguments = parse_arguments()
@@ -243,16 +237,9 @@ def main() -> None:
         facts, unwritten = prepare(arguments, races, Path(temporary))
         results, failed = measure(arguments, races, facts, unwritten, Path(temporary))
     record = build_record(arguments, facts, results, {"skipped": skipped, "failed": failed})
-    print(json.dumps(record), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     say(describe(record))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
-    except (OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {error}" if isinstance(error, OSError) else "interrupted")
+    run(main)

@@ -14,13 +14,11 @@ from drawing.shown import SHOWN, Bar, Picture, Stack, name_pictures
 from drawing.style import save
 from drawing.terminal import print_picture
 from matplotlib.figure import Figure
-from reports.reading import CHECKOUT, RECORDS, Record, read_record, read_records
+from reports.reading import PICTURES, RECORDS, Record, read_record, read_records
 from rich.console import Console
 
 from prep.dataset import InputError
-from train.command import exit_with
-
-PICTURES = CHECKOUT / "docs" / "pictures"
+from train.command import run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -83,9 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -6,18 +6,16 @@ Pillow pool. One JSON record goes to stdout, progress and a table to stderr.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from race import LEAST_REPETITIONS, Contender, Race, check_places, hold, make_source, split_missing
-from record import describe_command, describe_date, describe_hardware, label_source, summarize
+from record import describe_origin, label_source, publish, say, summarize
 
 from prep.dataset import InputError
-from train.checkpoint import describe_commit, describe_versions
-from train.command import exit_with
+from train.command import run
 
 IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and as many as keep the slower races short
 OURS = "penstock"
@@ -137,6 +135,7 @@ def build_record(
 ) -> dict[str, Any]:
     """All that is needed to read the figures and to take them again."""
     name = next(iter(races.values())).get("name", source)
+    origin = describe_origin("benchmarks/preparation.py")
     return {
         "what": "preparation",
         "dataset": {"name": name, "label": label_source(name)},
@@ -144,11 +143,8 @@ def build_record(
         "races": races,
         "skipped": skipped,
         "failed": failed,
-        "command": describe_command("benchmarks/preparation.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware() | {"filesystem": describe_filesystem(work)},
-        "date": describe_date(),
+        **origin,
+        "hardware": origin["hardware"] | {"filesystem": describe_filesystem(work)},
     }
 
 
@@ -188,11 +184,6 @@ def describe_row(name: str, each: dict[str, Any]) -> str:
     )
 
 
-def say(line: str) -> None:
-    """Progress, for people."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Make the sources, hold the races, report."""
     arguments = parse_arguments()
@@ -202,16 +193,9 @@ def main() -> None:
         races, skipped = plan_races(arguments, work)
         results, failed = measure(races, arguments.repetitions, work)
         record = build_record(arguments.source, results, skipped, failed, work)
-    print(json.dumps(record), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     say(describe(record))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
-    except (OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {error}" if isinstance(error, OSError) else "interrupted")
+    run(main)

@@ -6,12 +6,11 @@ for people to stderr; the exit status is 1 where a round is slower by more than 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from record import describe_command, summarize
+from record import describe_command, publish, say, summarize
 from tuning.command import Request, run
 from tuning.report import describe_comparison, describe_step
 from tuning.rule import WINS, judge
@@ -62,7 +61,7 @@ def take_round(arguments: argparse.Namespace, work: Workload, start: LoaderConfi
     with Turns(work, start, arguments.seconds) as turns:
         check = turns.compare(tuned, start, WINS, lambda: True)
     outcome = describe_outcome(check)
-    print(f"afterwards: {describe_step(check)}: {outcome}", file=sys.stderr, flush=True)
+    say(f"afterwards: {describe_step(check)}: {outcome}")
     return {
         "outcome": outcome,
         "check": describe_comparison(check),
@@ -122,13 +121,11 @@ def main() -> None:
     work = Workload(Split(arguments.data, "train"), world, arguments.batch_size, arguments.size)
     rounds = []
     for number in range(arguments.rounds):
-        print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
+        say(f"round {number + 1} of {arguments.rounds}")
         rounds.append(take_round(arguments, work, DEFAULTS))
-    print("from one thread and one batch ahead", file=sys.stderr, flush=True)
+    say("from one thread and one batch ahead")
     record = build_record(arguments, rounds, take_round(arguments, work, BAD_START))
-    print(json.dumps(record))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     if not record["passed"]:
         sys.exit(1)
 

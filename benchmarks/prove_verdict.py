@@ -18,12 +18,11 @@ from typing import Any
 
 from proof.cases import CASES, Case, Conditions, apply
 from race import FailedError, last_line
-from record import describe_command, describe_date, describe_hardware
+from record import describe_origin, publish, say
 from stores import prepare
 from verdict.advice import MAX_SIDE, QUALITY, Advice
 
 from loaders import InputError, Split
-from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 
 BENCHMARKS = Path(__file__).resolve().parent
@@ -140,7 +139,7 @@ def main() -> None:
         cases = {}
         for case in chosen:
             cases[case.name] = run_case(case, arguments, Path(temporary))
-            print(describe(case.name, cases[case.name]), file=sys.stderr, flush=True)
+            say(describe(case.name, cases[case.name]))
     record = {
         "what": "proof of the verdict",
         "cases": cases,
@@ -149,15 +148,9 @@ def main() -> None:
         "most_error": MOST_ERROR,
         "dataset": dataset,
         "seconds": time.monotonic() - started,
-        "command": describe_command("benchmarks/prove_verdict.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
-        "date": describe_date(),
+        **describe_origin("benchmarks/prove_verdict.py"),
     }
-    print(json.dumps(record))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     if not record["num_named"] == record["num_kept"] == len(chosen):
         raise FailedError(f"named {record['num_named']}, kept {record['num_kept']} of {len(chosen)}")
 

@@ -1,6 +1,8 @@
 """What every benchmark's record says beside its figures: how to read them, and how to take them again."""
 
 import datetime
+import importlib
+import json
 import os
 import platform
 import shlex
@@ -8,6 +10,11 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from loaders import World
+from train.checkpoint import describe_commit, describe_versions
 
 IMAGENET_SOURCE = "imagenet-1k"
 
@@ -39,3 +46,46 @@ def label_source(name: str) -> str:
 def describe_date() -> str:
     """Now, to the second, in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def describe_origin(script: str, world: World | None = None, **versions: str) -> dict[str, Any]:
+    """Where a record comes from: command, commit, versions (and those of more packages), hardware, date.
+
+    Args:
+        world: whose processes have measured; None: this one, on the CPU.
+    """
+    world = world or World()
+    return {
+        "command": describe_command(script, describe_start(world)),
+        "commit": describe_commit(),
+        "versions": describe_versions() | versions,
+        "hardware": describe_hardware(describe_gpu(world)),
+        "date": describe_date(),
+    }
+
+
+def describe_start(world: World) -> tuple[str, ...]:
+    """What the command of a world's processes begins with."""
+    return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))
+
+
+def describe_gpu(world: World) -> str | None:
+    """The GPU's name, if there is one in use."""
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+
+
+def describe_dali(backend: str) -> dict[str, str]:
+    """DALI's version where it took part."""
+    return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
+
+
+def publish(record: dict[str, Any], out: Path | None) -> None:
+    """The record on standard output, and in a file where one is wanted."""
+    print(json.dumps(record), flush=True)
+    if out:
+        out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def say(line: str) -> None:
+    """Progress and figures, for people."""
+    print(line, file=sys.stderr, flush=True)

@@ -11,16 +11,12 @@ from pathlib import Path
 from drawing.origin import find_stale
 from reports.document import write_document
 from reports.quoted import find_unfounded, write_quotes
-from reports.reading import CHECKOUT, RECORDS, Records, read_records
+from reports.reading import CHECKOUT, PICTURES, RECORDS, Records, read_records
 
 from prep.dataset import InputError
-from train.command import exit_with
+from train.command import run
 
-README, RESULTS, PICTURES = (
-    CHECKOUT / "README.md",
-    CHECKOUT / "benchmarks" / "RESULTS.md",
-    CHECKOUT / "docs" / "pictures",
-)
+README, RESULTS = CHECKOUT / "README.md", CHECKOUT / "benchmarks" / "RESULTS.md"
 AGAIN = "run `python benchmarks/results.py`"
 
 
@@ -85,9 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    run(main)

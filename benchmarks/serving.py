@@ -7,9 +7,7 @@ stdout, a line for people to stderr.
 """
 
 import argparse
-import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from record import describe_command, describe_date, describe_hardware, summarize
+from record import describe_origin, publish, say, summarize
 
 from loaders import InputError
 from serve.app_answer import answer, prepare
@@ -27,7 +25,6 @@ from serve.artifact import DEFAULT_ARCHITECTURE, Served
 from serve.cam import GradCam
 from serve.preprocess import Preprocessing
 from serve.weights import build
-from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 
 LEAST_REPETITIONS, WARMUP = 5, 2
@@ -97,18 +94,12 @@ def main() -> None:
         "limit_seconds": LIMIT_SECONDS,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
-        "command": describe_command("benchmarks/serving.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
-        "date": describe_date(),
+        **describe_origin("benchmarks/serving.py"),
     }
-    print(json.dumps(record))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     parts = {name: timed[f"{name}_seconds"]["median"] for name in ("whole", "decode", "answer")}
     words = f"{parts['whole']:.2f} s in all: decoded in {parts['decode']:.2f}, answered in {parts['answer']:.2f}"
-    print(f"{arguments.model} at {arguments.size}: {words}", file=sys.stderr)
+    say(f"{arguments.model} at {arguments.size}: {words}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import describe_command, describe_date, describe_hardware, label_source, summarize
+from record import describe_origin, label_source, publish, say, summarize
 
 from loaders import InputError, Split, TrainTransform, build_loader
 from prep.dataset import MANIFEST, SAMPLES, encode_samples, sha256_of
-from train.checkpoint import describe_commit, describe_versions
 from train.command import exit_with
 
 IMAGENET_IMAGES, IMAGES_PER_SHARD = 1_281_167, 2000
@@ -114,18 +113,12 @@ def main() -> None:
         "what": "startup",
         "dataset": {"name": source, "label": label_source(source), "num_images": arguments.images},
         "moments": moments,
-        "command": describe_command("benchmarks/startup.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
-        "date": describe_date(),
+        **describe_origin("benchmarks/startup.py"),
     }
-    print(json.dumps(record))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     for name, each in moments.items():
         opened, first = each["open_seconds"]["median"], each["first_batch_seconds"]["median"]
-        print(f"{name}: opened in {opened:.2f} s, first batch {first:.2f} s later", file=sys.stderr)
+        say(f"{name}: opened in {opened:.2f} s, first batch {first:.2f} s later")
 
 
 if __name__ == "__main__":

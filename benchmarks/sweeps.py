@@ -6,25 +6,22 @@ as many threads as there are cores. On the CPU, all data in memory, in turns. On
 """
 
 import argparse
-import json
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from feeding.contenders import PENSTOCK
-from peers import DISTURBED_CORES, OTHERS, RATE, RESIZE, SIZE, UNDISTURBED, say
+from peers import DISTURBED_CORES, OTHERS, RATE, SIZE, add_undisturbed, build_entrant
 from race import LEAST_REPETITIONS, check_places, make_source, read_all
-from record import describe_command, describe_date, describe_hardware, label_source, summarize
+from record import describe_origin, label_source, publish, say
 from stores import measure_bytes, prepare
 from windows import Entrant, hold
 
 from prep.dataset import InputError
-from train.checkpoint import describe_commit, describe_versions
-from train.command import exit_with
+from train.command import run
 
 ORIGINAL = "original"
 STORES = {  # options of prep/shard.py, by the folder that they write
@@ -101,28 +98,15 @@ def build_points(arguments: argparse.Namespace, num_images: int, work: Path) -> 
     """Every point that is measured, once: the cores' threads on originals belong to both sweeps."""
     cores = len(os.sched_getaffinity(0))
     wanted = [(ORIGINAL, num_threads) for num_threads in arguments.threads] + [(name, cores) for name in STORES]
-    return {point: build_entrant(arguments, point, num_images, work) for point in dict.fromkeys(wanted)}
+    return {point: enter(arguments, point, num_images, work) for point in dict.fromkeys(wanted)}
 
 
-def build_entrant(arguments: argparse.Namespace, point: tuple[str, int], num_images: int, work: Path) -> Entrant:
+def enter(arguments: argparse.Namespace, point: tuple[str, int], num_images: int, work: Path) -> Entrant:
     """The loader on one store with a number of threads."""
     store, num_threads = point
     contender = replace(PENSTOCK, name=f"{store}, {num_threads} threads", data=store)
-    job = {
-        "entry": contender.entry,
-        "data": str(work / store),
-        "evaluates": False,
-        "size": SIZE,
-        "resize": RESIZE,
-        "batch_size": arguments.batch_size,
-        "workers": num_threads,
-        "num_images": num_images,
-        "warmup": arguments.warmup,
-        "seconds": arguments.seconds,
-        "packages": contender.packages,
-        "options": contender.options,
-    }
-    return Entrant(contender, sys.executable, job)
+    asked = argparse.Namespace(**{**vars(arguments), "workers": num_threads, "evaluation": False, "python": []})
+    return build_entrant(asked, contender, num_images, work)
 
 
 def measure(arguments: argparse.Namespace, points: Points) -> dict[tuple[str, int], dict[str, Any]]:
@@ -139,10 +123,9 @@ def measure(arguments: argparse.Namespace, points: Points) -> dict[tuple[str, in
 
 def describe_point(each: dict[str, Any]) -> dict[str, Any]:
     """What the record keeps of a point, with the windows that nobody else disturbed apart."""
-    names = (RATE, "cpu_seconds_per_1000_images", "memory_bytes", OTHERS)
-    windows = zip(each[RATE]["repetitions"], each[OTHERS]["repetitions"], strict=True)
-    quiet = [rate for rate, num_cores in windows if num_cores < DISTURBED_CORES]
-    return {name: each[name] for name in names} | ({UNDISTURBED: summarize(quiet)} if quiet else {})
+    kept = {name: each[name] for name in (RATE, "cpu_seconds_per_1000_images", "memory_bytes", OTHERS)}
+    add_undisturbed(kept)
+    return kept
 
 
 def build_record(
@@ -166,11 +149,7 @@ def build_record(
         "threads": [{"num_threads": n, **figures[ORIGINAL, n]} for n in dict.fromkeys(arguments.threads)],
         "sizes": sizes,
         "sizes_num_threads": cores,
-        "command": describe_command("benchmarks/sweeps.py"),
-        "commit": describe_commit(),
-        "versions": describe_versions(),
-        "hardware": describe_hardware(),
-        "date": describe_date(),
+        **describe_origin("benchmarks/sweeps.py"),
     }
 
 
@@ -192,16 +171,9 @@ def main() -> None:
         facts = prepare_stores(arguments, Path(temporary))
         figures = measure(arguments, build_points(arguments, facts["num_images"], Path(temporary)))
         record = build_record(arguments, facts, figures, Path(temporary))
-    print(json.dumps(record), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    publish(record, arguments.out)
     say(describe(record))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
-    except (OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {error}" if isinstance(error, OSError) else "interrupted")
+    run(main)

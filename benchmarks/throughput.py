@@ -8,14 +8,12 @@ docs/benchmarks.md explains the figures.
 """
 
 import argparse
-import importlib
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import describe_command, describe_date, describe_hardware
+from record import describe_dali, describe_origin, publish
 from stages.judging import judge
 from stages.photos import PHOTOS_NAME, describe_dataset, find_data, open_split
 from stages.progress import Shown
@@ -29,7 +27,6 @@ from verdict.cost import Cost
 
 from loaders import InputError, Loader, LoaderConfig, TrainTransform, World, build_loader
 from loaders.backends import BACKENDS
-from train.checkpoint import describe_commit, describe_versions
 from train.command import DEFAULT_RECIPE, exit_with
 from train.dist import join_world
 from train.recipe import RECIPES
@@ -144,27 +141,8 @@ def build_record(
         "threads": loader.spec().num_threads,
         "torch_threads": torch.get_num_threads(),
         "device": world.device.type,
-        "command": describe_command("benchmarks/throughput.py", describe_start(world)),
-        "commit": describe_commit(),
-        "versions": describe_versions() | describe_dali(arguments.backend),
-        "hardware": describe_hardware(describe_gpu(world)),
-        "date": describe_date(),
+        **describe_origin("benchmarks/throughput.py", world, **describe_dali(arguments.backend)),
     }
-
-
-def describe_start(world: World) -> tuple[str, ...]:
-    """What the command begins with."""
-    return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))
-
-
-def describe_gpu(world: World) -> str | None:
-    """The GPU's name, if there is one in use."""
-    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
-
-
-def describe_dali(backend: str) -> dict[str, str]:
-    """DALI's version where it took part."""
-    return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
 
 
 def main() -> None:
@@ -176,9 +154,7 @@ def main() -> None:
     if world.rank == 0:
         if not arguments.tune:
             show(record)
-        print(json.dumps(record))
-        if arguments.out:
-            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        publish(record, arguments.out)
 
 
 if __name__ == "__main__":

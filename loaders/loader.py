@@ -93,13 +93,12 @@ class Loader:
 
     def stats(self) -> Stats:
         """What it has done since it was made, and where it stands."""
-        sums = {name: value for name, value in vars(self.counters).items() if name != "started"}
         return Stats(
             seconds=time.perf_counter() - self.counters.started,
             queue_depth=self.pump.num_ready if self.pump else 0,
             batches_ahead=max(0, self.planned - self.position) // self.batch_size,
             num_damaged=len(self.quarantine),
-            **sums,
+            **self.counters.sums(),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -17,6 +18,10 @@ class Counters:
     read_bytes: int = 0
     decode_seconds: float = 0.0
     copy_seconds: float = 0.0
+
+    def sums(self) -> dict[str, Any]:
+        """Those of its fields that `Stats` has too."""
+        return {name: value for name, value in vars(self).items() if name != "started"}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from serve.app_answer import Answer, Guess
 from serve.app_guard import MAX_UPLOAD
 from serve.app_photo import FORMATS, open_photo
 from serve.artifact import Served
-from serve.honesty import Count, describe
+from serve.honesty import count_recorded, describe
 from serve.refusal import InputError
 
 THUMBNAIL, SMALL = 160, 112  # pixels; a smaller view is shown in visible pixels
@@ -31,7 +31,7 @@ def write_head(served: Served) -> str:
         figure = "its accuracy was not recorded"
     else:
         recorded = served.recorded
-        words = describe(Count(recorded.num_top1, recorded.num_images))
+        words = describe(count_recorded(recorded))
         figure = f"top-1 {words}, {recorded.split} of {recorded.dataset or 'its data'}"
     return (
         "<h1>What does the network see?</h1>"

@@ -10,7 +10,7 @@ from PIL import Image
 from serve.artifact import Served
 from serve.cam import GradCam
 from serve.gallery import Caption, Row, to_row
-from serve.honesty import Count, describe
+from serve.honesty import count_recorded, describe
 from serve.judge import Verdict, count_hits
 from serve.preprocess import show_crop, to_tensor
 from serve.refusal import InputError
@@ -45,8 +45,8 @@ def write_caption(served: Served, source: Source, verdicts: list[Verdict], doubt
     top5 = 100 * sum(each.in_top5 for each in verdicts) / len(verdicts)
     figures = [f"measured on {source.name}: top-1 {describe(count)}, top-5 {top5:.2f}%"]
     if served.recorded is not None:
-        recorded = Count(served.recorded.num_top1, served.recorded.num_images)
-        figures.append(f"recorded by the artifact on {served.recorded.split}: top-1 {describe(recorded)}")
+        recorded = describe(count_recorded(served.recorded))
+        figures.append(f"recorded by the artifact on {served.recorded.split}: top-1 {recorded}")
     num_damaged = sum(each.guess < 0 for each in verdicts)
     if num_damaged:
         figures.append(f"{num_damaged:,} images cannot be decoded and count as wrong")

@@ -34,6 +34,11 @@ class Count:
         return low, middle + half if self.num_hits < self.num_images else 1.0
 
 
+def count_recorded(recorded: Recorded) -> Count:
+    """What an artifact says was measured, as what is measured here."""
+    return Count(recorded.num_top1, recorded.num_images)
+
+
 def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> list[str]:
     """Why nothing should be drawn, a sentence each; none where all is well.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serve.artifact import ARTIFACT, WEIGHTS, Served, load_artifact
 from serve.contents import check_replaceable
-from serve.honesty import Count, find_doubts
+from serve.honesty import count_recorded, find_doubts
 from serve.hub import check_push, push
 from serve.refusal import InputError, run
 from serve.space import CARD, CONFIG, write_space
@@ -60,8 +60,7 @@ def check_publishable(artifact: Path, served: Served) -> None:
     if missing:
         raise InputError(f"{artifact} has no {missing[0]}: export it anew")
     if served.recorded is not None:
-        count = Count(served.recorded.num_top1, served.recorded.num_images)
-        for doubt in find_doubts(count, served.num_classes, None):
+        for doubt in find_doubts(count_recorded(served.recorded), served.num_classes, None):
             raise InputError(f"nothing was assembled: {doubt}")
 
 

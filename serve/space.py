@@ -15,7 +15,7 @@ from huggingface_hub import SpaceCardData
 from serve.app_examples import draw_examples
 from serve.artifact import ARTIFACT, WEIGHTS, Served
 from serve.contents import write_contents
-from serve.honesty import Count, describe
+from serve.honesty import count_recorded, describe
 from serve.needs import CHECKOUT, find_needs, pin
 
 CONFIG, CARD = "config.json", "README.md"
@@ -88,5 +88,5 @@ def _describe_accuracy(served: Served) -> str:
     if served.recorded is None:
         return "Its accuracy was not measured."
     recorded = served.recorded
-    count = Count(recorded.num_top1, recorded.num_images)
-    return f"Measured on {recorded.split} of {recorded.dataset or 'its data'}: top-1 {describe(count)}."
+    words = describe(count_recorded(recorded))
+    return f"Measured on {recorded.split} of {recorded.dataset or 'its data'}: top-1 {words}."

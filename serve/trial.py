@@ -1,8 +1,8 @@
 """An assembled Space, started as the hub starts it, and asked for an answer. For `serve/publish.py`.
 
 It runs in its own folder and process, with nothing of the checkout in its path, and loads its artifact, which checks
-its logits against the recorded ones. Then it is asked as the page asks: an example is
-chosen, and an answer in HTML comes.
+its logits against the recorded ones. Then it is asked as the page asks: an example is chosen, and an answer in HTML
+comes.
 """
 
 import json

@@ -138,7 +138,7 @@ def test_photographs_are_judged_as_evaluation_judges_them(imagenet_samples: Path
         assert picture is not None
         image_CHW = to_tensor(show_crop(picture, served.preprocessing), served.preprocessing)
         assert predict(served, image_CHW[None])[0].topk(5).indices.tolist() == top_T
-    assert len({each.guess for each in verdicts}) > 5 and np.ptp([each.confidence for each in verdicts]) > 0.1
+    assert len({each.guess for each in verdicts}) > 8 and np.ptp([each.confidence for each in verdicts]) > 0.1
 
 
 def check_alike(line: dict[str, str], verdict: Verdict) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
@@ -63,6 +63,18 @@ def exit_with(error: InputError) -> NoReturn:
     if rank == 0 or isinstance(error, DecodeError | ShardError):
         sys.exit(f"error: {f'rank {rank}: ' if rank else ''}{error}")
     sys.exit(1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; a user's mistake, the disk's fault or Ctrl-C ends it in one line."""
+    try:
+        main()
+    except InputError as error:
+        exit_with(error)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 def _near(word: str, words: Iterable[str]) -> str:

@@ -5,11 +5,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from drawing.style import ACCENT, ALARM, FAINT, INK
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-OURS, PEER, EXPECTED, QUIET = "#0f766e", "#c2410c", "#111827", "#6b7280"
 ROW_INCHES, WIDTH_INCHES, DPI = 1.9, 10.0, 160
 CLASSES, DISPLACEMENT = "classes in a batch", "displacement between epochs"
 STYLE: dict[Any, Any] = {
@@ -17,10 +17,10 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
-    "axes.edgecolor": QUIET,
-    "xtick.color": QUIET,
-    "text.color": EXPECTED,
-    "axes.labelcolor": EXPECTED,
+    "axes.edgecolor": FAINT,
+    "xtick.color": FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
 }
 
 
@@ -33,7 +33,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         rows = figure.subplots(len(loaders), 2, squeeze=False, sharex="col")
         for axes, facts in zip(rows, loaders.values(), strict=True):
             found = {each["name"]: each for each in facts["certificates"]}
-            colour = PEER if "buffer" in facts else OURS
+            colour = ALARM if "buffer" in facts else ACCENT
             draw_classes(axes[0], found[CLASSES], colour)
             draw_displacements(axes[1], found[DISPLACEMENT], colour)
             axes[0].set_ylabel(
@@ -70,7 +70,7 @@ def draw_classes(axes: Axes, certificate: dict[str, Any], colour: str) -> None:
     axes.bar(np.arange(len(shares)), shares, width=1.0, color=colour, alpha=0.75)
     places = np.linspace(max(0.0, mean - 4 * deviation), mean + 4 * deviation, 200)
     curve = np.exp(-(((places - mean) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))
-    axes.plot(places, curve, color=EXPECTED, linewidth=1.4, label="uniform permutation")
+    axes.plot(places, curve, color=INK, linewidth=1.4, label="uniform permutation")
     axes.set_xlim(left=0)
     verdict(axes, certificate, f"mean {figures['observed_mean']:.1f}, expected {mean:.1f}", colour)
 
@@ -84,7 +84,7 @@ def draw_displacements(axes: Axes, certificate: dict[str, Any], colour: str) -> 
     width = 1 / len(counts)
     places = (np.arange(len(counts)) + 0.5) * width
     axes.bar(places, counts / counts.sum() / width, width=width, color=colour, alpha=0.75)
-    axes.plot([0, 1], [2, 0], color=EXPECTED, linewidth=1.4, label="uniform permutation")
+    axes.plot([0, 1], [2, 0], color=INK, linewidth=1.4, label="uniform permutation")
     axes.set_xlim(0, 1)
     verdict(axes, certificate, f"mean {figures['observed_mean']:.3f}, expected 0.333", colour)
 

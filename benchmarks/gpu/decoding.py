@@ -5,7 +5,7 @@ This is what the whole loader is held against. Windows, sizes and the decoder's 
 
 from typing import Any
 
-from gpu.answer import Job, answer
+from answer import Job, answer
 from gpu.usage import Usage
 from record import summarize
 from stages.decoding import Decoding, hold_batches

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-from gpu.answer import Job, answer
+from answer import Job, answer
 from race import last_line
 
 from prep.dataset import InputError

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from gpu.answer import Job, answer
+from answer import Job, answer
 from PIL import Image, JpegImagePlugin
 
 from loaders import EvalTransform, Loader, LoaderConfig, Split, TrainTransform, build_loader

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.answer import Job, answer
+from answer import Job, answer
 from gpu.usage import Usage
 from pace import read_clock
 from record import summarize

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from answer import Job, answer
 from feeding.formats import write_folder
-from gpu.answer import Job, answer
 from stores import prepare
 
 from prep.dataset import InputError, Split

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpu.answer import Job, answer
+from answer import Job, answer
 from proof.throttles import few_cores, slow_storage
 from throughput import measure, parse_arguments
 

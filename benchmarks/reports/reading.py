@@ -9,6 +9,7 @@ from prep.dataset import InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECORDS = CHECKOUT / "benchmarks" / "records"
+PICTURES = CHECKOUT / "docs" / "pictures"  # of them
 
 
 @dataclass(frozen=True)

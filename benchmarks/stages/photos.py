@@ -55,7 +55,7 @@ def prepare_photos(folder: Path) -> Path:
     return out
 
 
-def describe_dataset(split: Split, name: str | None) -> dict[str, Any]:
+def describe_dataset(split: Split, name: str | None = None) -> dict[str, Any]:
     """What was read; `name` in place of the source's own."""
     source = split.manifest.source.name
     return {

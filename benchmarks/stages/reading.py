@@ -41,8 +41,7 @@ class Reading(Stage):
         self.reader.release(encoded)
 
     def stats(self) -> Stats:
-        sums = {name: value for name, value in vars(self.counters).items() if name != "started"}
-        return Stats(seconds=0.0, queue_depth=0, batches_ahead=0, num_damaged=0, **sums)
+        return Stats(seconds=0.0, queue_depth=0, batches_ahead=0, num_damaged=0, **self.counters.sums())
 
     def plan_some(self, num_batches: int) -> list[Plan]:
         """The first batches of the stream."""

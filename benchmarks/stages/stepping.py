@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import TracebackType
 
 import torch
+from pace import most_ready
 from stages.setting import Setting
 from stages.stage import LOADER, MODEL, TRAIN, Stage
 
@@ -18,7 +19,6 @@ from train.speed import SpeedConfig, set_precision
 from train.step import Step, Sums, new_state
 
 TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
-QUEUES = 3  # of a loader: read, decoded, ready
 FIRST_STEPS = 3  # untimed, of a window of training
 
 
@@ -38,11 +38,6 @@ class Feed:
     def __iter__(self) -> Iterator[Batch]:
         return self.batches
 
-    @property
-    def most_ready(self) -> int:
-        """Batches that may stand ready when nobody has taken any for a while."""
-        return QUEUES * self.loader.config.batches_ahead + 2
-
 
 class Feeding(Stage):
     """Batches taken as fast as they come."""
@@ -56,7 +51,7 @@ class Feeding(Stage):
 
     def rest(self) -> None:
         """Use up what a loader that stood still has made ready."""
-        for _ in range(self.feed.most_ready):
+        for _ in range(most_ready(self.feed.loader.config)):
             next(self.feed.batches)
 
     def stats(self) -> Stats:

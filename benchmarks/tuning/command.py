@@ -4,11 +4,10 @@ Between the command line and the parts of this package: what is asked for comes 
 goes out. `train/main.py --loader.tuned FILE` takes it.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from record import describe_command
+from record import describe_dali, describe_origin, say
 from tuning.budget import Budget
 from tuning.report import build_record, describe, describe_step
 from tuning.rule import WINS
@@ -66,7 +65,7 @@ class Tuner:
         """A line from rank 0, with the time."""
         spent, whole = self.budget.spent(), self.budget.seconds
         if self.request.work.world.rank == 0:
-            print(f"{spent:.0f} s, at most {max(0, whole - spent):.0f} s left: {text}", file=sys.stderr, flush=True)
+            say(f"{spent:.0f} s, at most {max(0, whole - spent):.0f} s left: {text}")
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -95,13 +94,8 @@ def run(request: Request) -> dict[str, Any]:
             raise
         sizes = {}
         tuner.say(f"other sizes of the batch cannot be measured ({in_a_line(error)})")
-    command = describe_command(request.script, _describe_start(request))
-    record = build_record(work, found, sizes) | {"minutes": request.minutes, "command": command}
+    origin = describe_origin(request.script, work.world, **describe_dali(found.config.backend))
+    record = build_record(work, found, sizes) | {"minutes": request.minutes, **origin}
     if work.world.rank == 0:
-        print("\n".join(describe(record)), file=sys.stderr, flush=True)
+        say("\n".join(describe(record)))
     return record
-
-
-def _describe_start(request: Request) -> tuple[str, ...]:
-    world = request.work.world
-    return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))

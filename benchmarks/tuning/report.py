@@ -1,18 +1,16 @@
 """What a search says: a line a step while it runs, the settings' file in the end, and that file in words."""
 
-import importlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from record import describe_date, describe_hardware, label_source, summarize
+from record import summarize
+from stages.photos import describe_dataset
 from tuning.rule import LEAST_GAIN, Pair, find_ratios, judge
 from tuning.search import Comparison, Found
 from tuning.turns import Workload
 
 from loaders.tuned import FORMAT, KIND, SETTINGS
-from train.checkpoint import describe_commit, describe_versions
 
 
 def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) -> dict[str, Any]:
@@ -27,16 +25,12 @@ def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) ->
         "best": describe_comparison(last),
         "comparisons": [describe_comparison(step) for step in found.steps],
         "batch_sizes": [{"batch_size": size, "images_per_second": summarize(rates)} for size, rates in sizes.items()],
-        "dataset": describe_dataset(work),
+        "dataset": describe_dataset(work.split) | {"digest": work.split.digest},
         "batch_size": work.batch_size,
         "size": work.size,
         "num_processes": world.size,
         "local_processes": world.local_size,
         "device": world.device.type,
-        "commit": describe_commit(),
-        "versions": describe_versions() | _describe_dali(found.config.backend),
-        "hardware": describe_hardware(_describe_gpu(work)),
-        "date": describe_date(),
     }
 
 
@@ -58,18 +52,6 @@ def find_changes(comparison: Comparison) -> dict[str, list[Any]]:
     before, after = comparison.other, comparison.candidate
     both = {name: [getattr(before, name), getattr(after, name)] for name in SETTINGS}
     return {name: values for name, values in both.items() if values[0] != values[1]}
-
-
-def describe_dataset(work: Workload) -> dict[str, Any]:
-    """What was read."""
-    source = work.split.manifest.source.name
-    return {
-        "name": source,
-        "label": label_source(source),
-        "digest": work.split.digest,
-        "num_images": len(work.split),
-        "mean_bytes": round(float(work.split.column("size").mean())),
-    }
 
 
 def describe_step(comparison: Comparison) -> str:
@@ -115,11 +97,3 @@ def describe(record: dict[str, Any]) -> list[str]:
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f}%"
-
-
-def _describe_gpu(work: Workload) -> str | None:
-    return torch.cuda.get_device_name(work.world.device) if work.world.device.type == "cuda" else None
-
-
-def _describe_dali(backend: str) -> dict[str, str]:
-    return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}

@@ -16,14 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from pace import gather, read_clock, warm_up
+from pace import gather, most_ready, read_clock, warm_up
 from tuning.rule import Pair, take_pairs
 from tuning.search import Comparison, HasTime
 
 from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build_loader
 from train.dist import from_rank_0, meet
 
-STAGES = 3  # read, decode and queue hold batches that are ready
 FIRST_BATCHES = 4  # of a loader that was just opened; its pools grow
 LOOKS, LOOK_SECONDS = 4, 0.004  # in a row at which nothing works: what passes work on is asleep for a moment
 LONGEST_REST = 30.0  # seconds
@@ -65,8 +64,8 @@ class Runner:
 
     @property
     def num_untimed(self) -> int:
-        """Batches that may stand ready, and two that were begun while nobody waited."""
-        return STAGES * self.config.batches_ahead + 2
+        """Batches of a window's beginning, which do not count."""
+        return most_ready(self.config)
 
     def take(self, num_batches: int = 1) -> None:
         """The loader alone: nothing is done with a batch."""
