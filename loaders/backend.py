@@ -19,19 +19,16 @@ class BackendSpec:
     size: int  # pixels, of evaluation's square output; a training plan says its own
     crops: bool  # whether plans crop after resizing
     num_layers: int  # operations of augmentation that an image of a plan goes through
-    device: torch.device
-    stream: torch.cuda.Stream | None  # on which a GPU's batches are made
+    device: torch.device  # of the batches, the model's
+    decodes_on_gpu: bool  # otherwise the CPU decodes, and finished pixels are uploaded
+    stream: torch.cuda.Stream | None  # on which batches for a GPU are made or uploaded
     num_threads: int
     cores: tuple[int, ...]  # to pin the decoder's threads to; empty: they may run anywhere
     batches_ahead: int
     roi: bool  # decode the windows alone, not whole images
     hw_decoder_load: float
-    max_width: int  # pixels, of any source image
-    max_height: int
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
+    width_hint: int  # pixels, of a large source image: what a GPU's decoder sets memory aside for
+    height_hint: int
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,11 @@ class Backend(ABC):
     """Turns plans and their encoded images into pixels, in order; may take some pairs ahead of what it yields."""
 
     reads = True  # whether it wants the encoded images at all
+    placements: tuple[str, ...] = ("cpu",)  # where it can decode, see `loaders/placement.py`
 
     @classmethod
-    def lowered(cls, device: torch.device) -> Collection[int]:
-        """The operations of augmentation (`loaders.augment.Op`) that it can execute on a device."""
+    def lowered(cls, decodes_on_gpu: bool) -> Collection[int]:
+        """Return the operations of augmentation (`loaders.augment.Op`) that it can execute there."""
         return ()
 
     def __init__(self, spec: BackendSpec, release: Callable[[Encoded], None], counters: Counters) -> None:

@@ -9,17 +9,19 @@ from loaders.batch import World
 from prep.dataset import InputError
 
 MOST_THREADS = 16
-DecodeKind = Literal["roi", "full"]
+DecodeKind = Literal["auto", "roi", "full"]
+PlacementKind = Literal["auto", "cpu", "gpu"]
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
     """How batches are produced."""
 
-    backend: str = "dali"  # dali, reference (Pillow) or synthetic (one batch for ever)
+    backend: str = "dali"  # dali, reference (Pillow) or synthetic (the same batch again and again)
     num_threads: int = 0  # decoding threads a process; 0: an equal share of the cores, at most 16
     batches_ahead: int = 2  # prepared before they are asked for, at each of the stages read, decode and queue
-    decode: DecodeKind = "roi"  # the windows alone, or full images: all that some hardware decoders can do
+    placement: PlacementKind = "auto"  # where images are decoded, wherever the model is; auto: by the number of cores
+    decode: DecodeKind = "auto"  # the window alone (roi) or the full image; auto: roi on the CPU, full on a GPU
     hw_decoder_load: float = 0.65  # share of the JPEGs for the GPU's own decoder, where it has one
     pin_threads: bool = False  # each decoding thread to a core of this process's share
     most_damaged: int = 100  # images that a run goes on without; 0: the first that cannot be decoded ends it
@@ -33,6 +35,10 @@ class LoaderConfig:
             )
         if self.batches_ahead < 1:
             raise InputError(f"batches_ahead {self.batches_ahead} is too few: take 1 or more")
+        if self.placement not in get_args(PlacementKind):
+            raise InputError(
+                f"there is no placement {self.placement}: choose from {', '.join(get_args(PlacementKind))}"
+            )
         if self.decode not in get_args(DecodeKind):
             raise InputError(f"there is no decode {self.decode}: choose from {', '.join(get_args(DecodeKind))}")
         if not 0 <= self.hw_decoder_load <= 1:

@@ -1,8 +1,9 @@
 """The DALI backend: decodes each plan's windows on a GPU or the CPU, resizes and flips them.
 
 Rules it keeps: `no_copy` inputs stay alive until their batch is consumed; outputs pass to torch through DLPack
-without a copy; on a GPU nothing synchronises with the host, work is ordered by the loader's stream.
-On the CPU torch resizes and Pillow augments (`loaders/resize.py`); on a GPU the graph does all of it.
+without a copy; where a GPU takes part nothing synchronises with the host, work is ordered by the loader's stream.
+If the CPU decodes, torch resizes and Pillow augments there (`loaders/resize.py`), and the finished batch is uploaded
+to the model's device. If a GPU decodes, DALI's graph does all of it there.
 """
 
 import time
@@ -22,6 +23,7 @@ from loaders.dali_graph import build_pipeline
 from loaders.plan import Plan
 from loaders.reader import Encoded
 from loaders.resize import Resizer
+from loaders.upload import upload
 
 Pair = tuple[Plan, Encoded]
 
@@ -29,9 +31,11 @@ Pair = tuple[Plan, Encoded]
 class DaliBackend(Backend):
     """Executes plans with NVIDIA DALI."""
 
+    placements = ("cpu", "gpu")
+
     @classmethod
-    def lowered(cls, device: torch.device) -> Collection[int]:
-        return LOWERINGS if device.type == "cuda" else FUNCTIONS
+    def lowered(cls, decodes_on_gpu: bool) -> Collection[int]:
+        return LOWERINGS if decodes_on_gpu else FUNCTIONS
 
     def decode(self, pairs: Iterable[Pair]) -> Iterator[Pixels]:
         running: deque[tuple[Pair, list[Any]]] = deque()  # inputs of batches that DALI has begun
@@ -47,17 +51,18 @@ class DaliBackend(Backend):
         def run() -> Any:
             return self._run(pipeline, running)
 
-        yield from self._on_gpu(run, running) if self.spec.on_gpu else self._on_cpu(run, running)
+        yield from self._on_gpu(run, running) if self.spec.decodes_on_gpu else self._on_cpu(run, running)
 
     def _on_cpu(self, run: Callable[[], Any], running: deque[Any]) -> Iterator[Pixels]:
-        with Resizer(self.spec.num_threads) as resize:
+        with Resizer(self.spec.num_threads, self.spec.device) as resize:
             while (windows := run()) is not None:
                 (plan, encoded), _ = running.popleft()
                 self.release(encoded)
                 started = time.perf_counter()
-                images_BCHW = resize(plan, windows)
+                host_BHWC = resize(plan, windows)
                 self.counters.decode_seconds += time.perf_counter() - started
-                yield Pixels(plan, images_BCHW)
+                images_BHWC = upload(host_BHWC, self.spec.device)
+                yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))
 
     def _on_gpu(self, run: Callable[[], Any], running: deque[Any]) -> Iterator[Pixels]:
         reading: deque[tuple[torch.cuda.Event, Any]] = deque()  # inputs that the GPU may still be reading
@@ -75,7 +80,7 @@ class DaliBackend(Backend):
     def _run(self, pipeline: Any, running: deque[Any]) -> Any:
         started = time.perf_counter()
         try:
-            return pipeline.run(self.spec.stream)[0]
+            return pipeline.run(_stream(self.spec))[0]
         except StopIteration:
             return None
         except RuntimeError as error:
@@ -92,7 +97,7 @@ class DaliBackend(Backend):
             pipeline = build_pipeline(spec, singles)
             try:
                 while True:
-                    pipeline.run(spec.stream)
+                    pipeline.run(_stream(spec))
                     first += 1
             except StopIteration:
                 break
@@ -100,6 +105,11 @@ class DaliBackend(Backend):
                 failing.append(first)
                 first += 1
         return failing
+
+
+def _stream(spec: BackendSpec) -> torch.cuda.Stream | None:
+    """Return the stream that waits for a pipeline's output; a pipeline of the CPU has none."""
+    return spec.stream if spec.decodes_on_gpu else None
 
 
 def _reason(error: RuntimeError) -> str:
@@ -111,7 +121,7 @@ def _arrays(plan: Plan, encoded: Encoded, spec: BackendSpec) -> list[Any]:
     """The graph's inputs: encoded images, windows' anchors and shapes; on a GPU signed sizes, crops, operations."""
     anchors_B2, shapes_B2 = np.ascontiguousarray(plan.windows_B4[:, :2]), np.ascontiguousarray(plan.windows_B4[:, 2:])
     arrays = [encoded.images, anchors_B2, shapes_B2]
-    if not spec.on_gpu:
+    if not spec.decodes_on_gpu:
         return arrays
     signed_sizes_B2 = plan.resized_B2.astype(np.float32)
     signed_sizes_B2[plan.flips_B, 1] *= -1

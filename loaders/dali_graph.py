@@ -12,7 +12,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from loaders.augment_dali import augment
 from loaders.backend import BackendSpec
 
-NVJPEG_PADDING_BYTES = 16 << 20  # spare decoder memory, so that a batch of large files does not stall to grow it
+NVJPEG_PADDING_BYTES = 16 << 20  # of decoder memory per thread: DALI's default; a larger image grows it once
 AFFINITY = "DALI_AFFINITY_MASK"  # a core for each of a pipeline's threads, read when they start
 
 
@@ -25,11 +25,11 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
     @pipeline_def(
         batch_size=spec.batch_size,
         num_threads=spec.num_threads,
-        device_id=spec.device.index if spec.on_gpu else None,
+        device_id=spec.device.index if spec.decodes_on_gpu else None,
         prefetch_queue_depth=spec.batches_ahead,
         exec_dynamic=True,  # otherwise outputs kept by torch are overwritten
         set_affinity=bool(spec.cores),
-        enable_conditionals=spec.on_gpu and spec.num_layers > 0,  # each image goes through its own operations
+        enable_conditionals=spec.decodes_on_gpu and spec.num_layers > 0,  # each image goes through its own operations
     )
     def graph() -> Any:
         kinds, ndims = _inputs(spec)
@@ -37,7 +37,7 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
             source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=ndims
         )
         windows = _decode(spec, encoded, _checked(encoded, anchors, shapes), shapes)
-        return _finish(spec, windows, *others) if spec.on_gpu else windows
+        return _finish(spec, windows, *others) if spec.decodes_on_gpu else windows
 
     if spec.cores:
         _pin(spec.cores, spec.num_threads)
@@ -49,7 +49,7 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
 def _inputs(spec: BackendSpec) -> tuple[list[Any], list[int]]:
     """Types and dimensions of what the graph is fed for each image."""
     kinds, ndims = [types.UINT8, types.INT64, types.INT64], [1, 1, 1]
-    if spec.on_gpu:
+    if spec.decodes_on_gpu:
         kinds, ndims = [*kinds, types.FLOAT], [*ndims, 1]
         if spec.crops:
             kinds, ndims = [*kinds, types.INT32], [*ndims, 1]
@@ -81,14 +81,14 @@ def _decode(spec: BackendSpec, encoded: Any, anchors: Any, shapes: Any) -> Any:
 
 
 def _device_options(spec: BackendSpec) -> dict[str, Any]:
-    """Decoder memory from the index's own maxima: pools that grow in the middle of an epoch are stalls."""
-    if not spec.on_gpu:
+    """Return the decoder's device and memory: pools that grow in the middle of an epoch stall it."""
+    if not spec.decodes_on_gpu:
         return {"device": "cpu"}
     return {
         "device": "mixed",
         "hw_decoder_load": spec.hw_decoder_load,
-        "preallocate_width_hint": spec.max_width,
-        "preallocate_height_hint": spec.max_height,
+        "preallocate_width_hint": spec.width_hint,
+        "preallocate_height_hint": spec.height_hint,
         "device_memory_padding": NVJPEG_PADDING_BYTES,
         "host_memory_padding": NVJPEG_PADDING_BYTES,
     }
@@ -100,8 +100,9 @@ def _finish(spec: BackendSpec, windows: Any, sizes: Any, *others: Any) -> Any:
     if spec.num_layers:
         return augment(images, *others, spec.num_layers)
     if spec.crops:
-        square = (spec.size, spec.size)
-        images = fn.slice(images, *others, square, axis_names="HW", normalized_anchor=False, normalized_shape=False)
+        # The shape must be an argument: as an input DALI keeps it on the GPU, and waits for the GPU to read it.
+        (crops,) = others
+        images = fn.slice(images, start=crops, shape=[spec.size, spec.size], axis_names="HW")
     return images
 
 

@@ -7,10 +7,12 @@ Training is one endless stream whose whole state is one integer, the number of i
 pass in the index's order, the last batch padded.
 """
 
+import logging
 import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, nullcontext
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -25,16 +27,19 @@ from loaders.blame import DecodeError
 from loaders.checks import check_lowered, check_request
 from loaders.config import LoaderConfig, default_num_threads, share_cores
 from loaders.order import Sampling
+from loaders.placement import Choice, choose_placement
 from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 from loaders.pump import Pump
 from loaders.quarantine import Quarantine
 from loaders.readahead import ReadAhead
 from loaders.reader import NOTHING, Encoded, Reader
 from loaders.stats import Counters, Stats
-from loaders.tuned import settle
+from loaders.upload import allocate_host, upload
 from prep.dataset import InputError, Split
 
 Transform = TrainTransform | EvalTransform
+USUAL_SHARE = 0.999  # of the images, which a decoder's memory is made for
+log = logging.getLogger("penstock")
 
 
 class Loader:
@@ -47,17 +52,20 @@ class Loader:
         batch_size: int,
         world: World,
         sampling: Sampling,
-        config: LoaderConfig,
+        config: LoaderConfig | Choice,
     ) -> None:
-        config = settle(config, world)
-        config.check()
+        self.placement = config if isinstance(config, Choice) else choose_placement(config, world)
+        self.config = config = self.placement.config
         check_request(split, transform, sampling)
         self.split, self.transform, self.batch_size = split, transform, batch_size
-        self.world, self.sampling, self.config = world, sampling, config
+        self.world, self.sampling = world, sampling
         self.slots = world.share(batch_size)
         self.backend = find_backend(config.backend)
+        self.decodes_on_gpu = self.placement.side == "gpu"
         self.augment = transform.augment if isinstance(transform, TrainTransform) else AugmentConfig()
-        check_lowered(config.backend, self.backend.lowered(world.device), self.augment)
+        check_lowered(config.backend, self.backend.lowered(self.decodes_on_gpu), self.augment)
+        if self.placement.warning and world.rank == 0:
+            log_once(self.placement.warning)
         self.trains = isinstance(transform, TrainTransform)
         outcome = "another image takes its place" if self.trains else "it counts as wrong"
         self.quarantine = Quarantine(split, config.most_damaged, outcome)
@@ -71,7 +79,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `position` on; training never ends by itself."""
-        in_use = InUse(self.world.device)
+        in_use = InUse(self.world.device, self.counters)
         position = self.position if self.trains else 0
         with Pump(self._produce(position), self.config.batches_ahead, self.counters) as self.pump, in_use:
             for ready in self.pump:
@@ -79,8 +87,10 @@ class Loader:
                 batch = ready.take()
                 self.position = batch.position + self.batch_size
                 self.counters.take_seconds += time.perf_counter() - started
-                yield batch
-                in_use.add(batch)
+                try:
+                    yield batch
+                finally:  # the last batch of a stream that is closed here is still in use on a GPU
+                    in_use.add(ready)
         if not self.trains:
             self.position = 0
 
@@ -93,12 +103,15 @@ class Loader:
 
     def stats(self) -> Stats:
         """What it has done since it was made, and where it stands."""
+        sums = self.counters.sums()
+        if self.world.device.type == "cpu":
+            sums["wait_seconds"] = sums["queue_seconds"]
         return Stats(
             seconds=time.perf_counter() - self.counters.started,
             queue_depth=self.pump.num_ready if self.pump else 0,
             batches_ahead=max(0, self.planned - self.position) // self.batch_size,
             num_damaged=len(self.quarantine),
-            **self.counters.sums(),
+            **sums,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,37 +174,69 @@ class Loader:
 
     def spec(self) -> BackendSpec:
         """What its backend is built for; on a GPU with a stream of its own."""
-        on_gpu = self.world.device.type == "cuda"
+        stream = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
+        # Sorting a million sizes takes a tenth of a second, and only a GPU's decoder asks for the result.
+        width_hint, height_hint = large_image(self.widths, self.heights) if self.decodes_on_gpu else (0, 0)
         return BackendSpec(
             batch_size=len(self.slots),
             size=self.transform.size,
             crops=not self.trains,
             num_layers=self.augment.num_layers,
             device=self.world.device,
-            stream=torch.cuda.Stream(self.world.device) if on_gpu else None,
+            decodes_on_gpu=self.decodes_on_gpu,
+            stream=stream,
             num_threads=self.config.num_threads or default_num_threads(self.world),
             cores=share_cores(self.world) if self.config.pin_threads else (),
             batches_ahead=self.config.batches_ahead,
             roi=self.config.decode == "roi",
             hw_decoder_load=self.config.hw_decoder_load,
-            max_width=int(self.widths.max()),
-            max_height=int(self.heights.max()),
+            width_hint=width_hint,
+            height_hint=height_hint,
         )
 
     def _make_ready(self, item: Pixels, spec: BackendSpec) -> Ready:
-        """The batch with its labels and masks, on the device."""
+        """Return the batch with its labels and masks, on the device."""
         started, plan = time.perf_counter(), item.plan
-        labels_B, valid_B, damaged_B = (
-            torch.from_numpy(array_B).to(self.world.device, non_blocking=True)
-            for array_B in (self.labels[plan.rows_B].astype(np.int64), plan.valid_B, plan.damaged_B)
-        )
+        labels_B, valid_B, damaged_B = upload_facts(self.labels[plan.rows_B], plan, self.world.device)
         made = None
         if spec.stream is not None:
-            made = torch.cuda.Event()
+            made = torch.cuda.Event(enable_timing=True)
             made.record(spec.stream)
         self.counters.copy_seconds += time.perf_counter() - started
         batch = Batch(item.images_BCHW, labels_B, valid_B, damaged_B, plan.position, plan.rows_B)
         return Ready(batch, made)
+
+
+def upload_facts(labels_B: np.ndarray, plan: Plan, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Send a plan's labels (int64), valid and damaged masks (bool) to the device, all three [B], in one copy."""
+    num_images = len(labels_B)
+    host = allocate_host((10 * num_images,), torch.uint8, device)  # per image 8 bytes of label, 1 of each mask
+    for part, array_B in zip(_split_facts(host), (labels_B, plan.valid_B, plan.damaged_B), strict=True):
+        np.copyto(part.numpy(), array_B)
+    return _split_facts(upload(host, device))
+
+
+def _split_facts(facts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the views of a buffer that `upload_facts` fills."""
+    labels, masks = facts[: len(facts) * 8 // 10], facts[len(facts) * 8 // 10 :]
+    return labels.view(torch.int64), *masks.view(torch.bool).chunk(2)
+
+
+def large_image(widths_N: np.ndarray, heights_N: np.ndarray) -> tuple[int, int]:
+    """Return width and height of the image that 99.9% of all do not exceed in pixels.
+
+    A GPU's decoder sets memory aside for a batch of such images. ImageNet's largest have 30 megapixels, a hundred and
+    fifty times the usual; and the widest one and the highest one, taken apart, make a size that no image has.
+    """
+    order_N = np.argsort(widths_N.astype(np.int64) * heights_N, kind="stable")
+    row = order_N[math.ceil(USUAL_SHARE * len(order_N)) - 1]
+    return int(widths_N[row]), int(heights_N[row])
+
+
+@cache
+def log_once(line: str) -> None:
+    """Log a warning; the loaders of one process that would say the same say it once."""
+    log.warning(line)
 
 
 def _ignore(_: Encoded) -> None:
@@ -204,7 +249,11 @@ def build_loader(
     batch_size: int,
     world: World | None = None,
     sampling: Sampling | None = None,
-    config: LoaderConfig | None = None,
+    config: LoaderConfig | Choice | None = None,
 ) -> Loader:
-    """A loader of `batch_size` images a step over all processes of `world`; the transform says train or eval."""
+    """Build a loader of `batch_size` images per step over all processes of `world`; the transform says train or eval.
+
+    Args:
+        config: a `Choice` is taken as it is: what rank 0 has resolved then holds for all processes.
+    """
     return Loader(split, transform, batch_size, world or World(), sampling or Sampling(), config or LoaderConfig())

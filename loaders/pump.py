@@ -47,7 +47,7 @@ class Pump(Generic[T]):
         while True:
             started = time.perf_counter()
             item, error = self.queue.get()
-            self.counters.wait_seconds += time.perf_counter() - started
+            self.counters.queue_seconds += time.perf_counter() - started
             if error is not None:
                 raise error
             if item is None:

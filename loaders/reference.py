@@ -13,13 +13,14 @@ from loaders.backend import Backend, Pixels
 from loaders.blame import blame
 from loaders.plan import Plan
 from loaders.reader import Encoded
+from loaders.upload import allocate_host, upload
 
 
 class ReferenceBackend(Backend):
     """Executes plans one image after the other on the CPU."""
 
     @classmethod
-    def lowered(cls, device: torch.device) -> Collection[int]:
+    def lowered(cls, decodes_on_gpu: bool) -> Collection[int]:
         return FUNCTIONS
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
@@ -31,8 +32,9 @@ class ReferenceBackend(Backend):
                 raise blame([(plan, encoded)], find_failing, str(error)) from error
             self.release(encoded)
             self.counters.decode_seconds += time.perf_counter() - started
-            images_BHWC = torch.from_numpy(np.stack(images)).to(self.spec.device)
-            yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))
+            host_BHWC = allocate_host((len(images), plan.size, plan.size, 3), torch.uint8, self.spec.device)
+            np.stack(images, out=host_BHWC.numpy())
+            yield Pixels(plan, upload(host_BHWC, self.spec.device).permute(0, 3, 1, 2))
 
 
 def render(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:

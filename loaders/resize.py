@@ -15,15 +15,20 @@ from PIL import Image
 
 from loaders.augment_pillow import augment
 from loaders.plan import Plan
+from loaders.upload import allocate_host
 
 bilinear = torch.ops.aten._upsample_bilinear2d_aa  # also `torch.nn.functional.interpolate(antialias=True)`, in place
 
 
 class Resizer:
-    """Threads that finish a plan's windows. Use as a context manager."""
+    """Threads that finish a plan's windows. Use as a context manager.
 
-    def __init__(self, num_threads: int) -> None:
-        self.num_threads = num_threads
+    Args:
+        device: to which the caller will upload the batches; for a GPU they are made in pinned memory.
+    """
+
+    def __init__(self, num_threads: int, device: torch.device) -> None:
+        self.num_threads, self.device = num_threads, device
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-resize")
 
     def __enter__(self) -> "Resizer":
@@ -33,22 +38,22 @@ class Resizer:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, plan: Plan, windows: Sequence[Any]) -> torch.Tensor:
-        """A batch from its windows.
+        """Return a batch made of its windows, in host memory.
 
         Args:
             windows: for each image uint8 [height, width, 3], anything that DLPack takes.
 
         Returns:
-            uint8 [B, 3, size, size], channels_last.
+            uint8 [B, size, size, 3].
         """
-        images_BHWC = torch.empty(len(windows), plan.size, plan.size, 3, dtype=torch.uint8)
+        images_BHWC = allocate_host((len(windows), plan.size, plan.size, 3), torch.uint8, self.device)
 
         def finish(first: int) -> None:
             for i in range(first, len(windows), self.num_threads):
                 finish_window(torch.from_dlpack(windows[i]), plan, i, images_BHWC[i])
 
         list(self.threads.map(finish, range(self.num_threads)))
-        return images_BHWC.permute(0, 3, 1, 2)
+        return images_BHWC
 
 
 def finish_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:

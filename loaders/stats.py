@@ -12,7 +12,8 @@ class Counters:
 
     started: float = field(default_factory=time.perf_counter)
     num_batches: int = 0  # handed to the consumer
-    wait_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    wait_seconds: float = 0.0  # of a GPU; on the CPU it is `queue_seconds`
     take_seconds: float = 0.0
     read_seconds: float = 0.0
     read_bytes: int = 0
@@ -30,7 +31,8 @@ class Stats:
 
     seconds: float  # that the figures cover
     num_batches: int  # handed to the consumer
-    wait_seconds: float  # the consumer waited for a batch: what the loader costs training
+    wait_seconds: float  # training waited for a batch: what the loader costs it; on a GPU measured there
+    queue_seconds: float  # the consumer's thread waited in the queue; on a GPU it may do so while the GPU works
     take_seconds: float  # the consumer's own work to take them
     read_seconds: float  # the producer waited for storage
     read_bytes: int  # of encoded images

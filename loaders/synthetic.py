@@ -1,4 +1,4 @@
-"""The synthetic backend: the same batch for ever, already on the device. What a model does with a perfect loader."""
+"""The synthetic backend: the same batch again and again, already on the device. It shows the model's own speed."""
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
@@ -17,7 +17,7 @@ class SyntheticBackend(Backend):
     reads = False
 
     @classmethod
-    def lowered(cls, device: torch.device) -> Collection[int]:
+    def lowered(cls, decodes_on_gpu: bool) -> Collection[int]:
         return list(Op)
 
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:

@@ -17,8 +17,12 @@ from loaders.config import LoaderConfig
 from prep.dataset import InputError
 
 KIND, FORMAT = "loader settings", 1  # of such a file
-SETTINGS = ("num_threads", "batches_ahead", "decode", "hw_decoder_load", "pin_threads")
+SETTINGS = ("placement", "num_threads", "batches_ahead", "decode", "hw_decoder_load", "pin_threads")
 log = logging.getLogger("penstock")
+
+
+class TunedFileError(InputError):
+    """A file of tuned settings cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,16 @@ def read_tuned(path: Path) -> Tuned:
     """The settings in a file.
 
     Raises:
-        InputError: it cannot be read, is damaged, or is something else.
+        TunedFileError: it cannot be read, is damaged, or is something else.
     """
     try:
         return _parse(json.loads(path.read_text()))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give the file that --tune wrote") from error
+        raise TunedFileError(f"{path} cannot be read ({error.strerror}): give the file that --tune wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        fix = f"write it anew with `python benchmarks/throughput.py --tune --out {path}`"
-        raise InputError(f"{path} holds no loader settings ({reason}): {fix}") from error
+        fix = f"write it again with `python benchmarks/throughput.py --tune --out {path}`"
+        raise TunedFileError(f"{path} holds no loader settings ({reason}): {fix}") from error
 
 
 def _parse(record: dict[str, Any]) -> Tuned:
@@ -75,7 +79,9 @@ def _parse(record: dict[str, Any]) -> Tuned:
         if type(value) is not type(usual) and not (name == "hw_decoder_load" and type(value) is int):
             raise ValueError(f"{name} {value!r} is no setting")
     LoaderConfig(**settings).check()
-    place = Place(hardware["cores"], hardware["gpu"], record["local_processes"])
+    # A record's hardware also names the GPU's driver and memory, which are not what settings hold for. Files of before
+    # there was a field for the name alone are of machines without a GPU.
+    place = Place(hardware["cores"], record.get("gpu", hardware["gpu"]), record["local_processes"])
     return Tuned(settings, record["backend"], place)
 
 
@@ -85,13 +91,13 @@ def settle(config: LoaderConfig, world: World) -> LoaderConfig:
     Where the file is of another machine none is taken, and a line of the log says so.
 
     Raises:
-        InputError: as `read_tuned`, or the file is of another backend.
+        TunedFileError: as `read_tuned`, or the file is of another backend.
     """
     if config.tuned is None:
         return config
     path, tuned = Path(config.tuned), read_tuned(Path(config.tuned))
     if tuned.backend != config.backend:
-        raise InputError(
+        raise TunedFileError(
             f"{path} was measured with the backend {tuned.backend}, not {config.backend}: "
             f"leave it out, or take --loader.backend {tuned.backend}"
         )

@@ -17,7 +17,6 @@ from loaders import InputError, LoaderConfig, Split, World, build_loader, dali_g
 from loaders.augment import AugmentConfig, Op, draw_ops
 from loaders.augment_dali import AFFINE_PARTS, LOWERINGS, augment, augment_arrays
 from loaders.augment_pillow import augment as augment_by_pillow
-from loaders.backend import BackendSpec
 from loaders.dali import _arrays
 from loaders.order import Sampling
 from loaders.plan import Images, Plan, TrainTransform, train_plan
@@ -118,14 +117,12 @@ def test_each_image_of_a_batch_goes_through_its_own_operations_in_their_order(pi
 
 def test_the_whole_graph_of_a_gpu_augments_what_it_decodes(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built as for a GPU, with all its inputs, but decoding on the CPU."""
-    monkeypatch.setattr(BackendSpec, "on_gpu", property(lambda _: True))
     monkeypatch.setattr(dali_graph, "_device_options", lambda _: {"device": "cpu"})
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     images = []
     for config in (AugmentConfig(), RAND):
         split, transform = Split(digits, "train"), TrainTransform(32, augment=config)
         loader = build_loader(split, transform, 100, World(), config=LoaderConfig("dali", num_threads=2))
-        plan, spec = loader.plan(0), loader.spec()
+        plan, spec = loader.plan(0), replace(loader.spec(), decodes_on_gpu=True)
         with Reader(split, 1, 1, Counters()) as reader:
             (pair,) = reader.read([plan])
             pipeline = dali_graph.build_pipeline(spec, iter([_arrays(*pair, spec)]))
@@ -138,8 +135,10 @@ def test_the_whole_graph_of_a_gpu_augments_what_it_decodes(digits: Path, monkeyp
 
 def test_an_operation_that_a_gpu_lacks_is_refused_by_name(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split, gpu, transform = Split(digits, "train"), World(device=torch.device("cuda", 0)), TrainTransform(augment=RAND)
-    assert build_loader(split, transform, 10, gpu)
+    config = LoaderConfig(placement="gpu")
+    assert build_loader(split, transform, 10, gpu, config=config)
     monkeypatch.delitem(LOWERINGS, Op.EQUALIZE)
     assert build_loader(split, transform, 10)  # a CPU has it
+    assert build_loader(split, transform, 10, gpu, config=LoaderConfig(placement="cpu"))  # whatever trains there
     with pytest.raises(InputError, match="the backend dali has no equalize here: take another backend or augment none"):
-        build_loader(split, transform, 10, gpu)
+        build_loader(split, transform, 10, gpu, config=config)

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,10 +34,23 @@ NUM_KEPT = 8
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 reading_backend = pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"synthetic"}))
-cuda = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-)
-every_device = pytest.mark.parametrize("device", ["cpu", cuda])
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+GPU = World(device=torch.device("cuda", 0))
+ON_CPU, ON_GPU = LoaderConfig(placement="cpu"), LoaderConfig(placement="gpu")
+# Where the batches go, and which backend decodes where. A share of hardware decoding between 0 and 1 would make an
+# image's pixels depend on its batch: here no image goes there.
+PLACES = [
+    *(pytest.param(World(), LoaderConfig(backend), id=backend) for backend in BACKENDS),
+    *(
+        pytest.param(
+            GPU,
+            replace(side, backend=backend, hw_decoder_load=0.0),
+            marks=needs_gpu,
+            id=f"{backend}-{side.placement}-gpu",
+        )
+        for backend, side in (("dali", ON_CPU), ("dali", ON_GPU), ("reference", ON_CPU), ("synthetic", ON_GPU))
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -146,23 +160,21 @@ def test_the_state_of_another_stream_is_refused(split: Split, sampling: Sampling
         build_loader(split, TRAIN, 10).load_state_dict(state)
 
 
-@every_backend
-@every_device
+@pytest.mark.parametrize(("world", "config"), PLACES)
 @pytest.mark.parametrize("transform", [TRAIN, EvalTransform(size=24, resize=28)])
 def test_kept_batches_stay_as_they_were(
-    split: Split, backend: str, device: str, transform: TrainTransform | EvalTransform
+    split: Split, world: World, config: LoaderConfig, transform: TrainTransform | EvalTransform
 ) -> None:
-    """DALI reuses the memory of outputs that nobody holds: a tensor that torch holds must not be among them."""
-    world = World(device=torch.device(device, 0) if device == "cuda" else torch.device(device))
+    """DALI reuses the memory of outputs that nothing holds: a tensor that torch holds must not be among them."""
     kept: list[Batch] = []
     copies: list[torch.Tensor] = []
-    for batch in islice(build_loader(split, transform, 16, world, config=LoaderConfig(backend)), 3 * NUM_KEPT):
+    for batch in islice(build_loader(split, transform, 16, world, config=config), 3 * NUM_KEPT):
         if len(kept) < NUM_KEPT:
             kept.append(batch)
             copies.append(batch.images_BCHW.clone())
     for batch, copy in zip(kept, copies, strict=True):
         assert torch.equal(batch.images_BCHW, copy)
-    again = list(islice(build_loader(split, transform, 16, world, config=LoaderConfig(backend)), NUM_KEPT))
+    again = list(islice(build_loader(split, transform, 16, world, config=config), NUM_KEPT))
     _assert_same(kept, again)
 
 

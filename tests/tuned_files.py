@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-SETTINGS = {"num_threads": 1, "batches_ahead": 3, "decode": "full", "hw_decoder_load": 0.0, "pin_threads": True}
+SETTINGS = {
+    "placement": "cpu",
+    "num_threads": 1,
+    "batches_ahead": 3,
+    "decode": "full",
+    "hw_decoder_load": 0.0,
+    "pin_threads": True,
+}
 
 
 def tuned_record(num_processes: int = 1, **changes: Any) -> dict[str, Any]:
