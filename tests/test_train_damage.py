@@ -76,7 +76,7 @@ def trained(damage: Damage, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    with Ranks("train.fit", "train.evaluate", "train.command") as warm:
+    with Ranks("train.fit", "train.evaluate", "train.arguments") as warm:
         yield warm
 
 

@@ -61,18 +61,55 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path: Path, hold: threadi
     assert not any(map(torch.equal, _values(state), expected))
 
 
+def _use_scaler(state: TrainState) -> None:
+    """As fp16 training does: its scale and its tracker are tensors from then on."""
+    weight = next(state.model.parameters())
+    state.scaler = torch.amp.GradScaler(weight.device.type, init_scale=1024.0)
+    state.scaler.scale(state.model(torch.ones(8, 4, device=weight.device)).square().sum()).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+
+
+def test_the_scale_is_saved(tmp_path: Path) -> None:
+    state, loaded = small_state(1), small_state(2)
+    _use_scaler(state)
+    loaded.scaler = torch.amp.GradScaler("cpu")
+    with Saver(tmp_path, 2, World()) as saver:
+        saver.save(state, FACTS)
+        state.scaler.update(7.0)
+    path, _ = newest_whole(tmp_path)
+    assert path is not None
+    load_checkpoint(path, loaded)
+    assert loaded.scaler.get_scale() == 1024.0
+
+
 @pytest.mark.gpu
-def test_a_save_from_a_gpu_is_of_that_moment_and_does_not_wait(tmp_path: Path) -> None:
+def test_a_save_from_a_gpu_is_of_that_moment_and_does_not_wait_for_its_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     state, loaded = small_state(1), small_state(2)
+    loaded.scaler = torch.amp.GradScaler("cpu")
     state.model.cuda()
     state.ema.cuda()
     for each in state.optimizer.state.values():
         each["momentum_buffer"] = each["momentum_buffer"].cuda()
-    expected = [tensor.cpu() for tensor in _values(state)]
+    _use_scaler(state)
+    read_scaler = state.scaler.state_dict
+
+    def read_scaler_then_keep_busy() -> dict[str, Any]:
+        saved = read_scaler()  # the one wait of a save
+        torch.cuda._sleep(2_000_000_000)  # about a second of the GPU's time, before the copies
+        return saved
+
     with Saver(tmp_path, 2, World(device=torch.device("cuda"))) as saver:
-        torch.cuda._sleep(2_000_000_000)  # about a second of the GPU's time
+        saver.save(state, FACTS)  # pins the memory, which may wait for the GPU
+        saver.wait()
+        _change(state)
+        expected = [tensor.cpu() for tensor in _values(state)]
+        monkeypatch.setattr(state.scaler, "state_dict", read_scaler_then_keep_busy)
         saver.save(state, FACTS)
         assert not torch.cuda.current_stream().query()
         _change(state)
@@ -80,6 +117,7 @@ def test_a_save_from_a_gpu_is_of_that_moment_and_does_not_wait(tmp_path: Path) -
     assert path is not None
     load_checkpoint(path, loaded)
     assert all(map(torch.equal, _values(loaded), expected))
+    assert loaded.scaler.get_scale() == 1024.0
 
 
 def test_saves_are_written_one_after_the_other_and_the_oldest_goes(tmp_path: Path, hold: threading.Event) -> None:

@@ -10,8 +10,8 @@ from rank_jobs import JOBS, take_place
 
 from loaders import Batch, Split, select
 from train import fit as trainer
+from train.arguments import parse_command
 from train.augment import Augment
-from train.command import parse_command
 from train.dist import join_world
 from train.mix import Mix
 from train.step import Step, Sums

@@ -60,11 +60,16 @@ class Run:
         return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in entries]
 
 
-def start(ranks: Ranks, run: Run, size: int, job: str = "script", **arguments: Any) -> Path:
-    """Start train/main.py in `size` processes, or another job with its arguments; the group's folder."""
+def free_port() -> int:
+    """Return a port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(ranks: Ranks, run: Run, size: int, job: str = "script", **arguments: Any) -> Path:
+    """Start train/main.py in `size` processes, or another job with its arguments; the group's folder."""
+    port = free_port()
     if job == "script":
         arguments["script"] = str(CHECKOUT / "train/main.py")
     groups = run.folder.parent / f"{run.folder.name}-{ranks.num_groups}"

@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tomllib
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from prep.dataset import sync_folder, write_whole
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
 SCORES = ("top1", "ema_top1")  # the best checkpoint by each of these metrics is kept
+PROJECT = "penstock"
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -51,9 +55,12 @@ class Snapshot:
 def take_snapshot(state: TrainState) -> Snapshot:
     """Copy a state.
 
-    On a GPU the copies are queued behind the steps so far and before those to come, into pinned memory: nobody waits
-    for them here.
+    On a GPU this waits once, for the steps queued so far: `GradScaler.state_dict` reads its scale on the CPU. (The
+    trainer has waited by then anyway, to read the sums that belong into the checkpoint.) The copies themselves are
+    queued before the steps to come, into pinned memory, and only `write_checkpoint` waits for them. The first save
+    takes longer: it pins memory for every tensor, which torch keeps for the saves after it.
     """
+    # The scaler first: the wait must not include the copies.
     optimizer = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
     model, ema, optimizer = map(_copy, (state.model.state_dict(), state.ema.state_dict(), optimizer))
     copied = None
@@ -209,8 +216,38 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def describe_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "timm", "numpy", "penstock")}
+def describe_versions(*more_packages: str) -> dict[str, str]:
+    """Return the versions of the packages that decide a result, and of `more_packages`, by distribution name.
+
+    A package whose version cannot be found is left out: it is no reason to lose a checkpoint or a record.
+    """
+    names = dict.fromkeys(("torch", "timm", "numpy", PROJECT, *more_packages))
+    found = {name: find_version(name) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def find_version(package: str) -> str | None:
+    """Return the version of an installed or importable package, None if it is unknown.
+
+    On a machine where code is merely put on PYTHONPATH, nothing is installed and packages have no metadata. Then the
+    version is what an imported module says of itself, or for this project what pyproject.toml of the checkout says.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        pass
+    if package == PROJECT:
+        return _read_project_version(CHECKOUT / "pyproject.toml")
+    return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _read_project_version(path: Path) -> str | None:
+    """Return this project's version from its pyproject.toml, None if the file is missing or of another project."""
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        return project["version"] if project["name"] == PROJECT else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def describe_commit() -> str | None:

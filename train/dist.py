@@ -1,11 +1,16 @@
 """The only file that speaks to torch.distributed: joins the processes that torchrun started, and adds up over them."""
 
 import inspect
+import itertools
 import os
+import sys
+import threading
+import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -15,16 +20,38 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from loaders import InputError, World
+from loaders.blame import DecodeError
 from loaders.device import join_environment
+from loaders.reader import ShardError
+
+# A process of an NCCL world is lost when it has given no sign of life for LOST_SECONDS (`PeerWatch`), whatever the
+# others are doing. It gives one every SIGN_SECONDS from a thread of its own, also while it compiles or reads.
+LOST_SECONDS = 60.0
+SIGN_SECONDS = 5.0
+# How long an NCCL collective may wait for the slowest process, which is alive: no measure of a lost one. Processes are
+# rightly minutes apart where one compiles and another finds its kernels in the cache, where rank 0 waits for a slow
+# disk before it saves again, where storage stalls, or at the end of train/evaluate.py, which first meets there. In
+# training the watchdog ends such a wait after `run.hang_minutes` (10) and names the process that holds the others up;
+# NCCL would end the process by SIGABRT and name a sequence number. So NCCL comes last, as late as gloo does.
+NCCL_TIMEOUT = timedelta(minutes=30)
+# Faults of this process, not of another one, in the words that torch adds to an error of NCCL.
+OWN_NCCL_FAULTS = ("ncclUnhandledCudaError", "ncclInvalidArgument", "ncclInvalidUsage", "ncclInternalError")
+NCCL_LOSSES = ("NCCL error", "NCCL communicator was aborted", "Watchdog caught collective operation timeout")
 
 
 class PeerLostError(InputError):
     """Another process ended in the middle of a run, and with it the connection to it."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"another process ended, so this one cannot go on ({reason})")
+
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """This process's place among those that torchrun started; a world of one without torchrun.
+    """Join the processes that torchrun started; yield this process's place, in a world of one without torchrun.
+
+    On GPUs an error, whatever it is, ends the process right here, in the line or the traceback that the command would
+    print: see `end_process`.
 
     Args:
         device: auto, cpu or cuda. GPUs talk through NCCL, CPUs through gloo.
@@ -38,16 +65,64 @@ def join_world(device: str) -> Iterator[World]:
         return
     on_gpu = world.device.type == "cuda"
     places = {"store": find_store(), "rank": world.rank, "world_size": world.size}
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=world.device if on_gpu else None, **places)
-    try:
-        yield world
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            reason = str(error).splitlines()[0].partition(". ")[0]
-            raise PeerLostError(f"another process ended, so this one cannot go on ({reason})") from error
-        raise
-    finally:
-        dist.destroy_process_group()
+    if on_gpu:
+        dist.init_process_group("nccl", timeout=NCCL_TIMEOUT, device_id=world.device, **places)
+    else:
+        dist.init_process_group("gloo", **places)
+    with PeerWatch(Board("alive", world)) if on_gpu else nullcontext():
+        try:
+            yield world
+        except (Exception, KeyboardInterrupt) as error:
+            named = name_lost_peer(error)
+            if on_gpu:
+                end_process(named, world.rank)
+            if named is error:
+                raise
+            raise named from error
+        finally:
+            dist.destroy_process_group()
+
+
+def name_lost_peer(error: BaseException) -> BaseException:
+    """Return a PeerLostError for an error of gloo or NCCL that another process's end caused, else the error itself."""
+    text = str(error)
+    is_lost = isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo/transport" in text or any(words in text for words in NCCL_LOSSES)
+    )
+    if not is_lost or any(fault in text for fault in OWN_NCCL_FAULTS):
+        return error
+    return PeerLostError(text.splitlines()[0].partition(". ")[0])
+
+
+def describe_error(error: InputError, rank: int) -> str | None:
+    """Return the line with which a process ends; None where rank 0 says the same.
+
+    What every rank finds wrong alike rank 0 tells; what one rank alone finds wrong it tells itself.
+    """
+    if isinstance(error, PeerLostError):
+        return f"rank {rank}: {error}"
+    if rank == 0 or isinstance(error, DecodeError | ShardError):
+        return f"error: {f'rank {rank}: ' if rank else ''}{error}"
+    return None
+
+
+def end_process(error: BaseException, rank: int) -> NoReturn:
+    """Print what ended a run in an NCCL world, and end this process at once with status 1.
+
+    A kernel of NCCL that waits for a lost process never ends. `destroy_process_group`, freeing GPU memory and Python's
+    own end of the process all wait for it, so none of them may be reached. (`_abort_process_group` would stop the
+    kernel, but may itself take as long as NCCL_TIMEOUT, and is made for NCCL alone, not for the gloo group of the
+    notices.) Nothing is lost: what was open inside of `join_world` has been closed by then, and the driver frees what
+    the process held.
+    """
+    with suppress(OSError):  # of a pipe whose reader has gone
+        if not isinstance(error, InputError):
+            traceback.print_exception(error)
+        elif line := describe_error(error, rank):
+            print(line, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1)
 
 
 def find_store() -> dist.Store:
@@ -158,7 +233,7 @@ class Agreement:
 
 
 class Board:
-    """Where each rank leaves a line for the others to read: beside all collectives, so that it works while those hang.
+    """A line of each rank for the others to read, apart from all collectives, so that it works while those hang.
 
     The lines are kept by the store in which the processes met: torchrun's, or rank 0's.
     """
@@ -166,11 +241,79 @@ class Board:
     def __init__(self, name: str, world: World) -> None:
         self.rank, self.size = world.rank, world.size
         self.store = dist.PrefixStore(name, _get_default_store().clone() if world.size > 1 else dist.HashStore())
+        self.known: set[int] = set()  # ranks that have left a line
 
     def write(self, line: str) -> None:
         """Leave a line in place of this rank's last one."""
         self.store.set(str(self.rank), line)
 
     def read(self) -> list[str]:
-        """The line of each rank; waits for those that have not left one yet."""
-        return [self.store.get(str(rank)).decode() for rank in range(self.size)]
+        """Return the line of each rank, empty where it has not left one yet."""
+        self.known |= {rank for rank in range(self.size) if rank in self.known or self.store.check([str(rank)])}
+        return [self.store.get(str(rank)).decode() if rank in self.known else "" for rank in range(self.size)]
+
+
+class PeerWatch:
+    """Ends this process when another one of its world is lost. Use as a context manager around all that it does.
+
+    Under NCCL an error that names the lost process reaches the trainer only where it talks through gloo. Elsewhere it
+    waits inside of the CUDA driver, for a collective that never ends. So a thread gives a sign of life on the board and
+    reads those of the others, and another one, since the store may be what does not answer, counts how long each has
+    been silent.
+
+    Args:
+        board: for this purpose alone.
+        lost_seconds: of silence, after which a process is lost.
+        sign_seconds: between signs of life.
+    """
+
+    LEFT = "left"  # last line of a process that has done its work
+
+    def __init__(self, board: Board, lost_seconds: float = LOST_SECONDS, sign_seconds: float = SIGN_SECONDS) -> None:
+        self.board, self.lost_seconds, self.sign_seconds = board, lost_seconds, sign_seconds
+        self.lines = [""] * board.size
+        self.silences = [0] * board.size  # pulses since each rank's line last changed
+        self.stopped = threading.Event()
+        self.sender = threading.Thread(target=self._give_signs, name="penstock-signs-of-life", daemon=True)
+        self.counter = threading.Thread(target=self._count_silences, name="penstock-peer-watch", daemon=True)
+
+    def __enter__(self) -> "PeerWatch":
+        self.sender.start()
+        self.counter.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stopped.set()
+        self.sender.join(self.sign_seconds)  # no longer: the store may have ended
+
+    def _give_signs(self) -> None:
+        with suppress(RuntimeError):  # the store has ended
+            for number in itertools.count():
+                self.board.write(str(number))
+                for rank, line in enumerate(self.board.read()):
+                    if line != self.lines[rank]:
+                        self.lines[rank], self.silences[rank] = line, 0
+                if self.stopped.wait(self.sign_seconds):
+                    break
+            self.board.write(self.LEFT)
+
+    def _count_silences(self) -> None:
+        """Count pulses of its own, not time: a process that was stopped and goes on has not lost the others."""
+        while not self.stopped.wait(self.sign_seconds):
+            for rank in range(self.board.size):
+                self.silences[rank] += 1
+            if lost := self.find_lost():
+                end_process(PeerLostError(self._describe(lost)), self.board.rank)
+
+    def find_lost(self) -> list[int]:
+        """Return the ranks that are lost; this rank is one of them where its own signs do not reach the store."""
+        return [
+            rank
+            for rank, (line, silence) in enumerate(zip(self.lines, self.silences, strict=True))
+            if silence * self.sign_seconds >= self.lost_seconds and line != self.LEFT
+        ]
+
+    def _describe(self, lost: list[int]) -> str:
+        if self.board.rank in lost:
+            return f"the store of rank 0's machine has not answered for {self.lost_seconds:g} seconds"
+        return f"no sign of life from rank {', '.join(map(str, lost))} for {self.lost_seconds:g} seconds"

@@ -14,6 +14,7 @@ from typing import Any
 from loaders import EvalTransform, InputError, LoaderConfig, Split, World, build_loader, select
 from loaders.backends import BACKENDS
 from loaders.normalize import Normalize
+from loaders.placement import Choice
 from train.calibration import expected_error
 from train.checkpoint import read_meta
 from train.command import exit_with
@@ -23,7 +24,8 @@ from train.outcomes import Outcomes, to_outcomes
 from train.restore import find_checkpoint, restore
 from train.score_files import write_files
 from train.speed import set_precision
-from train.step import autocast
+from train.step import autocast, check_amp
+from train.tuned import agree_on_placement
 from train.validate import Mirrored, judge_images
 
 
@@ -40,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the summary and its tables")
     parser.add_argument("--batch-size", type=int, default=64, help="images a step and process (default: 64)")
     parser.add_argument("--backend", choices=[name for name in BACKENDS if name != "synthetic"], default="dali")
+    parser.add_argument("--placement", default="auto", help="where images are decoded: auto, cpu or gpu")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args()
 
@@ -55,9 +58,11 @@ def main() -> None:
     split = select(whole, classes=recipe.data.classes)
     make_folder(arguments.out)
     with join_world(arguments.device) as world:
-        outcomes = evaluate_checkpoint(path, recipe, split, arguments, world)
+        # The sides decode with small differences: rank 0's choice holds for all, and stands in the results.
+        placement = agree_on_placement(LoaderConfig(arguments.backend, placement=arguments.placement), world)
+        outcomes = evaluate_checkpoint(path, recipe, split, arguments, placement, world)
         if world.rank == 0:
-            facts = {"checkpoint": str(path), "clock": meta["clock"], "files": meta["files"]}
+            facts = {"checkpoint": str(path), "clock": meta["clock"], "files": meta["files"]} | placement.to_dict()
             summary = {**facts, **describe(recipe, split, arguments, world), **summarise(outcomes)}
             if arguments.out is not None:
                 write_files(arguments.out, split, outcomes, summary)
@@ -80,17 +85,17 @@ def make_folder(path: Path | None) -> None:
 
 
 def evaluate_checkpoint(
-    path: Path, recipe: Recipe, split: Split, arguments: argparse.Namespace, world: World
+    path: Path, recipe: Recipe, split: Split, arguments: argparse.Namespace, placement: Choice, world: World
 ) -> dict[str, Outcomes]:
     """What the chosen models of a checkpoint say of each image of a split: on rank 0, nothing elsewhere."""
     set_precision(recipe.speed)
+    check_amp(recipe, world.device)
     models = restore(path, recipe, len(split.class_names), world.device)
     if arguments.model != "both":
         models = {arguments.model: models[arguments.model]}
     if arguments.flip:
         models = {name: Mirrored(model) for name, model in models.items()}
-    config = LoaderConfig(backend=arguments.backend)
-    loader = build_loader(split, recipe.evaluation, arguments.batch_size * world.size, world, config=config)
+    loader = build_loader(split, recipe.evaluation, arguments.batch_size * world.size, world, config=placement)
     normalize = Normalize(recipe.model.mean, recipe.model.std).to(world.device)
     verdicts_SC = judge_images(models, normalize, loader, autocast(recipe, world.device), world)
     return {} if verdicts_SC is None else to_outcomes(list(models), verdicts_SC.cpu().numpy(), split.column("label"))

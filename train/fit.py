@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from loaders import Batch, InputError, Loader, Sampling, Split, World, build_loader, select
+from loaders.placement import Choice
 from prep.dataset import write_whole
 from train.checkpoint import TrainState, load_checkpoint, newest_whole
 from train.config import Recipe, first_difference
@@ -24,7 +25,7 @@ from train.run_folder import BAD_BATCHES, CHECKPOINTS, RECIPE
 from train.saver import Saver
 from train.speed import set_precision
 from train.starvation import Starvation
-from train.step import Step, Sums, new_state
+from train.step import Step, Sums, check_step, new_state
 from train.tuned import keep_file, settle_on_every_rank
 from train.validate import validate
 from train.warmup import warm_up
@@ -40,11 +41,10 @@ def fit(recipe: Recipe, world: World) -> bool:
     Raises:
         InputError: the data, the recipe or the run folder cannot be used as they are, or the loss is not finite.
     """
-    recipe.run.check()
+    check_recipe(recipe, world)
     set_precision(recipe.speed)
-    check_run_folder(recipe)
-    recipe, tuned = settle_on_every_rank(recipe, world)
-    training, validation = open_loaders(recipe, world)
+    recipe, tuned, placement = settle_on_every_rank(recipe, world)
+    training, validation = open_loaders(recipe, placement, world)
     epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
     state, sums, saved = start_state(recipe, training, world)
@@ -53,7 +53,7 @@ def fit(recipe: Recipe, world: World) -> bool:
     step, meter, starvation = Step(recipe, state, total_images, world), Meter(training), Starvation(training)
 
     with (
-        Journal(recipe, state.clock, epoch_size, world) as journal,
+        Journal(recipe, state.clock, epoch_size, world, placement) as journal,
         Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world) as saver,
         Watchdog(recipe.run.hang_minutes, recipe.run_dir, world) as watchdog,
         Notices(recipe.run.spot, world) as notices,
@@ -104,6 +104,13 @@ def due(every: float, before: int, now: int) -> bool:
     return before // max(1, every) < now // max(1, every)
 
 
+def check_recipe(recipe: Recipe, world: World) -> None:
+    """Raise InputError for what needs neither data nor other processes to be found wrong."""
+    recipe.run.check()
+    check_step(recipe, world)
+    check_run_folder(recipe)
+
+
 def check_run_folder(recipe: Recipe) -> None:
     """Raises InputError where the run folder holds a run of another recipe."""
     path = recipe.run_dir / RECIPE
@@ -127,8 +134,8 @@ def claim_run_folder(recipe: Recipe, tuned: Path | None, world: World) -> None:
     keep_file(tuned, recipe, world)
 
 
-def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
-    """The training and the validation loader, over splits of the same classes."""
+def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loader, Loader]:
+    """Open the training and the validation loader, over splits of the same classes; both decode on the same side."""
     data = recipe.data
     splits = [Split(data.root, name) for name in (data.train, data.validation)]
     if splits[0].class_names != splits[1].class_names:
@@ -136,7 +143,7 @@ def open_loaders(recipe: Recipe, world: World) -> tuple[Loader, Loader]:
     splits = [select(splits[0], data.fraction, data.classes), select(splits[1], classes=data.classes)]
     sampling = Sampling(recipe.seed, data.order, data.repeats)
     training, validation = (
-        build_loader(split, transform, recipe.batch_size, world, sampling, recipe.loader)
+        build_loader(split, transform, recipe.batch_size, world, sampling, placement)
         for split, transform in zip(splits, (recipe.transform, recipe.evaluation), strict=True)
     )
     return training, validation
@@ -195,7 +202,7 @@ def check_guard(step: Step, training: Loader) -> None:
 def list_batches(training: Loader, clock: int, num_batches: int) -> list[dict[str, Any]]:
     """The global batches before `clock`, the last one first: its position in the stream and its images' keys."""
     split, size = training.split, training.batch_size
-    whole = build_loader(split, training.transform, size, World(), training.sampling, training.config)
+    whole = build_loader(split, training.transform, size, World(), training.sampling, training.placement)
     whole.quarantine.rows = training.quarantine.rows
     positions = range(clock - size, max(-1, clock - size * num_batches - 1), -size)
     return [{"position": position, "keys": split.keys(whole.plan(position).rows_B)} for position in positions]
@@ -232,6 +239,7 @@ def gather_facts(
         "metrics": metrics,
         "owes_evaluation": owes_evaluation,
         "since_log": since_log,
+        "placement": training.placement.to_dict(),
     }
 
 
@@ -242,7 +250,7 @@ def describe(recipe: Recipe, training: Loader, total_images: int, clock: int, wo
     return (
         f"{recipe.name}: {recipe.model.name}, {len(training.split):,} images of {len(training.split.class_names):,} "
         f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), peak lr {lr:g}, "
-        f"{recipe.epochs:g} epochs = {total_images:,} images{resumed}"
+        f"{recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
     )
 
 

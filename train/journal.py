@@ -17,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
 from loaders import World
+from loaders.placement import Choice
 from prep.dataset import write_whole
 from train.checkpoint import describe_commit, describe_versions
 from train.config import Recipe
@@ -28,7 +29,10 @@ IMAGES_A_ROW = 4
 class Journal:
     """Writes a run's metrics, from `clock` on: what an interrupted run wrote beyond its checkpoint is dropped."""
 
-    def __init__(self, recipe: Recipe, clock: int, epoch_size: int, world: World) -> None:
+    def __init__(
+        self, recipe: Recipe, clock: int, epoch_size: int, world: World, placement: Choice | None = None
+    ) -> None:
+        self.placement = placement
         self.epoch_size, self.world = epoch_size, world
         self.epochs = recipe.epochs
         self.first_clock, self.started = clock, time.monotonic()
@@ -65,6 +69,7 @@ class Journal:
             "num_processes": self.world.size,
             "device": describe_device(self.world.device),
             "recipe": recipe.to_dict(),
+            "loader": self.placement.to_dict() if self.placement else None,
         }
         with (recipe.run_dir / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(header) + "\n")

@@ -9,7 +9,8 @@ import sys
 
 from loaders import InputError
 from loaders.device import join_environment
-from train.command import Command, exit_with, parse_command
+from train.arguments import Command, parse_command
+from train.command import exit_with
 from train.config import Recipe
 from train.dist import join_world
 from train.fit import fit

@@ -34,6 +34,9 @@ class Saver:
     def save(self, state: TrainState, facts: dict[str, Any]) -> None:
         """Save the state as it is now; training may change it as soon as this returns.
 
+        Waits for the save before this one, and on a GPU once for the steps queued so far (`take_snapshot`); neither for
+        the copies of this one nor for the disk.
+
         Args:
             facts: as `write_checkpoint` takes them.
 

@@ -12,6 +12,11 @@ from loaders import InputError
 
 CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 CACHE = "compiled"  # in the run's folder, so that a run that goes on does not compile anew
+WITHOUT_CUDA_GRAPHS: dict[CompileMode, CompileMode] = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}  # the modes that record CUDA graphs, each with the mode that is closest to it and records none
+GRAPH_REHEARSALS = 3  # the first runs eagerly, the second records the graph, the third replays it
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,37 @@ class SpeedConfig:
     deterministic: bool = False  # the same bits from run to run on a GPU too, slower
 
     def check(self) -> None:
-        """Raises InputError for what cannot work."""
+        """Check each setting on its own; raise InputError for one that cannot work."""
         if self.compile not in get_args(CompileMode):
             raise InputError(f"there is no compile mode {self.compile}: choose from {', '.join(get_args(CompileMode))}")
         if self.microbatch < 0:
             raise InputError(f"microbatch {self.microbatch} is negative: take 1 or more, or 0 for all at once")
 
+    @property
+    def num_rehearsals(self) -> int:
+        """How often the network runs at a resolution until a run there takes no longer than those after it."""
+        return GRAPH_REHEARSALS if self.compile in WITHOUT_CUDA_GRAPHS else 1
+
     def num_parts(self, share: int) -> int:
-        """Into how many equal parts a process's share of a batch is cut.
+        """Return into how many equal parts a process's share of a batch is cut.
 
         Raises:
-            InputError: it cannot be.
+            InputError: it cannot be cut so, or gradients cannot be added up over several parts.
         """
         at_once = min(self.microbatch or share, share)
         if share % at_once:
             fits = max(each for each in range(1, at_once) if share % each == 0)
             raise InputError(f"{share} images a process are no multiple of microbatch {at_once}: take {fits}")
-        return share // at_once
+        parts = share // at_once
+        # The gradients of the first part would lie in memory of the CUDA graph, which the second part's replay
+        # overwrites: torch then raises an error or adds up wrong values. Refused on a CPU too, where no graphs are
+        # recorded, so that a recipe does not depend on the device.
+        if parts > 1 and (other := WITHOUT_CUDA_GRAPHS.get(self.compile)):
+            raise InputError(
+                f"--speed.compile {self.compile} records CUDA graphs, which cannot add up gradients over {parts} parts "
+                f"of {at_once} images: give --speed.microbatch 0 or --speed.compile {other}"
+            )
+        return parts
 
 
 def set_precision(config: SpeedConfig) -> None:
@@ -50,9 +69,11 @@ def set_precision(config: SpeedConfig) -> None:
         InputError: the settings cannot work.
     """
     config.check()
-    precision = "tf32" if config.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # pyright: ignore[reportAttributeAccessIssue]
+    # Set by the older names: they set the newer `fp32_precision` as well, and afterwards both can be read. Once the
+    # newer names are set, reading the older ones raises "mix of the legacy and new APIs" (torch 2.11 to 2.15), and
+    # inductor of 2.11 reads them whenever it autotunes: `get_float32_matmul_precision` and `allow_tf32`.
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32  # convolutions and recurrent networks
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from loaders import Loader, Stats
+from loaders.placement import DecoderSide
 
 MOST_PERCENT = 5.0  # of its time that training may wait for data
+SMALLER = "smaller images (prep/shard.py --max-side 500 --quality 90)"
+GPU_DECODING = f"decoding on the GPU: --loader.placement cpu, another --loader.hw-decoder-load, or {SMALLER}"
 REMEDIES = {
     "read_seconds": "storage: copy the shards to a local NVMe, or give --data.order blocks",
-    "decode_seconds": "decoding: more --loader.num-threads, on a GPU the other --loader.decode, or smaller images "
-    "(prep/shard.py --max-side 500 --quality 90)",
+    "decode_seconds": f"decoding: more --loader.num-threads, with a GPU --loader.placement gpu, or {SMALLER}",
     "copy_seconds": "sending labels to the device: more --loader.batches-ahead",
 }
 
@@ -30,10 +32,13 @@ class Starvation:
         self.before = now
         if before and self.may_speak and wait_percent > MOST_PERCENT:
             self.may_speak = False
-            remedy = advise(now.since(before))
+            remedy = advise(now.since(before), self.loader.placement.side)
             say(f"warning: training waited for data {wait_percent:.0f}% of the time, most likely for {remedy}")
 
 
-def advise(interval: Stats) -> str:
-    """What the loader's producer spent the most time on, and what to try against it."""
+def advise(interval: Stats, side: DecoderSide) -> str:
+    """Return what the loader's producer most likely waited for, and what to try against it."""
+    if side == "gpu" and interval.read_seconds < interval.wait_seconds:
+        # A GPU decodes after the producer has queued its work: the producer's clocks do not show that time.
+        return GPU_DECODING
     return REMEDIES[max(REMEDIES, key=lambda name: getattr(interval, name))]

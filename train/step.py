@@ -5,14 +5,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
-from loaders import Batch, World
+from loaders import Batch, InputError, World
 from train.augment import Augment
 from train.checkpoint import TrainState
 from train.config import Recipe
 from train.dist import add_up, alone, wrap
+from train.ema import Ema
 from train.guard import Guard
 from train.mix import mixed_loss
 from train.optim import lr_factor, peak_lr, set_lr
@@ -69,6 +69,7 @@ class Step:
     """Trains `state` by one batch at a time; holds what does not change from step to step."""
 
     def __init__(self, recipe: Recipe, state: TrainState, total_images: int, world: World) -> None:
+        check_step(recipe, world)
         self.recipe, self.state, self.world = recipe, state, world
         self.total_images = total_images
         self.warmup = recipe.optim.warmup_epochs / recipe.epochs
@@ -77,8 +78,7 @@ class Step:
         self.slots = world.share(recipe.batch_size)
         self.num_parts = recipe.speed.num_parts(len(self.slots))
         self.model = wrap(compiled(state.model, recipe.speed, recipe.run_dir), world)
-        self.ema = ModelEmaV3(state.model, decay=recipe.ema_decay)
-        self.ema.module = state.ema
+        self.ema = Ema(state.model, state.ema, recipe.ema_decay)
         self.augment = Augment(recipe, round(total_images / recipe.epochs), world)
         self.guard = Guard(state.model, world.device)
         self.amp = autocast(recipe, world.device)
@@ -92,9 +92,9 @@ class Step:
         set_lr(state.optimizer, self.lr)
         state.scaler.step(state.optimizer)  # skipped where a gradient is not finite
         state.scaler.update(None if recipe.amp == "fp16" else 1.0)
-        state.optimizer.zero_grad()
+        state.optimizer.zero_grad()  # to None, before the next forward pass: see `SpeedConfig.num_parts`
         self.guard.settle(torch.stack(losses).isfinite().all())
-        self.ema.update(state.model)
+        self.ema.update()
         state.clock += recipe.batch_size
 
     def preview(self, batch: Batch, num_images: int) -> torch.Tensor:
@@ -126,6 +126,32 @@ class Step:
         """Of the middle of the batch."""
         progress = (self.state.clock + self.recipe.batch_size / 2) / self.total_images
         return lr_factor(progress, self.warmup, self.recipe.optim.schedule)
+
+
+def check_step(recipe: Recipe, world: World) -> None:
+    """Check whether a recipe's steps can be taken in this world, before anything is built or written.
+
+    Raises:
+        InputError: the batch cannot be shared or cut as asked, settings exclude each other, or the GPU lacks bfloat16.
+    """
+    recipe.speed.check()
+    recipe.speed.num_parts(len(world.share(recipe.batch_size)))
+    check_amp(recipe, world.device)
+
+
+def check_amp(recipe: Recipe, device: torch.device) -> None:
+    """Check whether a device computes in the recipe's type.
+
+    Raises:
+        InputError: bfloat16 on a GPU before Ampere (V100, T4). torch would only emulate it there.
+    """
+    if recipe.amp != "bf16" or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    raise InputError(
+        f"amp bf16 needs a GPU that computes in bfloat16 (compute capability 8.0 or higher), and this {name} has "
+        f"{major}.{minor}: train with --amp fp16; to evaluate a bf16 checkpoint here, give --device cpu"
+    )
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -1,43 +1,52 @@
-"""`--loader.tuned FILE` of a run: its settings become the recipe's, and a copy stays with the run.
+"""The loader's settings of a run: tuned settings and the placement, resolved by rank 0 for all processes.
 
-A run that goes on needs the file no more: where it has gone, or can no longer be used, the copy takes its place.
+`--loader.tuned FILE`: the file's settings become the recipe's, and a copy stays in the run folder. A run that goes on
+no longer needs the file: if it is missing or can no longer be used, the copy takes its place.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from loaders import InputError, LoaderConfig, World
-from loaders.tuned import SETTINGS, settle
+from loaders.placement import Choice, choose_placement
+from loaders.tuned import SETTINGS, TunedFileError
 from prep.dataset import write_whole
 from train.config import Recipe
 from train.dist import from_rank_0
 from train.run_folder import TUNED
 
 
-def settle_loader(recipe: Recipe, world: World) -> tuple[Recipe, Path | None]:
-    """The recipe with the loader's settings as this machine will use them, and the file that they are from.
+def settle_loader(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Choice]:
+    """Resolve the loader's settings for this machine.
+
+    Returns:
+        The recipe with those settings, the file that they are from (None without one), and the placement.
 
     Raises:
-        InputError: the file cannot be used, and the run folder has no copy of an earlier one.
+        TunedFileError: the file cannot be used, and the run folder has no copy of an earlier one.
+        InputError: the settings cannot work on this machine.
     """
     given, copy = recipe.loader.tuned, recipe.run_dir / TUNED
     try:
-        return replace(recipe, loader=settle(recipe.loader, world)), given
-    except InputError as error:
+        choice = choose_placement(recipe.loader, world)
+    except TunedFileError as error:
         if not copy.exists():
             raise
         print(f"{error}; going on with {copy}", flush=True)
-        return replace(recipe, loader=settle(replace(recipe.loader, tuned=copy), world)), copy
+        given, choice = copy, choose_placement(replace(recipe.loader, tuned=copy), world)
+    return replace(recipe, loader=choice.config), given, choice
 
 
-def settle_on_every_rank(recipe: Recipe, world: World) -> tuple[Recipe, Path | None]:
-    """What `settle_loader` gives on rank 0, for all: the file may lie on its machine alone."""
-    if recipe.loader.tuned is None:
-        return recipe, None
+def settle_on_every_rank(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Choice]:
+    """Return what `settle_loader` gives on rank 0, on every rank.
+
+    The file may lie on rank 0's machine alone; and machines with different numbers of cores must not decode on
+    different sides, since the pixels of the two differ a little.
+    """
     outcome = from_rank_0(_try(recipe, world) if world.rank == 0 else None, world)
     if isinstance(outcome, InputError):
         raise outcome
-    if world.rank == 0:
+    if world.rank == 0 and recipe.loader.tuned is not None:
         print(f"loader: {describe(outcome[0].loader)}", flush=True)
     return outcome
 
@@ -50,11 +59,29 @@ def keep_file(path: Path | None, recipe: Recipe, world: World) -> None:
 
 
 def describe(config: LoaderConfig) -> str:
-    """The settings of speed in one line."""
+    """Return the settings of speed in one line."""
     return ", ".join(f"{name} {getattr(config, name)}" for name in SETTINGS)
 
 
-def _try(recipe: Recipe, world: World) -> tuple[Recipe, Path | None] | InputError:
+def agree_on_placement(config: LoaderConfig, world: World) -> Choice:
+    """Return rank 0's choice of the placement, on every rank.
+
+    Raises:
+        InputError: the settings cannot work on rank 0's machine.
+    """
+    choice = None
+    if world.rank == 0:
+        try:
+            choice = choose_placement(config, world)
+        except InputError as error:
+            choice = InputError(str(error))  # of a kind that other ranks can be told
+    choice = from_rank_0(choice, world)
+    if isinstance(choice, InputError):
+        raise choice
+    return choice
+
+
+def _try(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Choice] | InputError:
     try:
         return settle_loader(recipe, world)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Before the clock starts: the network runs once at each resolution, so that no step stalls to compile or to tune.
+"""Before the clock starts: the network runs at each resolution, so that no step stalls to compile, tune or record.
 
 And so that a run that goes on computes as one that was not interrupted: after its first backward pass DDP puts the
 gradients into other buckets, in the order in which they come, and three or more addends do not add up to the same
@@ -22,8 +22,10 @@ def warm_up(step: Step) -> None:
     buffers = list(step.state.model.buffers())
     kept = [buffer.clone() for buffer in buffers]
     for size in each:
-        rehearse(step, size)
-    step.state.optimizer.zero_grad()
+        for _ in range(recipe.speed.num_rehearsals):
+            rehearse(step, size)
+            # Before the next pass: with CUDA graphs these gradients are memory of a graph that it overwrites.
+            step.state.optimizer.zero_grad()
     for buffer, before in zip(buffers, kept, strict=True):
         buffer.copy_(before)
 
