@@ -27,10 +27,12 @@ def one_line(text: str) -> str:
 
 
 def run(main: Callable[[], int | None], interrupted: str = "run the same command again to go on") -> NoReturn:
-    """Run a command to its exit status; a user's mistake or the disk's fault ends it in one line."""
+    """Run a command to its exit status; a user's mistake, a missing package or the disk's fault ends it in one line."""
     try:
         sys.exit(main())
     except (InputError, OSError) as error:
         sys.exit(f"error: {one_line(str(error))}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the package {error.name} is missing: pip install {error.name}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {interrupted}")

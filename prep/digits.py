@@ -8,7 +8,6 @@ import argparse
 import io
 from pathlib import Path
 
-import datasets
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -21,6 +20,8 @@ CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 def write_digits(out: Path) -> None:
     """Write `out/data/train-….parquet` and `out/data/validation-….parquet`, columns image and label."""
+    import datasets  # noqa: PLC0415 - the tests' conftest imports this module, and few of its tests write digits
+
     scans, labels = load_digits(return_X_y=True)
     rows = np.arange(len(labels))
     train, validation = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from prep.dataset import Options
@@ -40,6 +39,13 @@ class JpegHeader:
         return self.coding == "progressive"
 
 
+def _turbo() -> Any:
+    """Return simplejpeg, imported at its first use: verifying or adopting shards may need no decoder at all."""
+    import simplejpeg  # noqa: PLC0415
+
+    return simplejpeg
+
+
 def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     """Read a JPEG's markers; `thorough` looks for its end though the last bytes look like one.
 
@@ -50,7 +56,7 @@ def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     """
     try:
         markers, scan = _find_markers(data)
-        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, subsampling = _turbo().decode_jpeg_header(data)
         size = int(width), int(height)
     except ValueError:
         return None
@@ -103,7 +109,7 @@ def decode(data: Bytes, colours: str, width: int = 0, height: int = 0) -> tuple[
         OSError: the data is damaged so that no decoder takes it.
     """
     try:
-        return simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height), ""
+        return _turbo().decode_jpeg(data, colours, min_width=width, min_height=height), ""
     except ValueError as error:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image.convert("L" if colours == "GRAY" else "RGB"))
@@ -135,7 +141,7 @@ def can_shrink(data: Bytes, header: JpegHeader, quality: int) -> bool:
 @cache
 def _quantization(quality: int) -> dict[int, list[int]]:
     """libjpeg's tables of a quality, 0 for luma and 1 for chroma."""
-    encoded = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality, "RGB", "420")
+    encoded = _turbo().encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality, "RGB", "420")
     with Image.open(io.BytesIO(encoded)) as image:
         return image.quantization  # type: ignore[attr-defined]
 
@@ -152,7 +158,7 @@ def shrink(
     if target != (pixels.shape[1], pixels.shape[0]):
         pixels = _scale_down(pixels, target)
     subsampling = "Gray" if colours == "GRAY" else "420"
-    smaller = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality or SHRINK_QUALITY, colours, subsampling)
+    smaller = _turbo().encode_jpeg(np.ascontiguousarray(pixels), quality or SHRINK_QUALITY, colours, subsampling)
     if len(smaller) < len(data):
         return smaller, target, complaint
     return data, header.size, complaint

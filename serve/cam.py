@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum.attr import LayerGradCam
 from torch import nn
 from torch.nn import functional
 
@@ -76,6 +75,8 @@ class GradCam:
 
     def __init__(self, model: nn.Module, size: int) -> None:
         """Finds the stage; `size` is the side of the network's square, pixels."""
+        from captum.attr import LayerGradCam  # noqa: PLC0415 - commands that draw no map run without it
+
         self.stage = find_stage(model, size)
         self.attribution = LayerGradCam(model, self.stage.module)
         self.device = next(model.parameters()).device

@@ -24,11 +24,13 @@ def list_some(names: Sequence[str], most: int = 4) -> str:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command to its exit status; a user's mistake or the disk's fault ends it in one line."""
+    """Run a command to its exit status; a user's mistake, a missing package or the disk's fault ends it in one line."""
     try:
         main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the package {error.name} is missing: pip install {error.name}")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was written")
     sys.exit(0)

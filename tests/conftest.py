@@ -4,7 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +24,93 @@ SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "share
 # Tests ask no real machine about itself; and their networks are so small that torch's threads hold each other up.
 os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a bare GPU machine lacks, or has only from a pack. A test that needs one of them is skipped where it is missing;
+# an installed checkout has them all (tests/test_environment.py). "nvidia.dali" since torch brings a package `nvidia`.
+OPTIONAL = frozenset(
+    [
+        *("braceexpand", "captum", "datasets", "fastapi", "gradio", "httpx", "nvidia.dali", "playwright"),
+        *("pytorch_grad_cam", "ray", "s3fs", "simplejpeg", "starlette", "swift", "tyro", "uvicorn", "webdataset"),
+    ]
+)
+
+
+def find_missing(error: BaseException | None) -> str | None:
+    """Return the optional package whose absence raised the error, directly or at the start of a chain of errors."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
+            return error.name
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _skip_if_missing(error: BaseException, what: str = "") -> None:
+    if package := find_missing(error):
+        pytest.skip(f"{what}needs {package}, which is not installed", allow_module_level=True)
+
+
+class TestModule(pytest.Module):
+    """A test file that is skipped if it, or what it tests, imports a package that is missing."""
+
+    __test__ = False
+
+    def collect(self) -> Any:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            _skip_if_missing(error, f"{self.path.name} ")
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return TestModule.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own order by fixtures
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the decoding of regions on a GPU last: it is reported to crash the process on some GPUs."""
+    items.sort(key=_decodes_regions_on_a_gpu)
+
+
+def _decodes_regions_on_a_gpu(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return item.get_closest_marker("gpu") is not None and parameters.get("decode") == "roi"
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _skip_if_missing(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Skip a test whose fixture needs a missing package, or whose `needs` mark names one."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            assert package in OPTIONAL, f"{package} is not in OPTIONAL"
+            if not is_installed(package):
+                pytest.skip(f"needs {package}, which is not installed")
+    with _skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Skip a test that imports a missing package while it runs."""
+    with _skipping():
+        return (yield)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a module of this name can be found."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
 
 
 def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) -> subprocess.CompletedProcess[str]:

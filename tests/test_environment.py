@@ -2,9 +2,11 @@
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 
+import pytest
 import yaml
-from conftest import CHECKOUT
+from conftest import CHECKOUT, OPTIONAL, is_installed
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -43,3 +45,11 @@ def test_dali_is_in_no_environment_twice() -> None:
 def test_ci_runs_make_test_alone() -> None:
     lines = (CHECKOUT / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith(("#", "set "))] == ["make test"]
+
+
+def test_an_installed_checkout_lacks_nothing_for_which_tests_are_skipped() -> None:
+    try:
+        version(PROJECT["name"])
+    except PackageNotFoundError:
+        pytest.skip("needs an installed checkout: this one is on PYTHONPATH alone")
+    assert [package for package in sorted(OPTIONAL) if not is_installed(package)] == []

@@ -59,6 +59,7 @@ def push_folder(repo: str, folder: Path, kind: str = "space") -> subprocess.Comp
     return run_command("-c", PUSH, repo, folder, kind)
 
 
+@pytest.mark.needs("gradio")
 def test_a_space_and_its_model_are_pushed(hub: Hub, exported: Exported, tmp_path: Path) -> None:
     space = tmp_path / "space"
     pushed = ("--push", "me/space", "--push-model", "me/model")

@@ -7,7 +7,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import simplejpeg
 from job import Job
 
 AHEAD = 2  # batches a thread
@@ -26,4 +25,6 @@ def decode_alone(job: Job) -> Iterator[list[Any]]:
 
 def decode(paths: list[Path]) -> list[Any]:
     """Some images."""
+    import simplejpeg  # noqa: PLC0415 - for this contender alone
+
     return [simplejpeg.decode_jpeg(path.read_bytes(), "RGB") for path in paths]

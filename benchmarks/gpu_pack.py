@@ -1,0 +1,111 @@
+"""`python benchmarks/gpu_pack.py OUT --data SHARDS`: for a GPU machine without network, all that it lacks, in pieces.
+
+The machine has Python, torch for CUDA 13, torchvision and timm. The pieces bring DALI, reduced to what one kind of GPU
+loads, our other packages, and shards. There, with all pieces in one folder:
+
+    . FOLDER/unpack.sh FOLDER      # sets PYTHONPATH and PENSTOCK_DATA
+
+docs/benchmarks.md, "On a machine without network", shows the whole way.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from gpu.pieces import MIB, Limits, collect, compress, write_pieces
+from gpu.wheels import PACKAGES, Target, download, unpack
+
+from prep.dataset import MANIFEST, InputError, read_manifest
+
+TOOLS = {"readelf": "binutils", "strip": "binutils", "xz": "xz-utils"}  # and the Debian packages that hold them
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/gpu_pack.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder for the pieces, piece-0, piece-1, …")
+    add("--data", type=Path, required=True, metavar="SHARDS", help="a folder that prep/shard.py wrote")
+    add("--python", default="3.12", type=_python, metavar="X.Y", help="the machine's (default: 3.12)")
+    add("--compute-capability", default="9.0", type=_capability, metavar="X.Y", help="its GPU's (default: 9.0, H100)")
+    add("--pieces", type=_count, default=2, metavar="N", help="at most so many (default: 2)")
+    add("--most-mib", type=_count, default=56, metavar="MIB", help="size of a piece (default: 56)")
+    add("--packages", nargs="+", default=list(PACKAGES), metavar="NAME", help=f"default: {' '.join(PACKAGES)}")
+    return parser.parse_args()
+
+
+def _python(text: str) -> str:
+    if not re.fullmatch(r"3\.\d+", text):
+        raise argparse.ArgumentTypeError(f"must be a version such as 3.12, got {text}")
+    return text
+
+
+def _capability(text: str) -> int:
+    if not re.fullmatch(r"\d+\.\d", text):
+        raise argparse.ArgumentTypeError(f"must be a compute capability such as 9.0, got {text}")
+    return int(text.replace(".", ""))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text}")
+    return int(text)
+
+
+def check_tools() -> None:
+    """Raise InputError for a program that is missing here."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
+        raise InputError(f"{', '.join(missing)} is missing on this machine: install {packages}")
+
+
+def check_shards(data: Path) -> int:
+    """Return the bytes in a prepared dataset's folder.
+
+    Raises:
+        InputError: it is no folder of splits that prep/shard.py wrote.
+    """
+    splits = sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
+    if not splits:
+        hint = "give the folder above the splits" if (data / MANIFEST).is_file() else "make one with prep/shard.py"
+        raise InputError(f"--data {data} must be a folder of prepared splits, each with a {MANIFEST}: {hint}")
+    for split in splits:
+        for name in (shard.name for shard in read_manifest(split).shards):
+            if not (split / name).is_file():
+                raise InputError(f"{split / name} is missing: prepare the dataset again")
+    return sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    """Download, reduce, compress, write the pieces, and print their sizes."""
+    arguments = parse_arguments()
+    limits = Limits(arguments.pieces, arguments.most_mib * MIB)
+    target = Target(arguments.python, arguments.compute_capability)
+    check_tools()
+    limits.check(shards=check_shards(arguments.data))  # before minutes of downloading
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise InputError(f"{arguments.out} is a file: OUT must be a folder")
+    with tempfile.TemporaryDirectory(prefix="penstock-pack-") as temporary:
+        work = Path(temporary)
+        (work / "site").mkdir()
+        download(arguments.packages, target, work / "wheels")
+        unpack(work / "wheels", work / "site", target)
+        compress(work / "site", work / "site.tar.xz")
+        collect(arguments.data, work / "data.tar")
+        sizes = write_pieces(arguments.out, work / "site.tar.xz", work / "data.tar", limits, target)
+        site_mib, data_mib = ((work / name).stat().st_size / MIB for name in ("site.tar.xz", "data.tar"))
+    pieces = " + ".join(f"{size / MIB:.1f}" for size in sizes)
+    print(f"{arguments.out}: packages {site_mib:.1f} MiB, shards {data_mib:.1f} MiB, in pieces of {pieces} MiB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
