@@ -1,32 +1,63 @@
-"""The GPU suite, run without a GPU: every kind of case answers, what crashes or hangs is a result, and it goes on."""
+"""The GPU suite's command and its worker processes, run without a GPU: what crashes, hangs or is cut loses nothing."""
 
 import importlib
 import json
 import os
-import shlex
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import CHECKOUT, run_command
 
-from loaders import InputError, Split, TrainTransform
+from loaders import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_suite.py"
-NUM_IMAGES = 1437  # of the digits
-SMALL = {"split": "train", "device": "cpu", "batch_size": 16, "size": 32, "repetitions": 5, "seconds": 0.05}
-QUICK = ("--device", "cpu", "--batch-size", "16", "--size", "32", "--seconds", "0.05", "--images", "2000")
-TINY = (*QUICK, "--models", "resnet10t", "--amp", "none")
-ANSWERS = "python -c \"print('it went well')\""
-DIES = 'python -c "import os; os.kill(os.getpid(), 11)"'
-HANGS = 'python -c "import time; time.sleep(600)"'
+TINY = ("--device", "cpu", "--batch-size", "16", "--size", "32", "--seconds", "0.05", "--models", "resnet10t")
+TINY += ("--amp", "none")
+ORIGIN = {"command": "python benchmarks/gpu_suite.py", "commit": None, "versions": {}, "date": "2026-01-01"}
+ORIGIN |= {"hardware": {"cpu": "Some CPU", "cores": 2, "gpu": None}}
+HARM = """
+import atexit, ctypes, os, signal, subprocess, time
+from pathlib import Path
+from prep.dataset import InputError
 
-Run = Callable[..., tuple[str, str]]
+def answers(job, report):
+    return {"process": os.getpid(), **job}
+
+def crashes(job, report):
+    report({"found": 1})
+    ctypes.string_at(0)
+
+def raises(job, report):
+    return {}["no such key"]
+
+def refuses(job, report):
+    raise InputError("give it something else")
+
+def hangs(job, report):
+    report({"child": subprocess.Popen(["sleep", "600"]).pid})
+    time.sleep(600)
+
+def lets_go(job, report):
+    Path(__file__).with_name("go").touch()
+    return {}
+
+def looks(job, report):
+    return {"is_ready": Path(__file__).with_name("second").exists()}
+
+def crashes_later(job, report):
+    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+    return {"process": os.getpid()}
+"""
+
+RunHarm = Callable[..., dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
@@ -34,264 +65,267 @@ def beside_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-@pytest.fixture
-def suite(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command on the digits in this process, its cases in theirs; what it prints and what it reports."""
-    command = importlib.import_module("gpu_suite")
-    places = ("--data", str(digits), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"))
-
-    def run(*more: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *places, *TINY, *more])
-        capsys.readouterr()
-        command.main()
-        shown = capsys.readouterr()
-        return shown.out, shown.err
-
-    return run
-
-
 def part(name: str) -> Any:
     return importlib.import_module(f"gpu.{name}")
 
 
-def records(folder: Path, stage: str) -> dict[str, Any]:
-    content = json.loads((folder / "out" / f"{stage}.json").read_text())
-    assert (content["what"], content["stage"]) == ("gpu suite", stage)
-    return content["cases"]
+def harmful(function: str, name: str = "", *, limit: float = 60, **more: Any) -> Any:
+    """A case that runs a function of HARM."""
+    options = {"group": "one", "job": {}} | more
+    return part("cases").Case(name or function, "smoke", f"harm:{function}", limit=limit, estimate=0, **options)
 
 
-def named(command: str) -> str:
-    """With the interpreter of the tests."""
-    return command.replace("python", shlex.quote(sys.executable), 1)
+@pytest.fixture
+def run_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHarm:
+    """Runs cases in worker processes that import nothing heavy; their records, as they are on disk."""
+    (tmp_path / "harm.py").write_text(HARM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(part("runner"), "LEAST_SECONDS", 0.0)
+
+    def run(*cases: Any, seconds: float = 120.0, imports: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+        kept = part("kept").Kept(tmp_path, {}, ORIGIN)
+        crew = part("crew")
+        with crew.Log(tmp_path / "workers.log") as log, crew.Crew(log, imports) as workers:
+            part("runner").run_cases(list(cases), kept, workers, time.monotonic() + seconds)
+        return json.loads((tmp_path / "smoke.json").read_text())["cases"]
+
+    return run
 
 
-def check_rates(result: dict[str, Any]) -> None:
-    rates = result["images_per_second"]
-    assert len(rates["repetitions"]) == 5 and 0 < rates["min"] <= rates["median"] <= rates["max"]
-    assert result["usage"]["cpu_cores"] > 0
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def test_a_decode_path_is_judged_and_timed_and_not_again(suite: Run, digits: Path, tmp_path: Path) -> None:
-    places = ("--data", digits, "--out", tmp_path / "out", "--work", tmp_path / "work")
-    done = run_command(SCRIPT, *places, *TINY, "--only", "decode-full-0.65")
-    assert done.returncode == 0, done.stderr
-    cases = records(tmp_path, "decode")
-    assert set(cases) == {"parity-full-0.65", "decode-full-0.65"}  # the second needs the first
-    assert all(each["status"] == "done" for each in cases.values()), cases
-    assert cases["parity-full-0.65"]["result"]["is_right"]
-    check_rates(cases["decode-full-0.65"]["result"])
-    assert cases["decode-full-0.65"]["command"].startswith("python benchmarks/gpu_suite.py --data ")
-    assert cases["decode-full-0.65"]["versions"]["torch"] and cases["decode-full-0.65"]["hardware"]["cpu"]
-    assert "decode: taken full with hw_decoder_load 0.65" in done.stdout and len(done.stdout) < 12_000
-    assert suite("--only", "decode-full-0.65") == (done.stdout, "")
-    assert records(tmp_path, "decode") == cases
+def is_running(pid: int) -> bool:
+    stat = Path("/proc", str(pid), "stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_what_crashes_or_hangs_is_a_result_and_what_failed_is_tried_again(suite: Run, tmp_path: Path) -> None:
-    also = [f"{name}={named(command)}" for name, command in {"dies": DIES, "hangs": HANGS, "answers": ANSWERS}.items()]
-    flag = tmp_path / "flag"
-    also.append(f"learns=ls {flag}")
-    arguments = ("--only", "dies", "hangs", "answers", "learns", "--also-seconds", "2", "--also", *also)
-    shown, _ = suite(*arguments)
-    first = records(tmp_path, "more")
-    assert {name: each["status"] for name, each in first.items()} == {
-        "dies": "crashed",
-        "hangs": "hung",
-        "answers": "done",
-        "learns": "failed",
-    }
-    assert "SIGSEGV" in first["dies"]["reason"] and first["hangs"]["reason"] == "over 2 s"
-    assert first["answers"]["result"] == {"last_line": "it went well"}
-    assert "SIGSEGV" in shown and "it went well" in shown
-    flag.touch()
-    suite(*arguments)
-    second = records(tmp_path, "more")
-    assert second["learns"]["status"] == "done"
-    assert {name: second[name] for name in ("dies", "hangs", "answers")} == {
-        name: first[name] for name in ("dies", "hangs", "answers")
-    }
+def test_a_case_that_crashes_or_raises_costs_no_other_case(run_harm: RunHarm) -> None:
+    names = ("first", "crashes", "second", "refuses", "third", "raises", "fourth")
+    kinds = [name if name in ("crashes", "refuses", "raises") else "answers" for name in names]
+    found = run_harm(*(harmful(kind, name) for kind, name in zip(kinds, names, strict=True)))
+    statuses = ("done", "crashed", "done", "failed", "done", "failed", "done")
+    assert [found[name]["status"] for name in names] == list(statuses)
+    assert found["crashes"]["reason"].startswith('SIGSEGV; File "ctypes/__init__.py", line ')  # no path of the machine
+    assert any("harm.py" in line for line in found["crashes"]["stderr"])
+    assert found["crashes"]["result"] == {"found": 1}  # what it had reported
+    assert any("Fatal Python error" in line for line in found["crashes"]["stderr"])
+    assert found["refuses"]["reason"] == "give it something else"
+    assert found["raises"]["reason"] == "KeyError: 'no such key'"
+    first, second, third, fourth = (found[name]["result"]["process"] for name in ("first", "second", "third", "fourth"))
+    assert first != second == third != fourth  # a refusal keeps its process, an exception may have spoiled it
 
 
-def test_a_case_with_other_settings_is_another_case(suite: Run, tmp_path: Path) -> None:
-    for word in ("one", "two"):
-        suite("--only", "says", "--also", f"says=echo {word}")
-        assert records(tmp_path, "more")["says"]["result"] == {"last_line": word}
-    shown, _ = suite("--only", "other", "--also", "says=echo three", "other=echo four")
-    assert "four" in shown and "says" not in shown  # what was measured otherwise is not shown beside it
+def test_a_case_that_hangs_ends_with_all_that_it_started(run_harm: RunHarm, tmp_path: Path) -> None:
+    found = run_harm(harmful("hangs", limit=2), harmful("answers"))
+    assert (found["hangs"]["status"], found["answers"]["status"]) == ("hung", "done")
+    assert found["hangs"]["reason"] == "it ran over its limit of 2 s"
+    assert any("in hangs" in line for line in found["hangs"]["stderr"])  # where it stood
+    assert not is_running(found["hangs"]["result"]["child"])
+    assert "== hangs" in (tmp_path / "workers.log").read_text()
 
 
-def test_what_the_budget_cuts_off_is_no_result_and_gets_its_turn_later(
-    suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_deadline_cuts_what_runs_and_skips_what_is_left(run_harm: RunHarm) -> None:
+    run_harm(harmful("answers", "measured before"))
+    started = time.monotonic()
+    cases = [harmful("hangs"), replace(harmful("answers"), estimate=60), harmful("answers", "measured before")]
+    found = run_harm(*cases, seconds=4)
+    assert time.monotonic() - started < 10
+    assert found["hangs"]["status"] == "cut" and found["hangs"]["result"]["child"]
+    assert found["answers"]["status"] == "skipped" and found["answers"]["reason"].startswith("no time was left: ")
+    assert found["measured before"]["status"] == "done"  # by the call before this one
+
+
+def test_a_crash_after_the_last_answer_is_told(run_harm: RunHarm) -> None:
+    found = run_harm(harmful("crashes_later"), harmful("answers", group="two"))
+    assert found["crashes_later"]["status"] == "done"
+    assert found["crashes_later"]["end"] == "its process ended by SIGSEGV"
+    assert "end" not in found["answers"]
+
+
+SLOW = """
+from pathlib import Path
+import time
+folder = Path(__file__).parent
+if (folder / "first").exists():
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    (folder / "second").touch()
+(folder / "first").touch()
+"""
+
+
+def test_a_process_starts_while_cases_run_but_not_while_one_is_timed(
+    run_harm: RunHarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("gpu_suite"), "LEAST_SECONDS", 0.1)
-    also = ("--also", f"hangs={named(HANGS)}", f"answers={named(ANSWERS)}", "--only", "hangs", "answers")
-    suite("--budget-minutes", str(2 / 60), *also)
-    cases = records(tmp_path, "more")
-    assert {name: each["status"] for name, each in cases.items()} == {"hangs": "cut", "answers": "skipped"}
-    suite("--also-seconds", "1", *also)
-    cases = records(tmp_path, "more")
-    assert {name: each["status"] for name, each in cases.items()} == {"hangs": "hung", "answers": "done"}
+    """The second process gets ready only once the first case has run; the timed one has to find it ready."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.setattr(part("cases"), "TIMED", ("harm:looks",))
+    cases = [harmful("lets_go"), harmful("looks"), harmful("answers", group="two")]
+    started = time.monotonic()
+    found = run_harm(*cases, imports=("slow",))
+    assert time.monotonic() - started < part("runner").MOST_START_SECONDS
+    assert found["looks"]["result"] == {"is_ready": True}
 
 
-def test_a_case_ends_with_all_that_it_started(suite: Run, tmp_path: Path) -> None:
-    """A worker that outlives its case would disturb the next one's figures."""
-    program = "import subprocess; print(subprocess.Popen(['sleep', '99']).pid)"
-    suite("--only", "leaves", "--also", f"leaves={named('python')} -c {shlex.quote(program)}")
-    pid = records(tmp_path, "more")["leaves"]["result"]["last_line"]
-    stat = Path("/proc", pid, "stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+def test_what_cannot_run_is_skipped_by_name(run_harm: RunHarm) -> None:
+    cases = [
+        harmful("refuses"),
+        harmful("answers", needs=("refuses",)),
+        harmful("answers", "else", unable="needs a GPU"),
+    ]
+    found = run_harm(*cases)
+    assert found["answers"]["reason"] == "it needs refuses (failed)"
+    assert (found["else"]["status"], found["else"]["reason"]) == ("skipped", "needs a GPU")
 
 
-def test_the_same_images_under_new_keys_and_the_loader_on_them(suite: Run, digits: Path, tmp_path: Path) -> None:
-    suite("--only", "loader-num_threads-4")
-    assert records(tmp_path, "rates")["repeated"]["result"]["num_images"] == 2 * NUM_IMAGES
-    made = Split(tmp_path / "work" / "repeated", "train")
-    assert len(made) == len(set(made.keys(range(len(made))))) == 2 * NUM_IMAGES
-    digests = made.samples.column("sha256").to_pylist()
-    assert len(set(digests)) <= NUM_IMAGES and len(made.class_names) == 10
-    labels = Split(digits, "train").column("label")
-    assert np.array_equal(np.bincount(made.column("label")), 2 * np.bincount(labels))
-    assert os.listdir(tmp_path / "work") == ["repeated"]  # the links are gone
-    case = records(tmp_path, "sweeps")["loader-num_threads-4"]
-    assert case["status"] == "done", case
-    assert case["job"]["loader"] == {"num_threads": 4}
-    check_rates(case["result"])
+def test_without_dali_no_path_of_the_gpu_is_tried_and_the_rest_is(tmp_path: Path) -> None:
+    cases = {case.name: case for case in part("cases").build_cases(settings(tmp_path, "cuda"))}
+    kept = part("kept").Kept(tmp_path, {}, ORIGIN)
+    kept.add(cases["dali"], {}, part("runner").fail("DALI is not installed"))
+    waiting = [case for case in cases.values() if "dali" in case.needs]
+    part("runner").run_cases(waiting, kept, None, time.monotonic() + 60)  # no worker is asked for
+    assert {kept.results[case.name]["reason"] for case in waiting} == {"it needs dali (failed)"}
+    assert {case.name for case in waiting} >= {"smoke", "engines", "parity-full-0", "parity-roi-0.99"}
+    free = [name for name in cases if not cases[name].needs]
+    assert {"parity-cpu", "loader-cpu", "model-resnet50", "train-resnet50-cpu", "training", "gpu-tests"} <= set(free)
 
 
-@pytest.mark.parametrize(("mode", "backend"), [("model", "synthetic"), ("train", "dali"), ("train", "reference")])
-def test_rates_of_model_and_training(digits: Path, tmp_path: Path, mode: str, backend: str) -> None:
-    job = {"data": str(digits), "mode": mode, "model": "resnet10t", "amp": "none", "compile": "none"}
-    result = part("rates").measure(SMALL | job | {"work": str(tmp_path), "loader": {"backend": backend}})
-    check_rates(result)
-    assert 0 <= result["data_wait_percent"] <= 100 and result["first_batch_seconds"] > 0
+def settings(folder: Path, device: str = "cpu") -> Any:
+    return part("cases").Settings(
+        *(folder, "train", folder / "work", device, 256, 224, ("resnet50", "resnet50d"), "bf16", 3, 1.5, 40)
+    )
 
 
-@pytest.mark.parametrize("decode", ["roi", "full"])
-def test_wrong_pixels_are_seen_and_told_by_kind(digits: Path, monkeypatch: pytest.MonkeyPatch, decode: str) -> None:
-    parity = part("parity")
-    job = SMALL | {"data": str(digits), "num_images": 40, "resize": 36, "loader": {"decode": decode}}
-    right = parity.compare(job)
-    assert right["is_right"] and set(right["train"]) == {"grey"}  # how the digits are stored
-    assert right["train"]["grey"]["num_images"] == 48 and right["train"]["grey"]["worst_image"] < 1
-    honest = parity.build_loader
-
-    def mirrored(split: Split, transform: Any, *others: Any, config: Any) -> Any:
-        """The reference flips every training image, the path that is judged every other one."""
-        flips_all = config.backend == "reference" and isinstance(transform, TrainTransform)
-        return honest(split, TrainTransform(32, hflip=1.0) if flips_all else transform, *others, config=config)
-
-    monkeypatch.setattr(parity, "build_loader", mirrored)
-    wrong = parity.compare(job)
-    assert not wrong["is_right"] and wrong["train"]["grey"]["worst_image"] > 1
-    assert wrong["evaluation"] == right["evaluation"]
+def test_the_cases_stand_in_order_of_worth_and_fit_into_nine_minutes(tmp_path: Path) -> None:
+    module = part("cases")
+    cases = module.build_cases(settings(tmp_path, "cuda"))
+    names = [case.name for case in cases]
+    order = ["machine", "smoke", "engines", "parity-full-0.99", "decode-full-0.99", "parity-full-0", "parity-roi-0.99"]
+    order += ["load-best", "damaged-full-0", "train-resnet50-cpu", "gpu-tests", "compile-default", "training"]
+    assert [name for name in names if name in order] == order and len(set(names)) == len(names)
+    assert module.estimate_seconds(cases) < 9 * 60 and all(case.limit > case.estimate for case in cases)
+    paths = {case.path: case.group for case in cases if case.name.startswith("parity-")}
+    assert len(set(paths.values())) == len(paths) == 7  # each decode path in a process of its own
+    assert {case.group for case in cases if case.work == "gpu.rates:measure"} == {""}  # all rates in one
+    assert not any(case.unable for case in cases)
+    listed = module.list_cases(cases)
+    assert all(name in listed for name in names) and "sum" in listed.splitlines()[-1]
 
 
-def test_an_image_far_off_its_reference_is_no_go() -> None:
-    parity = part("parity")
-    figures = parity.by_kind(iter([("4:4:4", 0.2, 5), ("4:4:4", 1.4, 9), ("4:2:0", 3.0, 40)]))
-    assert figures["4:4:4"] == {"num_images": 2, "mean": pytest.approx(0.8), "worst_image": 1.4, "largest_pixel": 9}
-    assert not parity.is_close("4:4:4", figures["4:4:4"]) and not parity.is_close("grey progressive", figures["4:4:4"])
-    assert parity.is_close("4:2:0", figures["4:2:0"])
+def test_without_a_gpu_its_cases_run_on_the_cpu_or_say_what_they_need(tmp_path: Path) -> None:
+    module = part("cases")
+    cases = {case.name: case for case in module.build_cases(settings(tmp_path))}
+    assert cases["parity-roi-0.65"].unable == "needs a GPU with JPEG engines"
+    assert cases["train-resnet50-gpu"].unable == "needs a GPU" and not cases["parity-roi-0"].unable
+    job = module.resolve_job(cases["parity-roi-0"], {})
+    assert job["loader"] == {"placement": "cpu", "decode": "roi", "hw_decoder_load": 0.0}
 
 
-def test_the_fastest_path_that_is_right_is_taken() -> None:
-    def record(status: str, **result: Any) -> dict[str, Any]:
-        return {"status": status, "result": result, "job": {"loader": path(result.get("decode", ""))}}
+def test_a_suite_that_is_killed_keeps_its_results_and_the_next_call_adds_to_them(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--data", str(digits), "--out", str(out), "--work", str(tmp_path / "work"), *TINY]
+    suite = subprocess.Popen([sys.executable, SCRIPT, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    wait_for((out / "smoke.json").exists)
+    workers = [int(pid) for pid in Path(f"/proc/{suite.pid}/task/{suite.pid}/children").read_text().split()]
+    suite.send_signal(signal.SIGKILL)
+    suite.wait()
+    before = json.loads((out / "smoke.json").read_text())["cases"]
+    assert before["machine"]["status"] == "done" and before["machine"]["result"]["cores"]
+    wait_for(lambda: not any(map(is_running, workers)))  # none measures next to the second call
 
-    def path(decode: str) -> dict[str, Any]:
-        return {"decode": decode, "hw_decoder_load": 0.65}
-
-    def rate(value: float) -> dict[str, Any]:
-        return {"images_per_second": {"median": value}}
-
-    results = {
-        "parity-roi-0": record("done", is_right=True, decode="roi"),
-        "parity-full-0": record("done", is_right=True, decode="full"),
-        "parity-full-0.99": record("done", is_right=False, decode="wrong"),
-        "parity-roi-0.99": {"status": "crashed", "result": None, "job": {}},
-        "decode-roi-0": record("done", **rate(5000)),
-        "decode-full-0": record("done", **rate(6000)),
-        "decode-full-0.99": record("done", **rate(9000)),
-    }
-    cases = part("cases")
-    assert cases.find_best_path(results) == path("full")
-    assert cases.find_best_path({}) == {}
-    results |= {"loader": record("done", **rate(4000)), "model-a": record("done", **rate(2500))}
-    results["train-a"] = record("done", **rate(2450))
-    conclusions = "\n".join(part("table").conclude(results))
-    assert "no-go for full-0.99, roi-0.99" in conclusions
-    assert "efficiency of a: train 2,450 / min(loader, model) = 0.980" in conclusions
-
-
-def test_marked_tests_are_counted_and_skip_themselves_here(suite: Run, tmp_path: Path) -> None:
-    suite("--only", "gpu-tests")
-    case = records(tmp_path, "tests")["gpu-tests"]
-    assert case["status"] == "done", case
-    result = case["result"]
-    assert result["num_passed"] + result["num_skipped"] > 0 and result["failed"] == []
+    done = run_command(SCRIPT, *words, "--only", "decode-cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cases = json.loads((out / "decode.json").read_text())["cases"]
+    assert set(cases) == {"parity-cpu", "decode-cpu"}  # the second needs the first
+    assert all(case["status"] == "done" for case in cases.values()), cases
+    assert cases["parity-cpu"]["result"]["verdict"] == "right"
+    assert cases["parity-cpu"]["result"]["placement"] == "cpu"
+    assert len(cases["decode-cpu"]["result"]["images_per_second"]["repetitions"]) == 3
+    assert cases["decode-cpu"]["command"].startswith("python benchmarks/gpu_suite.py --data ")
+    assert str(tmp_path) not in json.dumps(cases["decode-cpu"]["job"])  # paths of the machine are no setting
+    assert cases["decode-cpu"]["versions"]["torch"] and cases["decode-cpu"]["hardware"]["cpu"]
+    assert json.loads((out / "smoke.json").read_text())["cases"]["machine"] == before["machine"]
+    assert "decode cpu: go, " in done.stdout and "machine " in done.stdout and len(done.stdout) < 12_000
+    assert len(os.listdir(out)) <= 8
 
 
-def test_dmon_is_read_by_its_own_header() -> None:
-    usage = part("usage")
-    text = "# gpu     sm    mem    enc    dec    jpg    ofa\n# Idx      %      %      %      %      %      %\n"
-    text += "    0     90     40      0      0     80      0\n    0     96     42      0      0      -      0\n"
-    text += "    0     9\n"  # cut off
-    assert usage.parse_dmon(text) == {"sm_percent": 93, "mem_percent": 41, "dec_percent": 0, "jpg_percent": 80}
-    assert usage.parse_dmon("") == {}
+@pytest.fixture
+def call(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The command in this process."""
+    command = importlib.import_module("gpu_suite")
+    places = ("--data", str(digits), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"))
+
+    def run(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *places, *TINY, *more])
+        command.main()
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--repetitions", "2"), "2 repetitions show no spread: take 5 or more"),
-        (("--only", "nothing"), "there is no case nothing: --list names them"),
-        (("--also", "nameless"), "is no NAME=COMMAND"),
-        (("--also", "loader=ls"), "two cases are named loader"),
-        (("--batch-size", "5000"), "fewer than a batch of 5000"),
-        (("--budget-minutes", "0"), "--budget-minutes 0.0 is too little"),
+        (("--repetitions", "0"), "--repetitions must be more than 0, got 0"),
+        (("--only", "nothing"), "there is no case nothing: --list names all cases"),
+        (("--batch-size", "5000"), "has 1437 images, and a batch needs 5000"),
+        (("--batch-size", "1"), "--batch-size must be at least 2, got 1"),
+        (("--minutes", "0"), "--minutes must be more than 0, got 0"),
+        (("--minutes", "nan"), "--minutes must be more than 0, got nan"),
+        (("--models", "resnet18", "resnet18"), "--models names resnet18 twice"),
         (("--data", "/nowhere"), "/nowhere/train/manifest.json does not exist"),
+        (("--device", "cuda"), "device cuda was asked for and this machine shows no NVIDIA GPU"),
+        (("--work", "/dev/null/x", "--only", "machine"), "/dev/null/x cannot be made a folder"),
     ],
 )
-def test_what_cannot_be_is_one_line(suite: Run, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
-        suite(*arguments)
-    assert len(str(caught.value).splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
-def test_damaged_records_are_named(suite: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "more.json").write_text("{")
-    with pytest.raises(InputError, match=r"more\.json holds no records of this suite: delete it"):
-        suite("--only", "says", "--also", "says=echo")
-
-
-def test_a_gpu_that_is_watched_tells_how_busy_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in that prints dmon's table and goes on until it is ended."""
-    stand_in = tmp_path / "nvidia-smi"
-    stand_in.write_text("#!/bin/sh\necho '# gpu sm mem jpg'\necho '# Idx % % %'\necho '0 70 30 55'\nexec sleep 99\n")
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with part("usage").Usage() as usage:
-        deadline = time.monotonic() + 10
-        while os.fstat(usage.output.fileno()).st_size < 40 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert usage.watcher.poll() is not None  # it has ended
-    assert (usage.figures["sm_percent"], usage.figures["jpg_percent"]) == (70, 55)
-
-
-def test_the_speed_of_a_path_that_crashed_is_not_asked_for(
-    suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_measured_is_one_line(
+    call: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
-    crashed = {"status": "crashed", "result": None, "reason": "SIGSEGV; ended without a word", "seconds": 1.0}
-    monkeypatch.setattr(importlib.import_module("gpu_suite"), "run_case", lambda *_: crashed)
-    shown, _ = suite("--only", "decode-roi-0")
-    cases = records(tmp_path, "decode")
-    assert (cases["parity-roi-0"]["status"], cases["decode-roi-0"]["status"]) == ("crashed", "skipped")
-    assert "decode: no-go for roi-0\n" in shown and "it needs parity-roi-0" in shown
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match=words) as caught:
+        call(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
 
 
-def test_the_list_begins_with_what_is_worth_most(suite: Run, tmp_path: Path) -> None:
-    names = suite("--list")[0].split()
-    order = ("parity-roi-0", "decode-roi-0", "gpu-tests", "repeated", "train-resnet10t", "model-resnet10t-default")
-    assert names[0] == order[0] and [name for name in names if name in order] == list(order)
+def test_the_list_names_every_case_and_touches_nothing(
+    call: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("--list")
+    shown = capsys.readouterr().out
+    assert "train-resnet10t-cpu" in shown and "skipped: needs a GPU" in shown and " minutes" in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", r"smoke\.json holds no records of this suite: delete it or choose another --out"),
+        ('{"cases": {}}', r"smoke\.json holds no records of this suite"),
+        (
+            json.dumps({"settings": {"device": "cuda"}, "cases": {}}),
+            r"holds records taken with device cuda, and this call has cpu: choose another --out, or the same settings",
+        ),
+    ],
+)
+def test_other_records_are_not_added_to(call: Callable[..., None], tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "smoke.json").write_text(content)
+    with pytest.raises(InputError, match=words):
+        call("--only", "machine")
+    assert os.listdir(tmp_path / "out") == ["smoke.json"]
+
+
+def test_the_log_is_shortened_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = part("crew")
+    monkeypatch.setattr(crew, "MOST_LOG_BYTES", 100)
+    with crew.Log(tmp_path / "workers.log") as log:
+        for number in range(100):
+            log.write(f"line {number}")
+    assert (tmp_path / "workers.log").stat().st_size == 100
+    assert (tmp_path / "workers.log").read_text().endswith("line 99\n")

@@ -1,12 +1,14 @@
-"""`python -m gpu.decoding JOB`: images/s from encoded batches in memory to pixels: no reading, no training thread.
+"""Images/s from encoded batches in memory to pixels: no reading, no training thread.
 
-This is what the whole loader is held against. Windows, sizes and the decoder's options are the loader's own.
+The whole loader is compared with this. Windows, sizes and the decoder's options are the loader's own.
 """
 
 from typing import Any
 
-from answer import Job, answer
+from answer import Job
+from gpu.memory import describe_memory
 from gpu.usage import Usage
+from gpu.worker import Report
 from record import summarize
 from stages.decoding import Decoding, hold_batches
 from stages.stage import measure as measure_window
@@ -15,8 +17,8 @@ from loaders import LoaderConfig, Split, TrainTransform, build_loader
 from train.dist import join_world
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """The rate in each repetition, and how busy the machine was."""
+def measure(job: Job, report: Report) -> dict[str, Any]:
+    """Return the rate in each repetition, how busy the machine was, and the GPU's memory."""
     with join_world(job["device"]) as world:
         split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
         loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=config)
@@ -24,11 +26,10 @@ def measure(job: Job) -> dict[str, Any]:
             stage.calibrate(job["seconds"])
             with Usage() as usage:
                 windows = [measure_window(stage) for _ in range(job["repetitions"])]
+            memory = describe_memory(world.device)
     return {
         "images_per_second": summarize([window.num_images / window.seconds for window in windows]),
         "usage": usage.figures,
+        **memory,
+        **loader.placement.to_dict(),
     }
-
-
-if __name__ == "__main__":
-    answer(measure)

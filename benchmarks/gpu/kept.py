@@ -1,4 +1,7 @@
-"""The suite's records on disk: a file of JSON a stage, whole after every case, so that a suite that ends goes on."""
+"""The suite's records on disk: a file of JSON for each stage, whole after every case and every part of one.
+
+A later call with the same settings writes its cases into the same files, next to those that it does not run.
+"""
 
 import json
 import subprocess
@@ -7,79 +10,100 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gpu.cases import STAGES, Case, Results, resolve_job
-from gpu.runner import SETTLED
-from record import describe_command, describe_date, describe_hardware
+from gpu.cases import STAGES, Case, Settings
+from gpu.verdicts import Results
 
-from prep.dataset import InputError, write_whole
-from train.checkpoint import describe_commit
+from prep.dataset import InputError, read_manifest, write_whole
 
 PACKAGES = (
-    *("penstock", "torch", "torchvision", "timm", "numpy", "pillow"),
+    *("penstock", "torch", "torchvision", "timm", "numpy", "pillow", "pytest"),
     *("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"),
+    "nvidia-nvjpeg",
 )
+PLACES = ("data", "work", "run")  # of a job: paths of this machine, which a record does not need
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
 
 class Kept:
-    """The records in a folder."""
+    """The records in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.stages = folder, {stage: _read(folder / f"{stage}.json") for stage in STAGES}
+    Args:
+        settings: figures taken with others are not comparable.
+        origin: command, commit, versions and hardware of this call (`describe_origin`).
+
+    Raises:
+        InputError: the folder holds something else, or records that were taken with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], origin: dict[str, Any]) -> None:
+        self.folder, self.settings, self.origin = folder, settings, origin
+        self.stages = {stage: self._read(folder / f"{stage}.json") for stage in STAGES}
 
     @property
     def results(self) -> Results:
         """All records by the name of their case."""
         return {name: record for stage in self.stages.values() for name, record in stage.items()}
 
-    def is_settled(self, case: Case, job: dict[str, Any]) -> bool:
-        """Whether the case has a result, and is still the same."""
-        record = self.stages[case.stage].get(case.name)
-        return record is not None and record["status"] in SETTLED and _is_same(case, job, record)
+    def add(self, case: Case, job: dict[str, Any], outcome: dict[str, Any]) -> None:
+        """Keep an outcome with all that is needed to take it again; it is on disk when this returns.
 
-    def current(self, cases: list[Case]) -> Results:
-        """The records that were taken with these settings: others must not be held against them."""
-        found = [(case, self.stages[case.stage].get(case.name)) for case in cases]
-        return {
-            case.name: record
-            for case, record in found
-            if record is not None and _is_same(case, resolve_job(case, self.results), record)
-        }
-
-    def add(self, case: Case, job: dict[str, Any], outcome: dict[str, Any], machine: dict[str, Any]) -> None:
-        """Keep an outcome with all that is needed to take it again."""
+        What an earlier call has measured is not replaced by a case that had no time in this one.
+        """
         stage = self.stages[case.stage]
-        stage[case.name] = {**outcome, "job": job, "asked": case.command or None, **machine, "date": describe_date()}
-        content = {"what": "gpu suite", "stage": case.stage, "cases": stage}
+        if outcome["status"] in ("skipped", "cut") and stage.get(case.name, {}).get("status") == "done":
+            return
+        told = {name: value for name, value in job.items() if name not in PLACES}
+        stage[case.name] = {"seconds": 0.0, **outcome, "job": told, **self.origin}
+        content = {"what": "gpu suite", "stage": case.stage, "settings": self.settings, "cases": stage}
         write_whole(self.folder / f"{case.stage}.json", (json.dumps(content, indent=1) + "\n").encode())
 
+    def _read(self, path: Path) -> Results:
+        """Return the records of a stage."""
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text())
+            settings, cases = content["settings"], content["cases"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no records of this suite: delete it or choose another --out") from error
+        for name, value in self.settings.items():
+            if settings.get(name) != value:
+                raise InputError(
+                    f"{path} holds records taken with {name} {settings.get(name)}, and this call has {value}: "
+                    "choose another --out, or the same settings"
+                )
+        return cases
 
-def _is_same(case: Case, job: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether the record is of this very job."""
-    return (record["job"], record["asked"]) == (job, case.command or None)
+
+def describe_settings(settings: Settings) -> dict[str, Any]:
+    """Return what must be equal for figures that stand next to each other."""
+    manifest = read_manifest(settings.data / settings.split)
+    return {
+        "device": settings.device,
+        "batch_size": settings.batch_size,
+        "size": settings.size,
+        "amp": settings.amp,
+        "images": f"{manifest.num_images} of {manifest.source.name}",
+    }
 
 
-def _read(path: Path) -> Results:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())["cases"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no records of this suite: delete it or choose another --out") from error
+def describe_origin() -> dict[str, Any]:
+    """Return command, commit, versions, hardware and date, the same for all cases of a call."""
+    from record import describe_command, describe_date, describe_hardware  # noqa: PLC0415  (imports torch)
 
+    from train.checkpoint import describe_commit  # noqa: PLC0415
 
-def describe_machine() -> dict[str, Any]:
-    """Command, commit, versions and hardware, the same for all cases of a run."""
     return {
         "command": describe_command("benchmarks/gpu_suite.py"),
         "commit": describe_commit(),
-        "versions": dict(_versions()),
+        "versions": dict(find_versions()),
         "hardware": describe_hardware(describe_gpu()),
+        "date": describe_date(),
     }
 
 
 def describe_gpu() -> str | None:
-    """Name, driver and memory, as nvidia-smi tells them; None without one."""
+    """Return name, driver and memory of the GPUs, as nvidia-smi tells them; None without one."""
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -87,7 +111,8 @@ def describe_gpu() -> str | None:
     return "; ".join(done.stdout.splitlines())
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def find_versions() -> Iterator[tuple[str, str]]:
+    """Yield the packages that are installed; a checkout on PYTHONPATH and an unpacked wheel may have no metadata."""
     for name in PACKAGES:
         try:
             yield name, version(name)

@@ -1,52 +1,92 @@
-"""`python -m gpu.marked JOB`: the tests that need a GPU, counted, with what they recorded."""
+"""The tests that need a GPU, each counted as soon as it has ended.
 
+pytest-xdist runs them in one worker: a test that crashes fails alone, and another worker goes on. A file that cannot be
+imported counts as a failed test. Warnings are not errors here, for the versions on the machine may never have been
+tried; a test that hangs ends its worker.
+"""
+
+import json
+import os
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ET
+import time
 from pathlib import Path
 from typing import Any
 
-from answer import Job, answer
-from race import last_line
+from answer import Job
+from gpu.crew import BENCHMARKS, CHECKOUT
+from gpu.streaming import STREAM
+from gpu.worker import Report
 
 from prep.dataset import InputError
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 MARKER = "mark.gpu"
-SOME_FAILED = 1  # pytest's status
+FINISHED = (0, 1)  # pytest's status where all tests ran, whether or not some failed
+SECONDS_BETWEEN_LOOKS = 0.5
+OPTIONS = (
+    *("-p", "no:cacheprovider", "-p", "gpu.streaming", "-q"),
+    *("-n", "1", "--dist", "load", "--max-worker-restart", "40", "--continue-on-collection-errors"),
+    *("-o", "filterwarnings=default", "-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"),
+)
 
 
-def run_tests(job: Job) -> dict[str, Any]:
-    """Runs those files of tests/ that hold the marker: others may want packages that this machine lacks."""
+def run_tests(job: Job, report: Report) -> dict[str, Any]:
+    """Return how many passed, were skipped and failed, why those failed, and what they recorded.
+
+    Only the files of tests/ that hold the marker are collected: others may need packages that this machine lacks.
+
+    Raises:
+        InputError: pytest did not run to its end, and no test had ended before.
+    """
     files = sorted(str(path) for path in (CHECKOUT / "tests").glob("test_*.py") if MARKER in path.read_text())
     with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
-        report = Path(temporary) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-m", job["marker"], f"--junitxml={report}", *files]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-        sys.stderr.write(done.stdout[-4000:] + done.stderr[-4000:])
-        if done.returncode not in (0, SOME_FAILED):
-            raise InputError(f"pytest ended with status {done.returncode}: {last_line(done.stderr or done.stdout)}")
-        return count(report.read_text())
+        stream = Path(temporary) / "tests.jsonl"
+        stream.touch()
+        folders = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", str(CHECKOUT))])
+        # Without what xdist tells its own workers: the suite may itself run in a test.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], *files],
+            cwd=CHECKOUT,
+            env=inherited | {STREAM: str(stream), "PYTHONPATH": folders},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+        )
+        num_reported = 0
+        while process.poll() is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            rows = read_rows(stream)
+            if len(rows) > num_reported:
+                num_reported = len(rows)
+                report(count(rows))
+        result = count(read_rows(stream))
+    if process.returncode in FINISHED:
+        return result
+    if not num_reported:
+        raise InputError(f"pytest ended with status {process.returncode} before any test: see workers.log")
+    return result | {"note": f"pytest ended with status {process.returncode} before all tests had run"}
 
 
-def count(report: str) -> dict[str, Any]:
-    """Passed, skipped and failed tests of a JUnit report, the failed ones by name, and the recorded properties."""
-    tests = list(ET.fromstring(report).iter("testcase"))
-    skipped = [test for test in tests if test.find("skipped") is not None]
-    failed = [test for test in tests if test.find("failure") is not None or test.find("error") is not None]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a file that is being written."""
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts, the failed tests with their reasons, and what tests recorded."""
+    failed = {name_test(row): row["reason"] for row in rows if row["outcome"] == "failed"}
+    skipped = {name_test(row) for row in rows if row["outcome"] == "skipped"}
+    passed = {name_test(row) for row in rows if row["outcome"] == "passed"} - failed.keys()
     return {
-        "num_passed": len(tests) - len(skipped) - len(failed),
+        "num_passed": len(passed),
         "num_skipped": len(skipped),
-        "failed": [test.get("name") for test in failed],
-        "properties": {
-            test.get("name"): {each.get("name"): each.get("value") for each in test.iter("property")}
-            for test in tests
-            if test.find("properties") is not None
-        },
+        "failed": failed,
+        "properties": {name_test(row): row["properties"] for row in rows if row["properties"]},
     }
 
 
-if __name__ == "__main__":
-    answer(run_tests)
+def name_test(row: dict[str, Any]) -> str:
+    """Return the name of a test without its file."""
+    return row["test"].partition("::")[2] or row["test"]

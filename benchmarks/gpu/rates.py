@@ -1,6 +1,7 @@
-"""`python -m gpu.rates JOB`: images/s of the loader, the model or both, with any settings of loader and compilation.
+"""Images/s of the loader, the model, or both: the stages of benchmarks/throughput.py, with who was busy meanwhile.
 
-The stages are those of benchmarks/throughput.py; here one is measured alone, with who was busy beside it.
+Loader and training read the photographs from the page cache through the real reader; the model alone gets the synthetic
+backend's batch, so that it needs neither DALI nor decoding.
 """
 
 import statistics
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from answer import Job, answer
+from answer import Job
+from gpu.memory import describe_memory
 from gpu.usage import Usage
+from gpu.worker import Report
 from pace import read_clock
 from record import summarize
 from stages.setting import Setting
@@ -18,53 +21,74 @@ from stages.stage import Stage, Window
 from stages.stage import measure as measure_window
 from stages.stepping import Feed, Feeding, Stepping, build_step
 
-from loaders import LoaderConfig, Split, TrainTransform, build_loader
+from loaders import Loader, LoaderConfig, Split, TrainTransform, World, build_loader
 from train.dist import join_world
 
-GIB = 1 << 30
+SYNTHETIC = {"backend": "synthetic"}
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Rates, where the loader's time went, memory, and how busy the machine was."""
+def measure(job: Job, report: Report) -> dict[str, Any]:
+    """Return rates, where the loader's time went, memory, and how busy the machine was."""
     with join_world(job["device"]) as world:
-        split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
-        loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=config)
+        loader = open_loader(job, SYNTHETIC if job["mode"] == "model" else job["loader"], world)
         with Feed(loader) as feed:
             stage = Feeding(feed) if job["mode"] == "loader" else Stepping(feed, build_step(read_setting(job), loader))
-            first_seconds = time_one(stage)
-            stage.calibrate(job["seconds"])
-            with Usage() as usage:
-                windows = [measure_window(stage) for _ in range(job["repetitions"])]
-    spent = {name: statistics.mean(window.spent[name] for window in windows) for name in windows[0].spent}
+            return measure_stage(stage, job)
+
+
+def measure_compiled(job: Job, report: Report) -> dict[str, Any]:
+    """Return the rates of the model alone and of training, by one training step that is compiled once."""
+    torch.compiler.reset()  # what an earlier mode has compiled
+    with join_world(job["device"]) as world:
+        loader, synthetic = open_loader(job, job["loader"], world), open_loader(job, SYNTHETIC, world)
+        step = build_step(read_setting(job), loader)
+        result: dict[str, Any] = {}
+        for name, each in {"model": synthetic, "train": loader}.items():
+            with Feed(each) as feed:
+                result[name] = measure_stage(Stepping(feed, step), job)
+            report(result)
+    return result
+
+
+def open_loader(job: Job, options: dict[str, Any], world: World) -> Loader:
+    """Return a loader of training batches with some of its settings."""
+    split = Split(job["data"], job["split"])
+    return build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=LoaderConfig(**options))
+
+
+def measure_stage(stage: Feeding, job: Job) -> dict[str, Any]:
+    """Return a stage's figures: windows of about `seconds` after as long a warm-up."""
+    first_seconds = time_one(stage)
+    stage.calibrate(job["seconds"])
+    with Usage() as usage:
+        windows = [measure_window(stage) for _ in range(job["repetitions"])]
+    names = windows[0].spent
     return {
         "images_per_second": summarize([window.num_images / window.seconds for window in windows]),
         "data_wait_percent": wait_percent(windows, stage.num_steps),
-        "milliseconds_a_batch": spent,
+        "milliseconds_a_batch": {name: statistics.mean(window.spent[name] for window in windows) for name in names},
         "first_batch_seconds": first_seconds,
-        "gpu_memory_gib": torch.cuda.max_memory_allocated() / GIB if world.device.type == "cuda" else None,
         "usage": usage.figures,
+        **describe_memory(stage.world.device),
+        **stage.feed.loader.placement.to_dict(),
     }
 
 
 def read_setting(job: Job) -> Setting:
-    """What the training step is built with."""
+    """Return what the training step is built with."""
     return Setting(
         size=job["size"], model=job["model"], amp=job["amp"], compile=job["compile"], run_dir=Path(job["work"])
     )
 
 
 def wait_percent(windows: list[Window], num_steps: int) -> float:
-    """The share of the time in which a batch was waited for."""
+    """Return the share of the time in which a batch was waited for; on a GPU the loader has measured it there."""
     waited = sum(window.spent["wait"] * num_steps / 1000 for window in windows)
     return 100 * waited / sum(window.seconds for window in windows)
 
 
 def time_one(stage: Stage) -> float:
-    """Seconds of the first batch: queues fill, kernels load, the model is compiled."""
+    """Return the seconds of the first batch: queues fill, kernels load, the model is compiled."""
     started = time.perf_counter()
     stage.take()
     return read_clock(stage.world) - started
-
-
-if __name__ == "__main__":
-    answer(measure)

@@ -1,70 +1,221 @@
-"""The suite's results for people: a line a case, then what follows from them; short enough for a log's tail."""
+"""The suite's results for people: a line for each case, then what follows from them; short enough for a log's tail."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from gpu.cases import Case, Results, find_best_path, is_right, rate_of
+from gpu.verdicts import (
+    DECODE,
+    FALLBACK,
+    GPU_WINS,
+    PARITY,
+    Results,
+    find_best_path,
+    find_faster_side,
+    is_usable,
+    parse_paths,
+    rate_of,
+)
 
 LONGEST = 110  # characters of a line's figures
 MOST_CHARACTERS = 12_000
+CONCLUSION = {
+    "right": "go",
+    "differs": "go, though subsampled colours differ",
+    "wrong": "NO-GO, wrong pixels",
+}
 
 
-def describe(cases: list[Case], results: Results) -> str:
-    """The table, then efficiencies and the decode path to take."""
-    lines = [describe_case(case.name, results[case.name]) for case in cases if case.name in results]
+def describe(results: Results) -> str:
+    """Return the table, then the conclusions."""
+    lines = [describe_case(name, record) for name, record in results.items()]
     return "\n".join([*lines, "", *conclude(results)])[-MOST_CHARACTERS:]
 
 
 def describe_case(name: str, record: dict[str, Any]) -> str:
-    """One line."""
-    figures = describe_figures(record["result"]) if record["status"] == "done" else record["reason"]
-    return f"{name:<28} {record['status']:<8} {record.get('seconds', 0):6.1f} s  {figures[:LONGEST]}"
+    """Return a case's line."""
+    return f"{name:<28} {record['status']:<8} {record.get('seconds', 0):6.1f} s  {summarize_case(record)[:LONGEST]}"
+
+
+def summarize_case(record: dict[str, Any]) -> str:
+    """Return a case's figures; of one that is not done the reason, and the figures that it had reported before."""
+    end = f"; {record['end']}" if record.get("end") else ""
+    if record["status"] == "done":
+        return describe_figures(record["result"]) + end
+    before = f"; before: {describe_figures(record['result'])}" if record.get("result") else ""
+    return f"{record['reason']}{before}{end}"
 
 
 def describe_figures(result: dict[str, Any]) -> str:
-    """What matters of a result, whichever kind it is."""
-    if "is_right" in result:
-        return describe_parity(result)
-    if "images_per_second" in result:
-        return describe_rate(result)
-    if "num_passed" in result:
-        failed = ", ".join(result["failed"])
-        return f"{result['num_passed']} passed, {result['num_skipped']} skipped" + (f"; FAILED {failed}" * bool(failed))
-    return ", ".join(f"{name} {value}" for name, value in result.items())
+    """Return what matters of a result, whichever kind it is."""
+    kinds = {
+        "verdict": describe_parity,
+        "idle": describe_load,
+        "damages": describe_damages,
+        "num_passed": describe_tests,
+        "checks": describe_training,
+        "usage": describe_rate,
+    }
+    for field, describe_kind in kinds.items():
+        if field in result:
+            return describe_kind(result)
+    if {"model", "train"} & result.keys():  # a compiled step
+        return ", ".join(f"{name} {describe_rate(each)}" for name, each in result.items())
+    return ", ".join(f"{name} {format_value(value)}" for name, value in result.items() if not isinstance(value, list))
+
+
+def format_value(value: Any) -> str:
+    """Return a plain value of a result."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def describe_parity(result: dict[str, Any]) -> str:
-    """The worst image of each kind, over both transforms."""
+    """Return the verdict and the worst image of each kind, over both transforms."""
     worst: dict[str, tuple[float, float]] = {}
     for transform in ("train", "evaluation"):
-        for kind, figures in result[transform].items():
+        for kind, figures in result.get(transform, {}).items():
             here = (figures["worst_image"], figures["largest_pixel"])
             worst[kind] = max(worst.get(kind, here), here)
     kinds = ", ".join(f"{kind} {mean:.2f} (pixel {most:.0f})" for kind, (mean, most) in worst.items())
-    return f"{'right' if result['is_right'] else 'WRONG'}: {kinds}"
+    verdict = result["verdict"]
+    return f"{verdict.upper() if verdict == 'wrong' else verdict}: {kinds}"
+
+
+def describe_load(result: dict[str, Any]) -> str:
+    """Return whether the bits were the same."""
+    said = []
+    for name, words in (("idle", "twice idle"), ("under_load", "under load")):
+        if name in result:
+            values, largest = result[name]["num_values"], result[name]["largest"]
+            said.append(f"{words}: {f'{values:,} VALUES DIFFER, by up to {largest}' if values else 'same bits'}")
+    return "; ".join(said)
+
+
+def describe_damages(result: dict[str, Any]) -> str:
+    """Return what each kind of damage came to, and how far a picture shown in silence is from the right one."""
+    said = []
+    for name, each in result["damages"].items():
+        apart = f" ({each['mean_difference']:.1f} of 255)" if each["outcome"] == "silent" else ""
+        said.append(f"{name}: {each['outcome']}{apart}")
+    return ", ".join(said)
+
+
+def describe_tests(result: dict[str, Any]) -> str:
+    """Return the counts, and the failed tests by name."""
+    failed = f"; FAILED {', '.join(result['failed'])}" if result["failed"] else ""
+    note = f"; {result['note']}" if "note" in result else ""
+    return f"{result['num_passed']} passed, {result['num_skipped']} skipped{failed}{note}"
+
+
+def describe_training(result: dict[str, Any]) -> str:
+    """Return the checks that failed, and how far the run came."""
+    failed = [name for name, holds in result["checks"].items() if not holds]
+    checks = f"NOT {', NOT '.join(failed)}" if failed else f"{len(result['checks'])} checks hold"
+    if "clock" not in result:
+        return checks
+    return (
+        f"{checks}: killed, resumed at {result['resumed_at']:,} of {result['clock']:,} images, loss "
+        f"{result['first_loss']:.2f} to {result['last_loss']:.2f}"
+    )
 
 
 def describe_rate(result: dict[str, Any]) -> str:
-    """Images/s with spread, waiting for data, and who was busy."""
+    """Return images/s with spread, waiting for data, and what was busy."""
     rate, wait = result["images_per_second"], result.get("data_wait_percent")
     waited = "" if wait is None else f"; wait {wait:.1f}%"
     busy = ", ".join(f"{name.removesuffix('_percent')} {value:.1f}" for name, value in result["usage"].items())
-    return f"{rate['median']:,.0f} images/s ({rate['min']:,.0f} to {rate['max']:,.0f}){waited}; {busy}"
+    memory = f", {result['gpu_used_gib']:.1f} GiB" if result.get("gpu_used_gib") else ""
+    return f"{rate['median']:,.0f} images/s ({rate['min']:,.0f} to {rate['max']:,.0f}){waited}; {busy}{memory}"
 
 
 def conclude(results: Results) -> Iterator[str]:
-    """Which decode path to take, the loader against decoding alone, training against loader and model."""
-    parities = {name: each for name, each in results.items() if name.startswith("parity-")}
-    if parities:
-        wrong = [name.removeprefix("parity-") for name, each in parities.items() if not is_right(each)]
-        yield f"decode: no-go for {', '.join(wrong)}" if wrong else "decode: go for all that were tried"
-        if best := find_best_path(results):
-            yield f"decode: taken {best['decode']} with hw_decoder_load {best['hw_decoder_load']:g}"
-    loader, decode = (rate_of(results.get(name, {})) for name in ("loader", "decode-alone"))
-    if loader and decode:
-        yield f"loader / decoding alone: {loader / decode:.3f}"
+    """Yield what follows from the results."""
+    yield from _name_machines(results)
+    yield from _conclude_paths(results)
+    yield from _conclude_load(results)
+    yield from _conclude_rates(results)
+    yield from _conclude_checks(results)
+
+
+def _name_machines(results: Results) -> Iterator[str]:
+    """Ratios over several machines mean nothing."""
+    machines = {str(record["hardware"]["gpu"] or record["hardware"]["cpu"]) for record in results.values()}
+    if len(machines) > 1:
+        yield f"CAUTION: these results are of several machines ({'; '.join(sorted(machines))}): compare none of them"
+
+
+def _conclude_paths(results: Results) -> Iterator[str]:
+    """Go or no-go for each decode path, and the one to take."""
+    verdicts = {path: verdict for path, verdict in parse_paths(results).items() if verdict != "skipped"}
+    for path, verdict in verdicts.items():
+        rate = rate_of(results.get(DECODE + path))
+        shown = f", {rate:,.0f} images/s" if rate and is_usable(results[PARITY + path]) else ""
+        reason = f": {results[PARITY + path]['reason']}"[:LONGEST] if verdict not in CONCLUSION else ""
+        yield f"decode {path}: {CONCLUSION.get(verdict, f'NO-GO, {verdict}')}{shown}{reason}"
+    if not any(record.get("job", {}).get("device") == "cuda" for record in results.values()) or not verdicts:
+        return
+    best = find_best_path(results)
+    if best is None:
+        yield "decode: no path of the GPU is right; take --loader.placement cpu"
+    else:
+        decode, _, load = best.partition("-")
+        tried = "" if best in verdicts else f" ({FALLBACK} was not tried)"
+        yield f"decode: on the GPU take --loader.decode {decode} --loader.hw-decoder-load {load}{tried}"
+
+
+def _conclude_load(results: Results) -> Iterator[str]:
+    for name, record in results.items():
+        if not name.startswith("load-") or record["status"] != "done":
+            continue
+        path, result = record["job"].get("path", ""), record["result"]
+        if not result["is_same_idle"]:
+            yield f"{name}: {path} gives OTHER BITS from run to run: its pixels depend on chance or company"
+        elif not result["is_same_under_load"]:
+            yield f"{name}: NO-GO, {path} gives other bits while the device is busy"
+
+
+def _conclude_rates(results: Results) -> Iterator[str]:
+    """The loader against decoding alone, training against loader and model, one placement against the other."""
+    best = find_best_path(results)
+    for side, path in (("cpu", "cpu"), ("gpu", best)):
+        loader, decode = rate_of(results.get(f"loader-{side}")), rate_of(results.get(f"{DECODE}{path}"))
+        if loader and decode:
+            yield f"loader, placement {side}: {loader:,.0f} images/s, {loader / decode:.3f} of decoding alone"
     for name in results:
-        model, train = name.removeprefix("train-"), rate_of(results[name])
-        alone = rate_of(results.get(f"model-{model}", {}))
-        if name.startswith("train-") and train and loader and alone:
-            yield f"efficiency of {model}: train {train:,.0f} / min(loader, model) = {train / min(loader, alone):.3f}"
+        model, _, side = name.removeprefix("train-").rpartition("-")
+        if name.startswith("train-") and side in ("cpu", "gpu"):
+            rates = [rate_of(results.get(each)) for each in (name, f"loader-{side}", f"model-{model}")]
+            if all(rates):
+                train, loader, alone = (rate or 0.0 for rate in rates)
+                bound = min(loader, alone)
+                yield f"{model}, placement {side}: train {train:,.0f} / min(loader, model) = {train / bound:.3f}"
+            if side == "cpu" and (faster := find_faster_side(results, model)):
+                yield _compare_sides(results, model, faster)
+    yield from _conclude_compiled(results)
+
+
+def _compare_sides(results: Results, model: str, faster: str) -> str:
+    cpu, gpu = (rate_of(results[f"train-{model}-{side}"]) or 0.0 for side in ("cpu", "gpu"))
+    how = f"it trains {gpu / cpu:.3f} times as fast" if faster == "gpu" else f"gpu gives {gpu / cpu:.3f} times its rate"
+    return f"{model}: take placement {faster}: {how} (cpu {cpu:,.0f}, gpu {gpu:,.0f}; gpu must win by {GPU_WINS:g})"
+
+
+def _conclude_compiled(results: Results) -> Iterator[str]:
+    for name, record in results.items():
+        if not name.startswith("compile-") or record["status"] != "done":
+            continue
+        model = record["job"]["model"]
+        eager = rate_of(results.get(f"model-{model}"))
+        compiled = record["result"]["model"]["images_per_second"]["median"]
+        if eager:
+            yield f"{model}, {name}: the model alone at {compiled / eager:.2f} times its eager rate"
+
+
+def _conclude_checks(results: Results) -> Iterator[str]:
+    """The tests that failed and the training's checks that do not hold."""
+    tests, training = (results.get(name, {}).get("result") or {} for name in ("gpu-tests", "training"))
+    if tests.get("failed"):
+        yield f"gpu-tests: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"
+        for name, reason in tests["failed"].items():
+            yield f"  {name}: {reason}"[: 2 * LONGEST]
+    if failed := training.get("failed_checks"):
+        yield f"training: does NOT hold: {', '.join(failed)}"

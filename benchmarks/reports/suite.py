@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu.cases import STAGES
-from gpu.table import conclude, describe_figures
+from gpu.table import conclude, summarize_case
 from reports.words import format_machine, format_versions, make_table
 
 HEADER = ("case", "status", "figures", "seconds", "date")
 
 
 def describe_suite(stages: list[dict[str, Any]]) -> Iterator[str]:
-    """All cases in order of their stages, what follows from them, and the machines they ran on."""
+    """Yield all cases in order of their stages, what follows from them, and the machines that they ran on."""
     order = {stage: number for number, stage in enumerate(STAGES)}
     stages = sorted(stages, key=lambda content: order.get(content["stage"], len(order)))
     results = {name: case for content in stages for name, case in content["cases"].items()}
@@ -27,5 +27,5 @@ def describe_suite(stages: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _case_row(name: str, case: dict[str, Any]) -> list[str]:
-    figures = describe_figures(case["result"]) if case["status"] == "done" else case["reason"]
-    return [name, case["status"], figures, f"{case.get('seconds', 0):.1f}", case["date"]]
+    """Return a case's row."""
+    return [name, case["status"], summarize_case(case), f"{case.get('seconds', 0):.1f}", case["date"]]

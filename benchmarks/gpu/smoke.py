@@ -1,0 +1,124 @@
+"""What the machine is and whether anything works: versions, DALI's import, eight images, the number of JPEG engines."""
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import sys
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from answer import Job
+from gpu.memory import free_gib
+from gpu.own_log import OwnLog
+from gpu.worker import Report
+
+from loaders import LoaderConfig, Split, TrainTransform, build_loader
+from prep.dataset import InputError
+from train.dist import join_world
+
+LOG_LEVEL = "DALI_NVIMGCODEC_LOG_LEVEL"  # 3: what the decoders find out about the machine
+ENGINES = re.compile(r"num_hw_engines=(\d+)")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+TELLING = re.compile(r"HW |engine|warn|error|fail", re.IGNORECASE)
+EXTENSION = "backend_impl.cpython-*.so"  # DALI's compiled module, a file for each Python
+MOST_LOG_LINES = 12
+
+
+def describe_machine(job: Job, report: Report) -> dict[str, Any]:
+    """Return cores, versions, and what torch knows of the GPU."""
+    facts: dict[str, Any] = {
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    with join_world(job["device"]) as world:
+        if world.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(world.device)
+            facts |= {
+                "gpu": properties.name,
+                "compute_capability": f"{properties.major}.{properties.minor}",
+                "memory_gib": properties.total_memory / 2**30,
+                "free_gib": free_gib(world.device),
+                "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+            }
+    return facts
+
+
+def find_dali(job: Job, report: Report) -> dict[str, Any]:
+    """Return DALI's version and the CUDA that it was built for.
+
+    Raises:
+        InputError: it cannot be imported; the message says why.
+    """
+    try:
+        dali = importlib.import_module("nvidia.dali")
+        importlib.import_module("nvidia.dali.fn")
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs is missing or damaged
+        raise InputError(explain_import(error)) from error
+    return {"dali": dali.__version__, "cuda": dali.__cuda_version__}
+
+
+def explain_import(error: Exception) -> str:
+    """Return why DALI cannot be imported, in one line."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(path) / "dali" for path in (spec.submodule_search_locations or [] if spec else [])]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        return "DALI is not installed: install nvidia-dali-cuda130, or unpack it and put its folder on PYTHONPATH"
+    tags = {path.name.split("-")[1] for path in folder.glob(EXTENSION)}  # as 312, 314t
+    if sys.implementation.cache_tag.removeprefix("cpython-") not in tags:
+        built = ", ".join(sorted(f"{tag[0]}.{tag[1:]}" for tag in tags)) or "no Python"
+        return (
+            f"DALI in {folder} is built for Python {built}, this is {sys.version_info.major}.{sys.version_info.minor}: "
+            "start the suite with that Python, or unpack DALI for this one"
+        )
+    return f"DALI in {folder} cannot be imported: {' '.join(str(error).split())[:300]}"
+
+
+def decode_eight(job: Job, report: Report) -> dict[str, Any]:
+    """Return how far the first batch is from the reference, in how many seconds it came, and what memory it takes."""
+    split, transform = Split(job["data"], job["split"]), TrainTransform(job["size"])
+    reference = next(iter(build_loader(split, transform, job["batch_size"], config=LoaderConfig("reference"))))
+    with join_world(job["device"]) as world:
+        before = free_gib(world.device)
+        loader = build_loader(split, transform, job["batch_size"], world, config=LoaderConfig(**job["loader"]))
+        started = perf_counter()
+        with closing(iter(loader)) as batches:  # pyright: ignore[reportArgumentType]  (a generator)
+            images_BCHW = next(batches).images_BCHW.cpu()
+            seconds, after = perf_counter() - started, free_gib(world.device)
+    difference = (images_BCHW.int() - reference.images_BCHW.int()).abs().float().mean().item()
+    return {
+        "mean_difference": difference,
+        "first_batch_seconds": seconds,
+        "free_gib_before": before,
+        "free_gib_after": after,
+        **loader.placement.to_dict(),
+    }
+
+
+def count_engines(job: Job, report: Report) -> dict[str, Any]:
+    """Return the number of hardware JPEG engines by the decoder's own log; None where it names none."""
+    os.environ[LOG_LEVEL] = "3"
+    log = OwnLog()
+    decode_eight(job, report)
+    text = log.read()
+    return {"num_engines": parse_engines(text), "log": pick_lines(text)}
+
+
+def pick_lines(log: str) -> list[str]:
+    """Return the lines of a decoder's log about hardware and faults; its last ones where there are none."""
+    lines = [COLOURS.sub("", line).strip() for line in log.strip().splitlines()]
+    return ([line for line in lines if TELLING.search(line)] or lines)[-MOST_LOG_LINES:]
+
+
+def parse_engines(log: str) -> int | None:
+    """Return the number of engines that a decoder's log names last."""
+    found = ENGINES.findall(log)
+    return int(found[-1]) if found else None

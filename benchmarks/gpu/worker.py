@@ -1,0 +1,88 @@
+"""`python -m gpu.worker [MODULE ...]`: run cases one after the other in one process that has imported the modules.
+
+A request is a line of JSON on standard input, {"work": "module:function", "job": {...}}. Answers are lines of JSON on
+standard output:
+
+    {"ready": true}                         the imports are done; or the last case's memory is given back, so that a
+                                            crash in between is not put down to the next case
+    {"part": {...}}                         figures of a running case that must not be lost
+    {"result": {...}} or {"failed": "…"}    the end of a case
+
+All that libraries print goes to standard error.
+"""
+
+import ctypes
+import faulthandler
+import gc
+import importlib
+import json
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from answer import Job, take_stdout
+
+from prep.dataset import InputError
+
+Report = Callable[[dict[str, Any]], None]  # takes what a case has found so far
+Work = Callable[[Job, Report], dict[str, Any]]
+
+STACKS_SIGNAL = signal.SIGUSR1  # asks for the stacks of all threads on standard error
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def main() -> int:
+    """Answer requests until there are no more; the exit status is 1 after an exception that no case expects."""
+    faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL)
+    # A suite that is killed must leave no worker which measures next to its successor.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a crash would be tens of gigabytes
+    channel = take_stdout()
+
+    def tell(**message: Any) -> None:
+        print(json.dumps(message), file=channel, flush=True)
+
+    for name in sys.argv[1:]:
+        with suppress(Exception):  # the cases that need what is missing say so in their own words
+            importlib.import_module(name)
+    tell(ready=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            result = find_work(request["work"])(request["job"], lambda part: tell(part=part))
+        except InputError as error:
+            tell(failed=str(error))
+        except Exception as error:
+            # A failed CUDA call may have spoiled this process for every later case: the suite starts another one.
+            traceback.print_exc()
+            tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return 1
+        else:
+            tell(result=result)
+        release_memory()
+        tell(ready=True)
+    return 0
+
+
+def find_work(name: str) -> Work:
+    """Return the function that `module:function` names."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def release_memory() -> None:
+    """Give the last case's memory back, and count the next one's peak from zero."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

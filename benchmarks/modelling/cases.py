@@ -1,0 +1,119 @@
+"""What `gpu_model.py` measures, in order of worth, without torch: the command can list it at once."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+Kind = Literal["machine", "check", "rate"]
+Outcome = dict[str, Any]  # status, seconds, reason, settings, result
+Results = dict[str, Outcome]  # by the case's name
+
+DONE, WRONG, FAILED, CRASHED, HUNG, CUT, SKIPPED = "done", "wrong", "failed", "crashed", "hung", "cut", "skipped"
+# The rehearsal on a CPU. Triton's interpreter takes milliseconds for what a GPU does in one thread block.
+SMALL_BATCH_SIZE, SMALL_SIZE = 2, 32
+SMALL_NETWORK = "resnet10t"  # of our own step, which takes any network of timm's as it is
+START_LIMIT = 20.0  # seconds that any case may take
+SLOWER_ON_A_CPU = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    `ours` is the step of `train/step.py` with its EMA, guard and metrics; else the step is bare: normalization,
+    autocast forward, loss, backward, SGD as in training. Neither scales gradients in fp16.
+    """
+
+    name: str
+    kind: Kind
+    expected_seconds: float  # on an H100, estimated: the case is not begun with less time left
+    network: str = "resnet50"  # of timm's
+    size: int = 224  # pixels
+    batch_size: int = 256
+    amp: str = "bf16"
+    is_small: bool = False  # one block of a few channels in each stage
+    compile: str = "none"  # a mode of torch.compile
+    ours: bool = False
+    fused: bool = False  # BatchNorm + ReLU (+ addition) by our prototype kernels
+    graph: bool = False  # the whole step as one CUDA graph
+    profiled: bool = False  # time by kind of kernel
+    needs: str = ""  # a case that must be done first
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the record says of a case besides its result; nothing where the case has no network."""
+        left_out = {"name", "kind", "expected_seconds", "needs"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out} if self.kind == "rate" else {}
+
+    def limit_seconds(self, on_gpu: bool) -> float:
+        """Return the time after which the case counts as hung."""
+        return (START_LIMIT + 4 * self.expected_seconds) * (1 if on_gpu else SLOWER_ON_A_CPU)
+
+    def resized(self, batch_size: int | None, size: int | None, on_gpu: bool) -> "Case":
+        """Return the case with the wanted batch and pixels; small on a CPU, where it is a rehearsal."""
+        if self.kind != "rate":
+            return self
+        if on_gpu:
+            return replace(self, batch_size=batch_size or self.batch_size, size=size or self.size)
+        small = replace(self, batch_size=batch_size or SMALL_BATCH_SIZE, size=size or SMALL_SIZE)
+        return replace(small, network=SMALL_NETWORK) if self.ours else replace(small, is_small=True)
+
+
+def build_cases() -> list[Case]:
+    """Return all cases in order of worth.
+
+    The first ones fit into a minute on an H100. cuDNN tries its algorithms once for each shape and type, so a case is
+    cheaper after another one of the same shapes: the expected times count on that.
+    """
+    return [
+        Case("machine", "machine", 2),
+        Case("eager-224-bf16", "rate", 8, profiled=True),
+        Case("eager-224-fp16", "rate", 6, amp="fp16"),
+        Case("ours-224-bf16", "rate", 3, ours=True),
+        Case("check-bf16", "check", 4),
+        Case("fused-224-bf16", "rate", 4, fused=True, profiled=True, needs="check-bf16"),
+        Case("ours-resnet50d-224-bf16", "rate", 5, network="resnet50d", ours=True),
+        *_sized_cases("eager", 6),
+        *_sized_cases("fused", 3, fused=True, needs="check-bf16"),
+        Case("check-fp16", "check", 4, amp="fp16"),
+        Case("fused-224-fp16", "rate", 4, amp="fp16", fused=True, needs="check-fp16"),
+        Case("compile-224-bf16-default", "rate", 45, compile="default", profiled=True),
+        Case("compile-224-bf16-reduce-overhead", "rate", 45, compile="reduce-overhead"),
+        Case("fused-224-bf16-graph", "rate", 4, fused=True, graph=True, needs="check-bf16"),
+        # With 256 images of 88 pixels the CPU may be slower at launching kernels than the GPU at running them.
+        Case("eager-88-bf16-b256", "rate", 5, size=88),
+        Case("fused-88-bf16-b256", "rate", 3, size=88, fused=True, needs="check-bf16"),
+        Case("fused-88-bf16-b256-graph", "rate", 3, size=88, fused=True, graph=True, needs="check-bf16"),
+        Case("fused-resnet50d-224-bf16", "rate", 5, network="resnet50d", fused=True, needs="check-bf16"),
+        Case("compile-224-fp16-default", "rate", 45, amp="fp16", compile="default"),
+        Case("compile-224-bf16-max-autotune", "rate", 150, compile="max-autotune"),
+    ]
+
+
+def _sized_cases(how: str, expected_seconds: float, **options: Any) -> list[Case]:
+    """The resolutions of progressive training; 128 pixels last, since the other two tell most about it."""
+    sizes = {160: 512, 88: 1024, 128: 1024}
+    return [
+        Case(f"{how}-{size}-bf16", "rate", expected_seconds, size=size, batch_size=batch_size, **options)
+        for size, batch_size in sizes.items()
+    ]
+
+
+def choose_cases(cases: list[Case], patterns: Iterable[str]) -> list[Case]:
+    """Return the cases whose name fits a pattern (no pattern: all), and those that they need, in order."""
+    patterns = list(patterns)
+    fitting = [case for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)]
+    wanted = {case.name for case in fitting} | {case.needs for case in fitting}
+    return [case for case in cases if case.name in wanted]
+
+
+def find_baseline(case: dict[str, Any], results: Results) -> float | None:
+    """Return the median images/s of the bare eager step that differs in nothing else, where it was measured."""
+    plain = {"compile": "none", "ours": False, "fused": False, "graph": False}
+    wanted = {key: case[key] for key in ("network", "is_small", "size", "batch_size", "amp")} | plain
+    for other in results.values():
+        settings = other["settings"]
+        if other["status"] == DONE and settings and {key: settings[key] for key in wanted} == wanted:
+            return other["result"]["images_per_second"]["median"]
+    return None
