@@ -8,7 +8,6 @@ A table goes to stderr, one JSON record to stdout; the exit status is 1 when a c
 import argparse
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from certificates.stages import OURS, build_job, certify
 from certificates.table import show
 from certificates.take import ENTRIES
 from certificates.verdict import list_failed
-from record import describe_dali, describe_origin, label_source, publish
+from record import describe_dali, describe_origin, describe_placement, label_source, publish
 
-from loaders import InputError, Split, World
+from loaders import InputError, LoaderConfig, Split, World
 from loaders.device import resolve_device
+from loaders.placement import Choice, choose_placement
+from train.checkpoint import describe_versions
 from train.command import exit_with
 
 PEERS = {
@@ -52,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--parity-images", type=int, default=64, metavar="N", help="images to compare decoders on (default: 64)")
     add("--threads", type=int, default=0, help="decoding threads (default: an equal share of the cores)")
     add("--device", default="auto", help="of our loader: auto, cpu or cuda")
+    add("--placement", default="auto", metavar="SIDE", help="where our loader decodes: auto, cpu or gpu")
+    add("--decode", default="auto", metavar="HOW", help="auto, roi (regions) or full (images)")
     add("--out", type=Path, metavar="FILE", help="write the record here too")
     add("--picture", type=Path, metavar="FILE", help="draw classes in a batch and displacements (PNG)")
     return parser.parse_args()
@@ -79,20 +82,34 @@ def list_loaders(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     return [(name, buffer) for name, sizes in buffers.items() for buffer in sizes]
 
 
-def describe_loader(job: Job) -> dict[str, Any]:
-    """What was certified, in words and figures."""
+def choose_our_placement(arguments: argparse.Namespace) -> Choice:
+    """Return where our loader decodes: resolved once, since processes of many ranks have fewer cores each.
+
+    Raises:
+        InputError: this machine lacks the placement.
+    """
+    asked = LoaderConfig(placement=arguments.placement, decode=arguments.decode, num_threads=arguments.threads)
+    return choose_placement(asked, World(device=resolve_device(arguments.device)))
+
+
+def describe_loader(job: Job, choice: Choice) -> dict[str, Any]:
+    """Return what was certified, in words and figures."""
     if not job.spans:
         return {"loader": job.loader, "what": PEERS[job.loader], "buffer": job.buffer, "num_decoded": 0}
     decoded = sum(span.stop - span.start for span in job.spans if span.decoded)
-    return {"loader": job.loader, "device": job.device, "num_decoded": decoded} | {
-        "decoded_percent": 100 * decoded / job.spans[-1].stop
+    return {
+        "loader": job.loader,
+        "device": job.device,
+        "placement": describe_placement(choice),
+        "num_decoded": decoded,
+        "decoded_percent": 100 * decoded / job.spans[-1].stop,
     }
 
 
 def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, Any]) -> dict[str, Any]:
     """All that is needed to read the certificates and to take them again."""
     source = split.manifest.source.name
-    versions = describe_dali("dali") | {name: version(name) for name in ("pillow", "webdataset")}
+    versions = describe_dali("dali") | describe_versions("pillow", "webdataset")
     return {
         "what": "certificates",
         "dataset": {
@@ -111,15 +128,17 @@ def main() -> None:
     """Certify each loader, show and write what was found."""
     arguments = parse_arguments()
     check(arguments)
+    choice = choose_our_placement(arguments)
     arguments.device = resolve_device(arguments.device).type
+    arguments.placement, arguments.decode = choice.side, choice.config.decode
     split, found, failed = Split(arguments.data, arguments.split), {}, []
     place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))  # refused now, not in a while
     judge = find_judge(arguments.model, len(split.class_names), arguments.seed) if OURS in arguments.loader else None
     for loader, buffer in list_loaders(arguments):
         job, name = build_job(arguments, loader, buffer, len(split)), f"{loader} {buffer:,}" if buffer else loader
         certificates = certify(arguments, split, job, judge if loader == OURS else None)
-        found[name] = describe_loader(job) | {"certificates": [asdict(each) for each in certificates]}
-        show(describe_loader(job), certificates)
+        found[name] = describe_loader(job, choice) | {"certificates": [asdict(each) for each in certificates]}
+        show(describe_loader(job, choice), certificates)
         failed += [f"{name}: {each}" for each in list_failed(certificates)]
     record = build_record(arguments, split, found)
     publish(record, arguments.out)

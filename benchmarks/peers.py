@@ -15,7 +15,7 @@ from typing import Any
 from feeding.contenders import ORIGINAL, OURS, PEERS, SHARDS, SMALLER, Contender
 from feeding.job import SPLIT
 from race import LEAST_REPETITIONS, check_places, has_module, make_source, read_all
-from record import describe_origin, label_source, publish, say, summarize
+from record import describe_default_placement, describe_origin, label_source, publish, say, summarize
 from stores import measure_bytes, write_stores
 from windows import Entrant, hold
 
@@ -186,6 +186,7 @@ def build_record(
     arguments: argparse.Namespace, facts: dict[str, Any], races: dict[str, Any], unable: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
     """All that is needed to read the figures and to take them again; `unable` are those skipped and failed."""
+    takes_part = any(name.startswith(OURS) for contenders in races.values() for name in contenders)
     augment = f"random resized crop to {SIZE}, horizontal flip"
     return {
         "what": "feeding",
@@ -196,6 +197,7 @@ def build_record(
         "seconds": arguments.seconds,
         "warmup": arguments.warmup,
         "device": "cpu",
+        "placement": describe_default_placement() if takes_part else None,  # of our loader
         "method": METHOD,
         "races": races,
         **unable,

@@ -19,11 +19,13 @@ from tuning.turns import Turns, Workload
 
 from loaders import InputError, LoaderConfig, Split, World
 from loaders.device import join_environment
+from loaders.placement import choose_placement
 from train.command import exit_with
 
 DEFAULTS, BAD_START = LoaderConfig(), LoaderConfig(num_threads=1, batches_ahead=1)
 SAME, FASTER, EQUAL, SLOWER = "the defaults", "faster", "equal but for the noise", "slower"
-COMMON = ("dataset", "batch_size", "size", "num_processes", "device", "commit", "versions", "hardware", "date")
+COMMON = ("dataset", "batch_size", "size", "num_processes", "device", "starts_with")
+COMMON += ("commit", "versions", "hardware", "date")
 OF_A_ROUND = ("settings", "is_changed", "best", "comparisons")
 
 
@@ -56,6 +58,7 @@ def check(arguments: argparse.Namespace, world: World) -> None:
 
 def take_round(arguments: argparse.Namespace, work: Workload, start: LoaderConfig) -> dict[str, Any]:
     """A search, and what it found against where it started, in pairs of windows that it knows nothing of."""
+    start = choose_placement(start, work.world).config  # what was found is explicit too, and so can equal it
     record = run(Request(work, start, arguments.minutes, script="benchmarks/prove_tuning.py"))
     tuned = LoaderConfig(**record["settings"])
     with Turns(work, start, arguments.seconds) as turns:

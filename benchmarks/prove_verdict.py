@@ -68,6 +68,7 @@ def run_case(case: Case, arguments: argparse.Namespace, data: Path) -> dict[str,
         "is_kept": bool(lifting) and all(abs(each["error"]) <= MOST_ERROR for each in lifting),
         "lifted_by": case.lifted_by,
         "verdict": verdict,
+        "placement": before["placement"],
         "stages": before["stages"],
     }
 
@@ -147,6 +148,7 @@ def main() -> None:
         "num_kept": sum(case["is_kept"] for case in cases.values()),
         "most_error": MOST_ERROR,
         "dataset": dataset,
+        "placement": next(iter(cases.values()))["placement"],  # the same in all cases
         "seconds": time.monotonic() - started,
         **describe_origin("benchmarks/prove_verdict.py"),
     }

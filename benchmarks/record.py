@@ -1,5 +1,6 @@
 """What every benchmark's record says beside its figures: how to read them, and how to take them again."""
 
+import ctypes
 import datetime
 import importlib
 import json
@@ -13,10 +14,12 @@ from typing import Any
 
 import torch
 
-from loaders import World
+from loaders import LoaderConfig, World
+from loaders.placement import Choice, choose_placement
 from train.checkpoint import describe_commit, describe_versions
 
 IMAGENET_SOURCE = "imagenet-1k"
+GIB = 1 << 30
 
 
 def summarize(values: list[float]) -> dict[str, Any]:
@@ -69,9 +72,34 @@ def describe_start(world: World) -> tuple[str, ...]:
     return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))
 
 
+def describe_placement(choice: Choice) -> dict[str, Any]:
+    """Return where and how a loader decodes, and why there; on a GPU also its hardware decoder's share."""
+    load = {"hw_decoder_load": choice.config.hw_decoder_load} if choice.side == "gpu" else {}
+    return choice.to_dict() | load
+
+
+def describe_default_placement() -> dict[str, Any]:
+    """Return where and how a loader with its defaults decodes in a process without a GPU, and why there."""
+    return describe_placement(choose_placement(LoaderConfig(), World()))
+
+
 def describe_gpu(world: World) -> str | None:
-    """The GPU's name, if there is one in use."""
-    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    """Return the name, driver and memory of the GPU in use, None on a CPU."""
+    if world.device.type != "cuda":
+        return None
+    gpu, driver = torch.cuda.get_device_properties(world.device), find_driver()
+    return ", ".join([gpu.name, *([f"driver {driver}"] * bool(driver)), f"{gpu.total_memory / GIB:.0f} GiB"])
+
+
+def find_driver() -> str:
+    """Return the version of NVIDIA's driver as its library NVML has it, "" without that library."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ""
+    version = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+    is_found = nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(version, len(version)) == 0
+    return version.value.decode() if is_found else ""
 
 
 def describe_dali(backend: str) -> dict[str, str]:

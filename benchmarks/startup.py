@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import describe_origin, label_source, publish, say, summarize
+from record import describe_default_placement, describe_origin, label_source, publish, say, summarize
 
 from loaders import InputError, Split, TrainTransform, build_loader
 from prep.dataset import MANIFEST, SAMPLES, encode_samples, sha256_of
@@ -113,6 +113,7 @@ def main() -> None:
         "what": "startup",
         "dataset": {"name": source, "label": label_source(source), "num_images": arguments.images},
         "moments": moments,
+        "placement": describe_default_placement(),
         **describe_origin("benchmarks/startup.py"),
     }
     publish(record, arguments.out)

@@ -16,7 +16,7 @@ from typing import Any
 from feeding.contenders import PENSTOCK
 from peers import DISTURBED_CORES, OTHERS, RATE, SIZE, add_undisturbed, build_entrant
 from race import LEAST_REPETITIONS, check_places, make_source, read_all
-from record import describe_origin, label_source, publish, say
+from record import describe_default_placement, describe_origin, label_source, publish, say
 from stores import measure_bytes, prepare
 from windows import Entrant, hold
 
@@ -145,6 +145,7 @@ def build_record(
         "seconds": arguments.seconds,
         "warmup": arguments.warmup,
         "device": "cpu",
+        "placement": describe_default_placement(),
         "method": METHOD,
         "threads": [{"num_threads": n, **figures[ORIGINAL, n]} for n in dict.fromkeys(arguments.threads)],
         "sizes": sizes,

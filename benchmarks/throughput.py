@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import describe_dali, describe_origin, publish
+from record import describe_dali, describe_origin, describe_placement, publish
 from stages.judging import judge
 from stages.photos import PHOTOS_NAME, describe_dataset, find_data, open_split
 from stages.progress import Shown
@@ -32,8 +32,10 @@ from train.dist import join_world
 from train.recipe import RECIPES
 from train.speed import CompileMode
 from train.step import AMP_TYPES
+from train.tuned import agree_on_placement
 
 LEAST_REPETITIONS = 5
+USUAL = LoaderConfig()
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -54,6 +56,10 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=float, default=3.0, help="a repetition of a stage, about (default: 3)")
     add("--threads", type=int, default=0, help="decoding threads a process (default: an equal share of the cores)")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--placement", default=USUAL.placement, metavar="SIDE", help="where images are decoded: auto, cpu or gpu")
+    add("--decode", default=USUAL.decode, metavar="HOW", help="auto, roi (regions) or full (images)")
+    load = f"share of the JPEGs for the GPU's own decoder (default: {USUAL.hw_decoder_load:g})"
+    add("--hw-decoder-load", type=float, default=USUAL.hw_decoder_load, metavar="SHARE", help=load)
     add("--dollars-per-hour", type=float, metavar="D", help="of all machines together, for the recipe's cost")
     add("--tune", action="store_true", help="find the loader's fastest settings on this machine, and write their file")
     add("--minutes", type=float, default=5.0, help="of --tune (default: 5)")
@@ -71,6 +77,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value} is too little: take more than 0")
     if arguments.out and not arguments.out.resolve().parent.is_dir():
         raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
+    read_loader(arguments).check()
 
 
 def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
@@ -82,9 +89,20 @@ def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
         amp=arguments.amp,
         compile=arguments.compile,
         run_dir=run_dir,
-        loader=LoaderConfig(backend=arguments.backend, num_threads=arguments.threads),
+        loader=read_loader(arguments),
         repetitions=arguments.repetitions,
         seconds=arguments.seconds,
+    )
+
+
+def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
+    """Return the loader's settings as they were asked for."""
+    return LoaderConfig(
+        backend=arguments.backend,
+        num_threads=arguments.threads,
+        placement=arguments.placement,
+        decode=arguments.decode,
+        hw_decoder_load=arguments.hw_decoder_load,
     )
 
 
@@ -97,7 +115,8 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     ):
         setting = read_setting(arguments, Path(run_dir))
         transform, batch_size = TrainTransform(setting.size), setting.batch_size * world.size
-        loader = build_loader(split, transform, batch_size, world, config=setting.loader)
+        placement = agree_on_placement(setting.loader, world)
+        loader = build_loader(split, transform, batch_size, world, config=placement)
         with opened(arguments.mode, loader, setting) as stages:
             windows = run_rounds(stages, setting.repetitions, shown.say)
         described = describe_stages(windows, world)
@@ -108,9 +127,9 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
 
 def tune(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """The file of the loader's fastest settings; every process of the world must call it."""
-    start = LoaderConfig(arguments.backend, num_threads=arguments.threads)
     with open_split(arguments.data, world) as split:
-        return run(Request(Workload(split, world, arguments.batch_size, arguments.size), start, arguments.minutes))
+        work = Workload(split, world, arguments.batch_size, arguments.size)
+        return run(Request(work, read_loader(arguments), arguments.minutes))
 
 
 def build_record(
@@ -141,6 +160,7 @@ def build_record(
         "threads": loader.spec().num_threads,
         "torch_threads": torch.get_num_threads(),
         "device": world.device.type,
+        "placement": describe_placement(loader.placement),
         **describe_origin("benchmarks/throughput.py", world, **describe_dali(arguments.backend)),
     }
 
@@ -150,6 +170,7 @@ def main() -> None:
     arguments = parse_arguments()
     check(arguments)
     with join_world(arguments.device) as world:
+        agree_on_placement(read_loader(arguments), world)  # refuses what is not there before photographs are prepared
         record = tune(arguments, world) if arguments.tune else measure(arguments, world)
     if world.rank == 0:
         if not arguments.tune:

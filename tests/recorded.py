@@ -149,3 +149,36 @@ def suite() -> dict[str, Any]:
         "stage": "rates",
         "cases": {"loader": done | common, "model-resnet50": crashed | common},
     }
+
+
+def gpu_model() -> dict[str, Any]:
+    """What a GPU can do with a training step: made-up cases of every kind and outcome, two of them profiled."""
+    gpu = {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU, driver 600.1, 79 GiB"}
+    settings = {"network": "resnet50", "is_small": False, "size": 224, "batch_size": 256, "amp": "bf16"}
+    settings |= {"compile": "none", "ours": False, "fused": False, "graph": False, "profiled": True}
+    profile = {"milliseconds_a_step": {"convolution: wgrad": 20.0, "BatchNorm": 30.5}, "kernels_a_step": 900}
+    eager = {"images_per_second": summary(3900, 4000, 4010), "seconds_ready": 5.2, "memory_gib": 22.1}
+    fused = {"images_per_second": summary(4990, 5000, 5100), "seconds_ready": 3.3, "memory_gib": 18.0}
+    other = {"milliseconds_a_step": {"convolution: wgrad": 20.0, "BatchNorm, fused": 12.25}, "kernels_a_step": 700}
+    machine = {"copy_terabytes_per_second": summary(2.9, 3.0, 3.1), "matmul_teraflops": summary(700, 710, 720)}
+    check = {"errors": {"output": 1e-3, "running mean": 1e-7}, "limits": {"output": 8e-3, "running mean": 1e-4}}
+    rate = {"status": "done", "reason": None, "seconds": 8.0, "settings": settings}
+    plain = {"status": "done", "reason": None, "seconds": 2.0, "settings": {}}
+    skipped = {"status": "skipped", "reason": "needs about 45 s, 3 s were left", "seconds": 0.0, "result": None}
+    return ORIGIN | {
+        "what": "gpu model",
+        "hardware": gpu,
+        "device": "cuda",
+        "is_rehearsal": False,
+        "seconds_to_start": 9.5,
+        "minutes": 1.0,
+        "seconds": 0.5,
+        "repetitions": 3,
+        "cases": {
+            "machine": plain | {"result": machine},
+            "eager-224-bf16": rate | {"result": eager | {"profile": profile}},
+            "check-bf16": plain | {"result": check},
+            "fused-224-bf16": rate | {"settings": settings | {"fused": True}, "result": fused | {"profile": other}},
+            "compile-224-bf16-default": skipped | {"settings": settings | {"compile": "default"}},
+        },
+    }

@@ -24,6 +24,7 @@ SMALL = ["--size", PIXELS, "--batch-size", BATCH_SIZE, "--ranks", 2, "--buffer",
 ANYONES = ["every image once an epoch", "classes in a batch", "displacement between epochs", "ranks share nothing"]
 OURS = [ANYONES[0], "pixels are those of the rows", *ANYONES[1:], "resume"]
 OURS += ["parity, CPU, training", "parity, CPU, evaluation"]
+ON_CPU = {"placement": "cpu", "decode": "roi", "reason": "the model is on the CPU too"}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,17 @@ def test_as_a_user_runs_it_with_a_process_a_rank_and_everything_decoded(digits: 
     assert verdicts(record, "penstock") == dict.fromkeys(OURS, True)
     assert record["loaders"]["penstock"]["decoded_percent"] == 100
     assert "100% of its epochs" in done.stderr and "random weights" in done.stderr
+    assert record["loaders"]["penstock"]["placement"] == ON_CPU
+    assert "images decoded on the CPU (roi; the model is on the CPU too)" in " ".join(done.stderr.split())
+
+
+def test_full_images_are_certified_where_they_are_asked_for(
+    certify: Any, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify(digits, "--split", "validation", "--limit", 128, "--decode", "full", "--device", "cpu") == ""
+    record = json.loads(capsys.readouterr().out)
+    assert verdicts(record, "penstock") == dict.fromkeys(OURS, True)
+    assert record["loaders"]["penstock"]["placement"] == ON_CPU | {"decode": "full"}
 
 
 def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
@@ -118,11 +130,11 @@ def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
     work = job.Job("penstock", str(digits), "validation", 60, seed=0, threads=1, kept=tuple(range(0, 60, 3)))
     batch = next(iter(loader))
     part = ours.keep(work, loader, batch, np.arange(60))
-    assert pixels.certify_pixels(part, split, on_gpu=False).passed
+    assert pixels.certify_pixels(part, split, decodes_on_gpu=False).passed
     lying = part | {"kept_rows": np.roll(part["kept_rows"], 1)}
-    assert not pixels.certify_pixels(lying, split, on_gpu=False).passed
+    assert not pixels.certify_pixels(lying, split, decodes_on_gpu=False).passed
     unflipped = part | {"kept_flips": ~part["kept_flips"]}
-    assert not pixels.certify_pixels(unflipped, split, on_gpu=False).passed
+    assert not pixels.certify_pixels(unflipped, split, decodes_on_gpu=False).passed
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,8 @@ def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
         (["--out", "nowhere/record.json"], "nowhere does not exist"),
         (["--model", "nowhere"], "nowhere is no folder"),
         (["--split", "test"], "prepare the data with"),
+        (["--device", "cpu", "--placement", "gpu"], "placement gpu needs a GPU"),
+        (["--placement", "hybrid"], "there is no placement hybrid"),
     ],
 )
 def test_what_cannot_be_certified_is_refused_in_a_line(

@@ -1,5 +1,6 @@
 """The certificates as functions of what was taken: a uniform permutation passes at the stated rate, faults do not."""
 
+import dataclasses
 import importlib
 import itertools
 import random
@@ -188,23 +189,36 @@ def test_a_resumed_stream_that_differs_is_found() -> None:
     assert np.array_equal(resume.in_order(ranks)["rows"], rows)
 
 
+def test_decoders_are_compared_on_the_way_that_is_in_use() -> None:
+    """No GPU here: which ways there are follows from the job alone."""
+    list_ways, job = load("parity").list_ways, load("job").Job("penstock", "data", "train", 16, seed=0, threads=1)
+
+    def names(**changes: Any) -> list[tuple[str, str, bool]]:
+        return [(way.name, way.decode, way.decodes_on_gpu) for way in list_ways(dataclasses.replace(job, **changes))]
+
+    assert names() == [("CPU", "roi", False)] and names(decode="full") == [("CPU", "full", False)]
+    uploaded = ("CPU, uploaded to the GPU", "roi", False)
+    assert names(device="cuda") == [("CPU", "roi", False), uploaded]
+    assert names(device="cuda", placement="gpu", decode="full") == [("CPU", "roi", False), ("GPU", "full", True)]
+
+
 def test_parity_fails_by_pixels_by_logits_and_by_what_a_trained_model_takes_for_first() -> None:
     parity, judge = load("parity"), load("judge")
     right = np.random.Generator(np.random.Philox(0)).normal(size=(20, 5))
     trained, random_weights = (judge.Judge("a model", is_trained, None) for is_trained in (True, False))
 
-    def conclude(pixels: float, apart: float, model: Any, kind: str = "4:2:0", name: str = "parity, CPU") -> Any:
+    def conclude(pixels: float, apart: float, model: Any, kind: str = "4:2:0", on_gpu: bool = False) -> Any:
         logits = {"ours": right + apart, "reference": right, "noise": right + 0.1}
-        return parity.conclude(name, [(kind, pixels, 9)] * 20, [logits], model)
+        return parity.conclude("parity", [(kind, pixels, 9)] * 20, [logits], model, on_gpu)
 
     assert conclude(0.2, 0.05, trained).passed and conclude(0.2, 0.05, random_weights).passed
     assert not conclude(1.1, 0.05, trained).passed
-    assert conclude(3.9, 0.05, trained, name="parity, GPU").passed
-    assert not conclude(3.9, 0.05, trained, "4:4:4", name="parity, GPU").passed
+    assert conclude(3.9, 0.05, trained, on_gpu=True).passed
+    assert not conclude(3.9, 0.05, trained, "4:4:4", on_gpu=True).passed
     assert not conclude(0.2, 0.2, trained).passed
     close, second = right.copy(), np.argsort(right[0])[-2]
     close[0, second] = right[0].max() - 1e-3
     logits = {"ours": close.copy(), "reference": close, "noise": close + 0.1}
     logits["ours"][0, second] += 2e-3  # much less than noise, which here turns no order
-    assert not parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], trained).passed
-    assert parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], random_weights).passed
+    assert not parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], trained, False).passed
+    assert parity.conclude("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], random_weights, False).passed

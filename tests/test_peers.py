@@ -79,6 +79,9 @@ def test_everyone_here_feeds_and_missing_peers_are_named(command: Any, tmp_path:
     data = [record["races"][race]["penstock"]["data"] for race in command.RACES]
     assert data == ["shards", "smaller-shards"]
     assert record["dataset"]["label"] == "not ImageNet"
+    assert (record["placement"]["placement"], record["placement"]["decode"]) == ("cpu", "roi")
+    others = command.build_record(arguments, facts, {original: {"timm": results[original]["timm"]}}, {})
+    assert others["placement"] is None
     table = command.describe(record)
     assert "skipped: ffcv: ffcv is not there" in table and "webdataset-v2" in table
 

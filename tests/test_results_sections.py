@@ -95,6 +95,39 @@ def test_tunings_rounds_are_told_with_their_searches(write: Callable[[Path], str
     assert "must end faster: passed." in text and "measured twice: 0.990 (0.970 to 1.010)" in text
 
 
+def test_placements_stand_there_and_older_records_have_none(write: Callable[[Path], str], tmp_path: Path) -> None:
+    on_cpu = {"placement": "cpu", "reason": "this process has 16 cores, at least 6", "decode": "roi"}
+    on_gpu = {"placement": "gpu", "reason": "as asked for", "decode": "full", "hw_decoder_load": 0.99}
+    certified = recorded.certificates()
+    certified["loaders"]["penstock"] = certified["loaders"].pop("webdataset") | {"placement": on_gpu}
+    kinds = {
+        "throughput": recorded.throughput() | {"placement": on_gpu},
+        "sweeps": recorded.sweeps() | {"placement": on_cpu},
+        "proof": recorded.proof() | {"placement": on_cpu},
+        "settings": recorded.settings() | {"starts_with": on_cpu},
+        "tuning": recorded.tuning() | {"starts_with": on_gpu},
+        "certificates": certified,
+        "peers": recorded.read("peers.json") | {"placement": None},  # where ours did not take part
+    }
+    for name, record in kinds.items():
+        recorded.write(tmp_path, f"{name}.json", record)
+    text = write(tmp_path)
+    cpu = "images decoded on the CPU (roi; this process has 16 cores, at least 6)"
+    gpu = "images decoded on the GPU (full, hardware decoder load 0.99; as asked for)"
+    assert text.count(cpu) == 3 and text.count(gpu) == 3
+    assert text.count(f"\n* {cpu}\n") == 2 and text.count(f"\n* {gpu}\n") == 1
+    assert f"the search began with {cpu}." in text and f"the search began with {gpu}." in text
+    assert f"; {gpu})\n" in text  # beside the certified loader
+
+
+def test_records_of_before_there_were_placements_are_told(write: Callable[[Path], str], tmp_path: Path) -> None:
+    kinds = (recorded.throughput, recorded.certificates, recorded.settings, recorded.tuning)
+    for kind in kinds:
+        recorded.write(tmp_path, f"{kind.__name__}.json", kind())
+    text = write(tmp_path)
+    assert text.count("\n### ") == len(kinds) and "images decoded on" not in text
+
+
 def test_one_machines_records_stand_together_the_newest_first(write: Callable[[Path], str], tmp_path: Path) -> None:
     other = {"hardware": {"cpu": "A CPU", "cores": 16, "gpu": "Some GPU"}}
     for name, more in {"a": {"date": "2026-01-01"}, "b": other, "c": {"date": "2026-02-02"}}.items():

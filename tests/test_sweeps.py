@@ -33,6 +33,7 @@ def test_every_thread_count_and_size_is_measured(
     figures = sweeps.measure(arguments, points)
     record = json.loads(json.dumps(sweeps.build_record(arguments, facts, figures, tmp_path)))
     assert record["what"] == "sweeps" and record["dataset"]["label"] == "not ImageNet"
+    assert (record["placement"]["placement"], record["placement"]["decode"]) == ("cpu", "roi")
     assert [each["num_threads"] for each in record["threads"]] == [1, 2]
     assert [each["name"] for each in record["sizes"]] == list(sweeps.STORES)
     assert points["original", 1].job["workers"] == 1

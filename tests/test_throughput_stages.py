@@ -136,7 +136,7 @@ def test_every_advice_leads_to_conditions_or_is_beyond_this_machine() -> None:
     assert follow(megabytes_per_second=5.0) == replace(here, megabytes_per_second=5.0)
     assert follow(num_threads=2).num_threads == 2 and follow(size=32).size == 32 and follow(max_side=500).is_smaller
     assert follow(cores=2.0).num_cores is None and follow(cores=2.0, num_cores=4).num_cores == 2
-    assert follow(cores=4.0) is None and follow(gpu=2) is None
+    assert follow(cores=4.0) is None and follow(gpu=2) is None and follow(placement="gpu", decode="full") is None
 
 
 @pytest.mark.skipif(

@@ -12,16 +12,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import CHECKOUT
+from pretend_gpu import GPU, pretend
 from ranks import Ranks
+from tuned_files import SETTINGS as SETTINGS_OF_A_FILE
+from tuned_files import write_tuned
 
 from loaders import InputError, LoaderConfig, Split, World, build
+from loaders.placement import choose_placement
 from loaders.tuned import SETTINGS, read_tuned, settle
 
-START = LoaderConfig()
+START = LoaderConfig(placement="cpu", decode="roi")  # what the defaults mean on a CPU
 MINUTES = 0.02  # the least that a search can do takes longer
 
 
@@ -61,6 +67,8 @@ def test_a_file_holds_every_figure_and_training_takes_it(
     assert [each["batch_size"] for each in record["batch_sizes"]] == [8, 16, 32]
     assert record["is_changed"] == (record["settings"] != {name: getattr(START, name) for name in SETTINGS})
     assert record["is_changed"] == (best["is_better"] and best["changes"] != {})
+    assert (record["settings"]["placement"], record["settings"]["decode"] in ("roi", "full")) == ("cpu", True)
+    assert record["starts_with"] == {"placement": "cpu", "decode": "roi", "reason": "the model is on the CPU too"}
     assert read_tuned(out).settings == record["settings"]
     assert settle(LoaderConfig(backend, tuned=out), World()) == LoaderConfig(backend, **record["settings"])
     epochs = build(digits, "train", 16, device="cpu", backend=backend, tuned=out)
@@ -68,6 +76,59 @@ def test_a_file_holds_every_figure_and_training_takes_it(
     epochs.close()
     said = capsys.readouterr()
     assert said.out == "" and " s left: " in said.err and "[not ImageNet]" in said.err
+    assert "images are decoded on the CPU (the model is on the CPU too)" in said.err
+
+
+def test_a_file_of_before_there_were_placements_is_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in SETTINGS_OF_A_FILE.items() if name != "placement"}
+    path = write_tuned(tmp_path / "tuned.json", settings=old)
+    assert read_tuned(path).settings == old
+    choice = choose_placement(LoaderConfig(tuned=path), World())
+    assert choice.config == LoaderConfig(placement="cpu", **old)
+
+
+@pytest.mark.parametrize("is_able", [True, False])
+def test_on_a_gpu_the_other_placement_is_tried_first(
+    digits: Path, tuning: Any, turns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_able: bool
+) -> None:
+    """On a pretended GPU: a stand-in that decodes on the CPU, or that fails, for a loader that decodes on the GPU."""
+    pretend(monkeypatch)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    properties = SimpleNamespace(name="Pretended GPU", total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(turns, "gather", lambda values, _: [values])
+    build_loader, opened = turns.build_loader, []
+
+    def stand_in(*arguments: Any, config: LoaderConfig) -> Any:
+        opened.append((config.placement, config.decode))
+        if config.placement == "gpu" and not is_able:
+            raise RuntimeError("nvJPEG is not there")
+        return build_loader(*arguments, config=replace(config, placement="cpu"))
+
+    tries = iter([True] * 12)
+    monkeypatch.setattr(turns, "build_loader", stand_in)
+    monkeypatch.setattr(tuning.Tuner, "may_try", lambda _: next(tries, False))
+    work = turns.Workload(Split(digits, "train"), GPU, 16, 24)
+    record = tuning.run(tuning.Request(work, LoaderConfig(), MINUTES))
+    reason = "this process has 6 cores, at least 6"
+    assert record["starts_with"] == {"placement": "cpu", "decode": "roi", "reason": reason}
+    first = record["comparisons"][0]
+    assert first["changes"] == {"placement": ["cpu", "gpu"], "decode": ["roi", "full"]}
+    assert first.get("failure") == (None if is_able else "nvJPEG is not there")
+    assert ("gpu", "full") in opened and ("gpu", "roi") not in opened
+    settings = record["settings"]
+    assert set(settings) == set(SETTINGS) and settings["placement"] in (("cpu", "gpu") if is_able else ("cpu",))
+    (tmp_path / "tuned.json").write_text(json.dumps(record))
+    choice = choose_placement(LoaderConfig(tuned=tmp_path / "tuned.json"), GPU)  # what training takes of the file
+    assert record["hardware"]["gpu"].startswith("Pretended GPU, ") and record["gpu"] == "Pretended GPU"
+    assert choice.config == LoaderConfig(**settings) and choice.reason == f"from {tmp_path / 'tuned.json'}"
+
+
+def test_where_a_placement_lacks_a_gpu_nothing_is_tuned(work: Any, tuning: Any) -> None:
+    with pytest.raises(InputError, match="placement gpu needs a GPU"):
+        tuning.run(tuning.Request(work, LoaderConfig(placement="gpu"), MINUTES))
 
 
 def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, turns: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import pytest
 from conftest import CHECKOUT
 
 from loaders import LoaderConfig
+from loaders.tuned import SETTINGS
 
 START, TUNED = LoaderConfig(), LoaderConfig(batches_ahead=4)
+STARTED = LoaderConfig(placement="cpu", decode="roi")  # what the defaults mean on a CPU
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,11 @@ def test_the_record_has_every_round(
     record = json.loads(out.read_text())
     assert status == (0 if record["passed"] else 1)
     assert json.loads(capsys.readouterr().out) == record
+    assert (record["starts_with"]["placement"], record["starts_with"]["decode"]) == ("cpu", "roi")
     (first,), last = record["rounds"], record["bad_start"]
+    assert first["settings"]["placement"] == "cpu"
+    is_as_it_began = first["settings"] == {name: getattr(STARTED, name) for name in SETTINGS}
+    assert (first["outcome"] == "the defaults") == is_as_it_began == (not first["is_changed"])
     assert last["start"] == {"num_threads": 1, "batches_ahead": 1}
     for each in (first, last):
         for figures in (each["best"], each["check"]):

@@ -10,9 +10,16 @@ from conftest import CHECKOUT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.recipe import seed_113
+
 NAMES = ("storage", "decode", "model", "cores")
 RATES = st.floats(1.0, 1e6)
 CPU_SECONDS = st.floats(1e-6, 1.0)
+MACHINES = (  # a CPU; a GPU that is fed by the CPU; a GPU that decodes too
+    {"shares_cores": True, "decodes_on_gpu": False},
+    {"shares_cores": False, "decodes_on_gpu": False},
+    {"shares_cores": False, "decodes_on_gpu": True},
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,6 +48,7 @@ def build(**changes: Any) -> Any:
         "cpu_model": 1e-3,
         "num_cores": 16.0,
         "shares_cores": False,
+        "decodes_on_gpu": False,
         "mean_bytes": 110_000.0,
     }
     return part("bounds").Figures(**figures | changes)
@@ -56,7 +64,7 @@ def figures(draw: st.DrawFn) -> Any:
         read_cold=draw(st.none() | RATES),
         fits_memory=draw(st.booleans()),
         num_cores=draw(st.floats(0.5, 256)),
-        shares_cores=draw(st.booleans()),
+        **draw(st.sampled_from(MACHINES)),
     )
 
 
@@ -173,9 +181,60 @@ def test_twice_the_cores_give_nothing_to_threads_whose_number_is_set() -> None:
     assert held[0].images_per_second == pytest.approx(490 / (1 / 0.00202) * 950)
 
 
+def test_twice_the_cores_are_advised_where_the_cpu_decodes_for_a_gpu() -> None:
+    advice = part("advice")
+    scaling = advice.Scaling(decode=2.0, model=2.0)
+    (cores,) = advice.advise(build(decode=500.0, train=500.0), {}, scaling)
+    assert cores.change == {"cores": 32.0}
+    assert cores.images_per_second == pytest.approx(1_000)  # the model's rate, which does not grow with the cores
+    assert advice.advise(build(decode=500.0, train=500.0, decodes_on_gpu=True), {}, scaling) == []
+    assert "cores" not in [
+        name for one in advice.advise(build(), {}, scaling) for name in one.change
+    ]  # the model binds
+
+
+def other_placement(rate: float | None, failure: str = "") -> Any:
+    return part("advice").OtherPlacement("cpu", "gpu", "full", rate, failure)
+
+
+@given(figures(), st.floats(0.1, 10))
+def test_another_placement_is_advised_whatever_binds_where_training_gains_3_percent(each: Any, rate: float) -> None:
+    advice, words = part("advice"), part("words")
+    bill = part("cost").Cost(seed_113(), None)
+    other, scaling = other_placement(rate), part("advice").Scaling(1.0, 1.0)
+    found = advice.advise(each, {}, scaling, other)
+    placed = [one for one in found if "placement" in one.change]
+    without = [one for one in found if "placement" not in one.change]
+    assert without == advice.advise(each, {}, scaling)  # nothing else changes
+    says = "\n".join(words.speak(each, found, bill, other))
+    assert ("Decoding on the GPU instead of the CPU:" in says) != bool(placed)  # one of the two, always
+    assert ("--loader.placement gpu" in says) == bool(placed) == (each.train * rate >= 1.03 * each.train)
+    assert [one.images_per_second for one in placed] == [each.train * rate] * len(placed)
+
+
+def test_another_placement_is_told_with_its_figures() -> None:
+    advice, words = part("advice"), part("words")
+    bill = part("cost").Cost(seed_113(), None)
+
+    def say(other: Any, **changes: Any) -> str:
+        figures = build(**changes)
+        found = advice.advise(figures, {}, advice.Scaling(1.0, 1.0), other)
+        return "\n".join(words.speak(figures, found, bill, other))
+
+    slower = say(other_placement(2_310 / 2_450), train=2_450.0, model=2_500.0)
+    assert "Decoding on the GPU instead of the CPU: 2,310 against 2,450 images/s." in slower
+    faster = say(other_placement(1.25), train=800.0)
+    assert "To change: --loader.placement gpu (decode full): 1,000 images/s (1.25 x); seed_113 in " in faster
+    back = say(advice.OtherPlacement("gpu", "cpu", "roi", 1.5), decodes_on_gpu=True)
+    assert "To change: --loader.placement cpu (decode roi): 1,485 images/s" in back
+    failed = say(other_placement(None, "nvJPEG is not there"))
+    assert "Decoding on the GPU instead of the CPU cannot run here: nvJPEG is not there." in failed
+    assert "placement" not in say(None) and "Decoding on the" not in say(None)
+
+
 def test_the_words_hold_the_figures() -> None:
     advice, words, cost = part("advice"), part("words"), part("cost")
-    recipe = importlib.import_module("train.recipe").seed_113()
+    recipe = seed_113()
     each = build()
     found = advice.advise(each, {"smaller images": advice.Probe(1.9, 0.5, 160)}, advice.Scaling(1.0, 1.0))
     says = "\n".join(words.speak(each, found, cost.Cost(recipe, 5.67)))
@@ -189,7 +248,7 @@ def test_the_words_hold_the_figures() -> None:
 
 def test_a_loss_is_placed_and_unrest_is_told() -> None:
     words, cost = part("words"), part("cost")
-    bill = cost.Cost(importlib.import_module("train.recipe").seed_113(), None)
+    bill = cost.Cost(seed_113(), None)
 
     def say(**changes: Any) -> str:
         return "\n".join(words.speak(build(**changes), [], bill))

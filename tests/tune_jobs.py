@@ -3,12 +3,13 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from conftest import CHECKOUT
 from rank_jobs import JOBS, take_place
 
-from loaders import LoaderConfig, Split
+from loaders import InputError, Loader, LoaderConfig, Split, TrainTransform, build_loader
 from train.dist import join_world
 
 
@@ -23,4 +24,23 @@ def tune(rank: int, size: int, group: Path, *, data: str, minutes: float, port: 
     (group / f"record-{rank}").write_text(json.dumps(record))
 
 
-JOBS.update({"tune": tune})
+def probe(rank: int, size: int, group: Path, *, data: str, port: int) -> None:
+    """Measure another placement whose loader cannot be opened in the last rank, and write what this rank was told."""
+    sys.path.insert(0, str(CHECKOUT / "benchmarks"))
+    take_place(rank, size, port)
+    probes, setting = importlib.import_module("stages.probes"), importlib.import_module("stages.setting")
+    with join_world("cpu") as world:
+        split, transform = Split(data, "train"), TrainTransform(24)
+        loader = build_loader(split, transform, 16, world)
+
+        def open_other() -> Loader:
+            if rank == size - 1:
+                raise InputError("this GPU has no decoder")
+            return build_loader(split, transform, 16, world)
+
+        asked = setting.Setting(8, 24, "test_resnet", "none", seconds=0.02)
+        found = probes.compare_placements(loader, replace(loader.config, placement="gpu"), open_other, asked)
+    (group / f"found-{rank}").write_text(json.dumps(vars(found)))
+
+
+JOBS.update({"tune": tune, "probe": probe})

@@ -31,6 +31,8 @@ class Job:
     # of ours
     pixels: int = 224  # of the square output
     device: str = "cpu"
+    placement: str = "cpu"  # where images are decoded; explicit, so that it is the same for any number of ranks
+    decode: str = "roi"
     spans: tuple[Span, ...] = ()
     kept: tuple[int, ...] = ()  # positions whose images are handed back
     digests: bool = False  # sha256 of each image's pixels

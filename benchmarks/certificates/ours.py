@@ -37,7 +37,8 @@ def open_loader(job: Job, split: Split, span: Span) -> Loader:
     """The loader at the span's start. What cannot be decoded must not be replaced in silence: it ends by its name."""
     world = World(job.rank, job.size, job.rank, job.size, resolve_device(job.device))
     backend = "dali" if span.decoded else "synthetic"
-    config = LoaderConfig(backend, num_threads=job.threads, most_damaged=0)
+    how = {"placement": job.placement, "decode": job.decode, "num_threads": job.threads}
+    config = LoaderConfig(backend, most_damaged=0, **how)
     loader = build_loader(split, TrainTransform(job.pixels), job.batch_size, world, Sampling(job.seed), config)
     state = {**loader.state_dict(), "position": span.start}
     loader.load_state_dict(json.loads(Path(job.state_in).read_text()) if job.state_in else state)

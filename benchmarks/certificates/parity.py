@@ -1,4 +1,4 @@
-"""The certificate of decoders: DALI on the CPU, and on the GPU where there is one, against the Pillow reference.
+"""The certificate of decoders: DALI on the CPU, and the way to the GPU that is in use, against the Pillow reference.
 
 On evaluation's transform and on training's: both execute the same plan. A network may make no more of the difference
 in pixels than of noise that is as large as the limit on pixels allows.
@@ -12,17 +12,48 @@ from typing import Any
 import numpy as np
 import torch
 from certificates.collect import Report
+from certificates.job import Job
 from certificates.judge import Judge
 from certificates.verdict import Certificate
 from gpu.parity import MOST, MOST_SUBSAMPLED, WHOLE, Difference, by_kind, describe_jpeg
 
 from loaders import EvalTransform, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
 from loaders.device import resolve_device
+from loaders.placement import DEFAULT_DECODE
 from loaders.subset import Subset
 
 LEAST_AGREEMENT = 99.0  # percent of images with the same top-1; less where noise leaves less
 RESIZE_SHARE = 256 / 224  # of evaluation's short side to its crop
 BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way from encoded images to pixels on a device."""
+
+    name: str
+    device: str  # of the pixels: "cpu" or "cuda"
+    placement: str  # where they are decoded: "cpu" or "gpu"
+    decode: str
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        return self.placement == "gpu"
+
+    @property
+    def config(self) -> LoaderConfig:
+        """The loader's settings, with which an image that cannot be decoded is an error."""
+        how: dict[str, Any] = {"placement": self.placement, "decode": self.decode}
+        return LoaderConfig("dali", most_damaged=0, **how)
+
+
+def list_ways(job: Job) -> list[Way]:
+    """Return the CPU alone, and the way that the job's loader takes to a GPU."""
+    alone = Way("CPU", "cpu", "cpu", job.decode if job.placement == "cpu" else DEFAULT_DECODE["cpu"])
+    if job.device == "cpu":
+        return [alone]
+    name = "GPU" if job.placement == "gpu" else "CPU, uploaded to the GPU"
+    return [alone, Way(name, job.device, job.placement, job.decode)]
 
 
 @dataclass(frozen=True)
@@ -47,23 +78,19 @@ def draw_sample(split: Split, num_images: int, pixels: int, seed: int) -> Sample
     return Sample(Subset(split, rows_N, range(len(split.class_names))), pixels, seed)
 
 
-def certify_parity(sample: Sample, judge: Judge, device: str, report: Report) -> Iterator[Certificate]:
-    """One certificate a transform.
-
-    Args:
-        device: cpu or cuda, of DALI; the reference and the network stay on the CPU.
-    """
-    world = World(device=resolve_device(device))
+def certify_parity(sample: Sample, judge: Judge, way: Way, report: Report) -> Iterator[Certificate]:
+    """Yield one certificate for each transform. The reference and the network stay on the CPU."""
+    world = World(device=resolve_device(way.device))
     for name, transform in sample.transforms.items():
         size = min(BATCH_SIZE, len(sample.split))
-        ours = build_loader(sample.split, transform, size, world, config=LoaderConfig("dali", most_damaged=0))
+        ours = build_loader(sample.split, transform, size, world, config=way.config)
         right = build_loader(sample.split, transform, size, config=LoaderConfig("reference", most_damaged=0))
-        pixels, logits = compare(ours, right, judge, device, report)
-        yield conclude(f"parity, {'GPU' if device == 'cuda' else 'CPU'}, {name}", pixels, logits, judge)
+        pixels, logits = compare(ours, right, judge, report)
+        yield conclude(f"parity, {way.name}, {name}", pixels, logits, judge, way.decodes_on_gpu)
 
 
 def compare(
-    ours: Loader, right: Loader, judge: Judge, device: str, report: Report
+    ours: Loader, right: Loader, judge: Judge, report: Report
 ) -> tuple[list[Difference], list[dict[str, np.ndarray]]]:
     """Pixels' and logits' differences from the reference of each image, both loaders taken in step."""
     noise = torch.Generator().manual_seed(0)
@@ -78,7 +105,7 @@ def compare(
         found = zip(kinds, means_B, most_B, strict=True)
         pixels += [each for each, valid in zip(found, valid_B.tolist(), strict=True) if valid]
         signs_BCHW = 2 * torch.randint(0, 2, wanted_BCHW.shape, generator=noise) - 1
-        limits_B = torch.tensor([limit_of(kind, device) for kind in kinds])
+        limits_B = torch.tensor([limit_of(kind, ours.decodes_on_gpu) for kind in kinds])
         noisy_BCHW = wanted_BCHW + signs_BCHW * limits_B.view(-1, 1, 1, 1).int()
         shown = {"ours": batch.images_BCHW, "reference": reference.images_BCHW, "noise": noisy_BCHW.clamp(0, 255)}
         logits.append({name: judge.logits(images).numpy()[valid_B.numpy()] for name, images in shown.items()})
@@ -86,17 +113,18 @@ def compare(
     return pixels, logits
 
 
-def limit_of(kind: str, device: str) -> float:
-    """What an image may differ by on average: on the CPU both decode to the same bits, nvJPEG has ways of its own."""
-    return MOST if device == "cpu" or kind.removesuffix(" progressive") in WHOLE else MOST_SUBSAMPLED
+def limit_of(kind: str, decodes_on_gpu: bool) -> float:
+    """Return what an image may differ by on average: CPU decoders agree to the bit, nvJPEG rounds in its own way."""
+    return MOST if not decodes_on_gpu or kind.removesuffix(" progressive") in WHOLE else MOST_SUBSAMPLED
 
 
-def conclude(name: str, pixels: list[Difference], logits: list[dict[str, np.ndarray]], judge: Judge) -> Certificate:
-    """The certificate."""
-    device = "cuda" if "GPU" in name else "cpu"
+def conclude(
+    name: str, pixels: list[Difference], logits: list[dict[str, np.ndarray]], judge: Judge, decodes_on_gpu: bool
+) -> Certificate:
+    """Return the certificate."""
     figures = {"model": judge.what, "is_trained": judge.is_trained, "pixels": by_kind(iter(pixels))}
     figures |= compare_logits(logits)
-    near = all(mean <= limit_of(kind, device) for kind, mean, _ in pixels)
+    near = all(mean <= limit_of(kind, decodes_on_gpu) for kind, mean, _ in pixels)
     least = min(LEAST_AGREEMENT, figures["same_top1_percent_by_noise"])
     agrees = figures["same_top1_percent"] >= least or not judge.is_trained
     worst, largest = max(mean for _, mean, _ in pixels), max(most for *_, most in pixels)
@@ -108,7 +136,7 @@ def conclude(name: str, pixels: list[Difference], logits: list[dict[str, np.ndar
         f"{len(pixels)} images: pixels {means} of 255 apart, worst image {worst:.3f}, worst pixel {largest}; "
         f"logits {figures['logits_apart']:.4f}; {top1}",
         f"logits {figures['logits_apart_by_noise']:.4f} apart by noise ({judge.what})",
-        f"image ≤ {MOST:g} of 255" + f" (subsampled {MOST_SUBSAMPLED:g})" * (device == "cuda")
+        f"image ≤ {MOST:g} of 255" + f" (subsampled {MOST_SUBSAMPLED:g})" * decodes_on_gpu
         + "; logits ≤ noise of that size" + f"; top-1 ≥ {LEAST_AGREEMENT:g}%, or what noise leaves" * judge.is_trained,
         figures,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from loaders import Split
 NAME = "pixels are those of the rows"
 
 
-def certify_pixels(arrays: Arrays, split: Split, on_gpu: bool) -> Certificate:
+def certify_pixels(arrays: Arrays, split: Split, decodes_on_gpu: bool) -> Certificate:
     """Each kept image against its own file, and against the file of the next one in the sample, which must be far.
 
     Args:
@@ -34,7 +34,7 @@ def certify_pixels(arrays: Arrays, split: Split, on_gpu: bool) -> Certificate:
     right_KHWC = np.stack([render(*each, images_KHWC.shape[1]) for each in geometry]).astype(np.int64)
     own_K = np.abs(images_KHWC - right_KHWC).mean((1, 2, 3))
     other_K = np.abs(images_KHWC - np.roll(right_KHWC, 1, axis=0)).mean((1, 2, 3))
-    limit = MOST_SUBSAMPLED if on_gpu else MOST
+    limit = MOST_SUBSAMPLED if decodes_on_gpu else MOST
     return Certificate(
         NAME,
         bool(own_K.max() <= limit and not foreign),

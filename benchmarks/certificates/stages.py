@@ -14,7 +14,7 @@ from certificates.job import Job
 from certificates.judge import Judge
 from certificates.mixing import certify_classes, certify_displacement
 from certificates.ours import place_spans
-from certificates.parity import certify_parity, draw_sample
+from certificates.parity import certify_parity, draw_sample, list_ways
 from certificates.pixels import certify_pixels
 from certificates.resume import certify_resume, place_stretch
 from certificates.taken import Taken
@@ -48,6 +48,8 @@ def build_job(arguments: Namespace, loader: str, buffer: int, num_images: int) -
         buffer=buffer,
         pixels=arguments.size,
         device=arguments.device,
+        placement=arguments.placement,
+        decode=arguments.decode,
     )
     if loader != OURS:
         return job
@@ -98,7 +100,7 @@ def certify_stream(arguments: Namespace, split: Split, job: Job, progress: Progr
     worlds = {size: take_ranks(job, size, num_images, progress) for size in arguments.ranks}
     return [
         certify_coverage(epochs, labels_N),
-        *([certify_pixels(arrays, split, job.device == "cuda")] if job.kept else []),
+        *([certify_pixels(arrays, split, job.placement == "gpu")] if job.kept else []),
         certify_classes(epochs, labels_N, job.batch_size),
         certify_displacement(epochs, num_images),
         certify_ranks(worlds, num_images),
@@ -107,12 +109,12 @@ def certify_stream(arguments: Namespace, split: Split, job: Job, progress: Progr
 
 def certify_ours(arguments: Namespace, split: Split, job: Job, judge: Judge, progress: Progress) -> list[Certificate]:
     """The certificates that only our loader is asked for."""
-    ranks, devices = arguments.ranks, sorted({"cpu", job.device})
+    ranks, ways = arguments.ranks, list_ways(job)
     job = replace(job, kept=())
     _, (start, _, end) = place_stretch(job, ranks, len(split))
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         report = start_task(progress, "resume", 2 * (end - start))
         found = [certify_resume(job, ranks, len(split), Path(folder), report)]
     sample = draw_sample(split, arguments.parity_images, arguments.size, arguments.seed)
-    report = start_task(progress, "decoders", 2 * len(devices) * len(sample.split))
-    return found + [each for device in devices for each in certify_parity(sample, judge, device, report)]
+    report = start_task(progress, "decoders", 2 * len(ways) * len(sample.split))
+    return found + [each for way in ways for each in certify_parity(sample, judge, way, report)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from certificates.verdict import Certificate
+from reports.words import format_placement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,4 +30,4 @@ def describe(facts: dict[str, Any]) -> str:
     if "buffer" in facts:
         return f"{facts['loader']}, shuffle buffer of {facts['buffer']:,} images (its order alone, nothing decoded)"
     decoded = f"{facts['num_decoded']:,} images, {facts['decoded_percent']:.3g}% of its epochs"
-    return f"{facts['loader']} on {facts['device']}: {decoded}, decoded"
+    return f"{facts['loader']} on {facts['device']}: {decoded}; {format_placement(facts['placement'])}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from drawing.shown import name_pictures
+from reports.gpu_model import describe_model
 from reports.plain import describe_plainly
 from reports.proofs import describe_certificates, describe_proof
 from reports.races import describe_feeding, describe_preparation, describe_serving, describe_startup
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[str, Describe]] = {
     "certificates": ("Certificates", describe_certificates),
     "startup": ("Start-up", describe_startup),
     "preparation": ("Preparation, beside others", describe_preparation),
+    "gpu model": ("A ResNet-50's training step on a GPU, without data", describe_model),
     "serving": ("The app's answer", describe_serving),
 }
 GPU_SUITE = "gpu suite"

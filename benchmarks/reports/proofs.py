@@ -7,6 +7,7 @@ from reports.words import (
     format_dataset,
     format_number,
     format_options,
+    format_placement,
     format_spread,
     list_method,
     list_origin,
@@ -21,8 +22,11 @@ def describe_certificates(content: dict[str, Any]) -> Iterator[str]:
     yield f"{format_dataset(content['dataset'])}, {content['epochs']} epochs, batch {content['batch_size']}."
     yield ""
     for loader, found in content["loaders"].items():
-        facts = {name: value for name, value in found.items() if name not in ("loader", "certificates")}
-        yield from (f"**{loader}** ({format_options({name: _shorten(value) for name, value in facts.items()})})", "")
+        facts = {name: value for name, value in found.items() if name not in ("loader", "certificates", "placement")}
+        told = format_options({name: _shorten(value) for name, value in facts.items()})
+        # Peers decode nothing here, and records of before there were placements have none.
+        decoded = f"; {format_placement(found['placement'])}" if "placement" in found else ""
+        yield from (f"**{loader}** ({told}{decoded})", "")
         rows = [
             [each["name"], PASSED[each["passed"]], each["measured"], each["expected"], each["limit"]]
             for each in found["certificates"]

@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-from reports.words import Summary, format_dataset, format_options, format_spread, list_method, list_origin, make_table
+from reports.words import (
+    Summary,
+    format_dataset,
+    format_options,
+    format_placement,
+    format_spread,
+    list_method,
+    list_origin,
+    make_table,
+)
 
 STEPS = ("", "tried", "images/s a process", "of what it would replace", "ratio", "pairs", "")
 
@@ -43,9 +52,12 @@ def describe_tuning(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _describe_work(content: dict[str, Any]) -> str:
+    """Return what was measured; records of before there were placements do not say where the search began."""
+    began = content.get("starts_with")
     return (
         f"{format_dataset(content['dataset'])}; batch {content['batch_size']}, {content['size']} pixels, processes "
-        f"{content['num_processes']}, on the {content['device'].upper()}."
+        f"{content['num_processes']}, on the {content['device'].upper()}"
+        + (f"; the search began with {format_placement(began)}." if began else ".")
     )
 
 

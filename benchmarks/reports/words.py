@@ -61,6 +61,13 @@ def format_options(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
+def format_placement(placement: dict[str, Any]) -> str:
+    """Return where and how images were decoded, and why there, from what `record.describe_placement` gives."""
+    load = f", hardware decoder load {placement['hw_decoder_load']:g}" if "hw_decoder_load" in placement else ""
+    how = f"{placement['decode']}{load}; {placement['reason']}"
+    return f"images decoded on the {placement['placement'].upper()} ({how})"
+
+
 def make_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """A table in Markdown, and the empty line after it; columns in which nobody has anything are left out."""
     cells = [header, *rows]
@@ -79,6 +86,8 @@ def _escape(cell: str) -> str:
 def list_origin(content: dict[str, Any]) -> Iterator[str]:
     """Where a record's figures come from and how to take them again."""
     yield f"* machine: {format_machine(content['hardware'])}"
+    if content.get("placement"):  # records of before there were placements have none
+        yield f"* {format_placement(content['placement'])}"
     if "command" in content:
         yield f"* command: `{content['command']}`"
     dirty = " and changes that were not committed" if content["commit"].endswith("+") else ""

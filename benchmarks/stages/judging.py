@@ -3,7 +3,7 @@
 from typing import Any
 
 from stages.machine import available_bytes, count_cores
-from stages.probes import find_scaling, measure_probes
+from stages.probes import find_scaling, measure_probes, probe_placement
 from stages.rounds import Report
 from stages.setting import Setting
 from stages.stage import DECODE, LOADER, MODEL, READ_COLD, READ_WARM, TRAIN
@@ -26,14 +26,16 @@ def judge(stages: Described, loader: Loader, setting: Setting, cost: Cost, repor
     figures = read_figures(stages, loader)
     binds = find_binding(figures)
     probes = measure_probes(WANTED[binds], loader, setting, report)
-    advice = advise(figures, probes, find_scaling(loader))
+    other = probe_placement(loader, setting, report)
+    advice = advise(figures, probes, find_scaling(loader), other)
     return {
         "binds": binds,
         "expected_images_per_second": expect(figures),
         "bounds": find_bounds(figures),
-        "says": speak(figures, advice, cost),
+        "says": speak(figures, advice, cost, other),
         "advice": [vars(each) for each in advice],
         "probes": {name: vars(probe) for name, probe in probes.items()},
+        "other_placement": vars(other) if other else None,
         "figures": vars(figures),
     }
 
@@ -61,6 +63,7 @@ def read_figures(stages: Described, loader: Loader) -> Figures:
         cpu_model=cpu(MODEL),
         num_cores=count_all_cores(loader),
         shares_cores=loader.world.device.type == "cpu",
+        decodes_on_gpu=loader.decodes_on_gpu,
         mean_bytes=float(sizes.mean()),
     )
 

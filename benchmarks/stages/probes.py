@@ -5,9 +5,10 @@ What counts is the ratio of the two, so that unrest in the minutes between does 
 
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from pace import gather
 from stages.decoding import Decoding, MemoryLoader, hold_batches
@@ -17,9 +18,13 @@ from stages.setting import Setting
 from stages.smaller import mean_bytes, shrink
 from stages.stage import Stage, Window, measure
 from stages.stepping import Feed, Stepping, build_step, open_synthetic
-from verdict.advice import FREE_STORAGE, SMALLER_FILES, SMALLER_IMAGES, THREADS, Probe, Scaling
+from tuning.turns import FAILURES, in_a_line
+from verdict.advice import FREE_STORAGE, SMALLER_FILES, SMALLER_IMAGES, THREADS, OtherPlacement, Probe, Scaling
 
-from loaders import Loader, build_loader
+from loaders import Loader, LoaderConfig, build_loader
+from loaders.config import MOST_THREADS, default_num_threads, share_cores
+from loaders.placement import DEFAULT_DECODE
+from train.dist import from_every_rank
 
 REPETITIONS = 3
 SIZE_SHARE = 0.72  # 224 to 160 pixels, as fast recipes train
@@ -86,6 +91,60 @@ def probe_size(loader: Loader, setting: Setting) -> Probe | None:
         return compare([Stepping(feed, step) for feed in feeds], setting, size)
 
 
+def probe_placement(loader: Loader, setting: Setting, report: Report) -> OtherPlacement | None:
+    """Measure training with the images decoded in the other place; None where there is no other place.
+
+    The other placement decodes as is usual there: whole images on a GPU, where decoding of regions may end the process.
+    """
+    if loader.world.device.type != "cuda" or "gpu" not in loader.backend.placements:
+        return None
+    there = "cpu" if loader.placement.side == "gpu" else "gpu"
+    report(f"what would decoding on the {there.upper()} give", 1.0)
+    config = replace(loader.config, placement=there, decode=DEFAULT_DECODE[there])
+    open_other = partial(
+        build_loader, loader.split, loader.transform, loader.batch_size, loader.world, loader.sampling, config
+    )
+    return compare_placements(loader, config, open_other, setting)
+
+
+def compare_placements(
+    loader: Loader, config: LoaderConfig, open_other: Callable[[], Loader], setting: Setting
+) -> OtherPlacement:
+    """Measure the step fed by `loader` and fed by another loader in turns; one that cannot run is told with its reason.
+
+    Args:
+        config: of the other loader, with an explicit placement.
+        open_other: builds the other loader.
+
+    Raises:
+        RuntimeError, InputError: the other loader fails while it is measured, and this is one of several processes:
+            the others wait for it in the step.
+    """
+    told = partial(OtherPlacement, loader.placement.side, config.placement, config.decode)
+    with ExitStack() as stack:
+        # The other loader must deliver a batch before the step takes part, whose processes wait for each other: where
+        # it fails in one of them, all of them leave here.
+        feeds, reasons = [], []
+        try:
+            other = open_other()
+            other.position = loader.position
+            feeds = [stack.enter_context(Feed(other))]
+            next(feeds[0].batches)
+        except FAILURES as error:
+            reasons = [in_a_line(error)]
+        if reasons := from_every_rank(reasons, loader.world):
+            return told(None, reasons[0])
+        # The same step takes the batches of both loaders, in turns.
+        try:
+            step = build_step(setting, loader)
+            feeds = [stack.enter_context(Feed(loader)), *feeds]
+            return told(compare([Stepping(feed, step) for feed in feeds], setting, 0.0).rate)
+        except FAILURES as error:
+            if loader.world.size > 1:
+                raise
+            return told(None, in_a_line(error))
+
+
 def compare(pair: list[Stage], setting: Setting, value: float) -> Probe:
     """Both in turns: the second's rate and CPU time beside the first's, as ratios."""
     for stage in pair:
@@ -106,8 +165,12 @@ def _ratios(before: Window, after: Window) -> tuple[float, float]:
 
 
 def find_scaling(loader: Loader) -> Scaling:
-    """What twice the cores would do: nothing for threads whose number is set, by a flag or OMP_NUM_THREADS."""
+    """Return what twice the cores would do: nothing for threads whose number is set, by a flag or OMP_NUM_THREADS.
+
+    By default there is a decoding thread for each core, but not more than a limit: beyond it more cores do not help.
+    """
+    cores, usual = len(share_cores(loader.world)), default_num_threads(loader.world)
     return Scaling(
-        decode=1.0 if loader.config.num_threads else 2.0,
+        decode=1.0 if loader.config.num_threads else min(MOST_THREADS, 2 * cores) / usual,
         model=1.0 if "OMP_NUM_THREADS" in os.environ else 2.0,
     )

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-import simplejpeg
 from stages.decoding import Held
 from verdict.advice import MAX_SIDE, QUALITY
 
@@ -51,6 +50,8 @@ def _shrink_batch(plan: Plan, encoded: Encoded, images: Images) -> Encoded:
 
 def _shrink_image(encoded: np.ndarray, width: int, height: int) -> np.ndarray:
     """Scaled down by pixel area and encoded anew with 4:2:0 chroma; the original where neither saves bytes."""
+    import simplejpeg  # noqa: PLC0415 - throughput.py runs without it, except this probe
+
     had_height, had_width, _, subsampling = simplejpeg.decode_jpeg_header(encoded)
     colours, chroma = ("GRAY", GREY) if subsampling == GREY else ("RGB", "420")
     pixels_HWC = simplejpeg.decode_jpeg(encoded, colours, min_width=width, min_height=height)

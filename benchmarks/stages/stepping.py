@@ -11,7 +11,7 @@ from pace import most_ready
 from stages.setting import Setting
 from stages.stage import LOADER, MODEL, TRAIN, Stage
 
-from loaders import Batch, Loader, LoaderConfig, Stats, TrainTransform, build_loader
+from loaders import Batch, Loader, LoaderConfig, Stats, TrainTransform, World, build_loader
 from train.config import Recipe, RunConfig
 from train.model import ModelConfig, build_model
 from train.optim import build_optimizer
@@ -84,10 +84,15 @@ def open_synthetic(loader: Loader, size: int) -> Loader:
 
 def build_step(setting: Setting, loader: Loader) -> Step:
     """The training step as `train.fit` makes it, at the start of a run."""
+    return make_step(setting, loader.batch_size, len(loader.split.class_names), loader.world)
+
+
+def make_step(setting: Setting, batch_size: int, num_classes: int, world: World) -> Step:
+    """Return the same for batches that need not come from a loader; `batch_size` counts images over all processes."""
     recipe = Recipe(
         name="throughput",
         epochs=100,
-        batch_size=loader.batch_size,
+        batch_size=batch_size,
         amp=setting.amp,  # pyright: ignore[reportArgumentType]  (the command line has checked it)
         model=ModelConfig(setting.model),
         speed=SpeedConfig(compile=setting.compile),
@@ -96,7 +101,7 @@ def build_step(setting: Setting, loader: Loader) -> Step:
     recipe = replace(recipe, transform=TrainTransform(setting.size))
     set_precision(recipe.speed)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(loader.split.class_names), loader.world.device)
+    model = build_model(recipe.model, num_classes, world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
-    return Step(recipe, state, TOTAL_IMAGES, loader.world)
+    return Step(recipe, state, TOTAL_IMAGES, world)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from reports.words import format_placement
 from rich.console import Console
 from rich.table import Table
 
@@ -18,13 +19,14 @@ def show(record: dict[str, Any]) -> None:
 
 
 def describe_title(record: dict[str, Any]) -> str:
-    """What was measured on what."""
+    """Return what was measured on what, and where images were decoded."""
     data, hardware = record["dataset"], record["hardware"]
     device = hardware["gpu"] or f"CPU ({hardware['cores']} cores)"
     model = f"{record['model']} {record['amp']}, " if record["model"] else ""
     return (
         f"{model}{record['size']} px, batch {record['batch_size']} x {record['num_processes']} on {device}; "
-        f"{data['name']} [{data['label']}], {data['mean_bytes'] / 1000:,.0f} KB an image"
+        f"{data['name']} [{data['label']}], {data['mean_bytes'] / 1000:,.0f} KB an image; "
+        f"{format_placement(record['placement'])}"
     )
 
 

@@ -4,10 +4,10 @@ Between the command line and the parts of this package: what is asked for comes 
 goes out. `train/main.py --loader.tuned FILE` takes it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from record import describe_dali, describe_origin, say
+from record import describe_dali, describe_origin, describe_placement, say
 from tuning.budget import Budget
 from tuning.report import build_record, describe, describe_step
 from tuning.rule import WINS
@@ -17,6 +17,7 @@ from tuning.space import Space, find_space
 from tuning.turns import FAILURES, Turns, Workload, in_a_line
 
 from loaders import InputError, LoaderConfig
+from train.tuned import agree_on_placement
 
 WINDOWS_A_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # seconds
 LAST_PAIRS, SIZES_PAIRS = WINS + 1, 4  # the time of so many pairs is kept for the last comparison, and for the batches
@@ -78,13 +79,16 @@ def run(request: Request) -> dict[str, Any]:
         InputError: it cannot be measured.
     """
     request.check()
-    work = request.work
+    # The search moves between explicit settings, and so the file holds explicit ones: what "auto" means is resolved
+    # once, here.
+    work, choice = request.work, agree_on_placement(request.start, request.work.world)
+    request = replace(request, start=choice.config)
     space = find_space(request.start, work.world)
     budget = Budget(60 * request.minutes, work.world)
     window_seconds = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, budget.seconds / WINDOWS_A_BUDGET))
     with Turns(work, request.start, window_seconds) as turns:
         tuner = Tuner(request, turns, budget)
-        tuner.say(f"begins at about {turns.first_rate:,.0f} images/s a process")
+        tuner.say(f"begins at about {turns.first_rate:,.0f} images/s a process; {choice}")
         found = tuner.find(space)
         num_images, round_seconds = turns.num_steps * work.batch_size // 2, 2 * turns.pair_seconds
     try:
@@ -95,7 +99,11 @@ def run(request: Request) -> dict[str, Any]:
         sizes = {}
         tuner.say(f"other sizes of the batch cannot be measured ({in_a_line(error)})")
     origin = describe_origin(request.script, work.world, **describe_dali(found.config.backend))
-    record = build_record(work, found, sizes) | {"minutes": request.minutes, **origin}
+    record = build_record(work, found, sizes) | {
+        "starts_with": describe_placement(choice),
+        "minutes": request.minutes,
+        **origin,
+    }
     if work.world.rank == 0:
         say("\n".join(describe(record)))
     return record

@@ -10,7 +10,7 @@ from tuning.rule import LEAST_GAIN, Pair, find_ratios, judge
 from tuning.search import Comparison, Found
 from tuning.turns import Workload
 
-from loaders.tuned import FORMAT, KIND, SETTINGS
+from loaders.tuned import FORMAT, KIND, SETTINGS, find_place
 
 
 def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) ->
         "num_processes": world.size,
         "local_processes": world.local_size,
         "device": world.device.type,
+        "gpu": find_place(world).gpu,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuning.rule import WINS, Pair, judge
-from tuning.space import Space, neighbours
+from tuning.space import Space
 
 from loaders import LoaderConfig
 
@@ -61,8 +61,8 @@ def climb(
     is_new = True
     while is_new:
         is_new = False
-        for name, step in ((name, step) for name in space for step in (1, -1)):
-            while (candidate := neighbours(best, name, space[name], step)) is not None:
+        for name, step in ((name, step) for name in space.names for step in (1, -1)):
+            while (candidate := space.find_neighbour(best, name, step)) is not None:
                 pair = frozenset((candidate, best))
                 if pair in known or not has_time():
                     break

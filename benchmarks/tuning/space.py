@@ -1,53 +1,117 @@
-"""What there is to try: the settings that change a loader's speed, each with its values in order."""
+"""The settings that a search tries: those that change a loader's speed, each with its values in order.
 
-from dataclasses import replace
+A placement says where images are decoded: "cpu", or "gpu" on a CUDA device with the backend `dali`. Some values mean
+something under one placement alone (the share of the GPU's own JPEG decoder), so each placement has its own table.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loaders import InputError, LoaderConfig, World
 from loaders.config import default_num_threads, share_cores
+from loaders.placement import DEFAULT_DECODE, DecoderSide
 
 THREADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BATCHES_AHEAD = (1, 2, 3, 4, 6, 8)
 HW_DECODER_LOADS = (0.0, 0.3, 0.65, 0.9, 0.99)  # 0.65 is nvImageCodec's default, 0.99 MLPerf's on H100
-DECODES, TRUTHS = ("roi", "full"), (False, True)
+DECODES = ("roi", "full")
+TRUTHS = (False, True)
+# The order in which a search moves the settings, the weightiest first.
+ORDER = ("placement", "hw_decoder_load", "num_threads", "decode", "batches_ahead", "pin_threads")
 
-Space = dict[str, tuple[Any, ...]]
+Values = dict[str, tuple[Any, ...]]  # of each setting, in order
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values to try, by placement. Every neighbour of a configuration of the space is one of the space too."""
+
+    tables: dict[DecoderSide, Values]
+    start: LoaderConfig  # its values are in every table, except its decode
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The settings with something to try, in the order in which a search moves them."""
+        known = {name for table in self.tables.values() for name in table}
+        known |= {"placement"} if len(self.tables) > 1 else set()
+        return tuple(name for name in ORDER if name in known)
+
+    def find_values(self, name: str, placement: DecoderSide) -> tuple[Any, ...]:
+        """Return the values of one setting under a placement; none for a setting that means nothing there."""
+        return tuple(self.tables) if name == "placement" else self.tables[placement].get(name, ())
+
+    def find_neighbour(self, config: LoaderConfig, name: str, step: int) -> LoaderConfig | None:
+        """Return `config` with the value of one setting moved `step` places; None where there is no such place."""
+        assert config.placement != "auto", "a search moves between settings that are explicit"
+        values = self.find_values(name, config.placement)
+        place = values.index(getattr(config, name)) + step if values else -1
+        if not 0 <= place < len(values):
+            return None
+        if name == "placement":
+            return self.move(config, values[place])
+        return replace(config, **{name: values[place]})
+
+    def move(self, config: LoaderConfig, placement: DecoderSide) -> LoaderConfig:
+        """Return `config` under another placement.
+
+        Its decode becomes the usual one there; a value that is not tried there becomes the start's again.
+        """
+        moved = replace(config, placement=placement, decode=DEFAULT_DECODE[placement])
+        others = [name for name in self.names if name not in ("placement", "decode")]
+        strange = [name for name in others if getattr(moved, name) not in self.find_values(name, placement)]
+        return replace(moved, **{name: getattr(self.start, name) for name in strange})
 
 
 def find_space(start: LoaderConfig, world: World) -> Space:
-    """The values to try of each setting, the weightiest setting first; the values of `start` are among them.
+    """Return what a search that begins at `start` tries.
+
+    Args:
+        start: with placement and decode resolved: neither is "auto".
 
     Raises:
-        InputError: the backend has none.
+        InputError: the backend has nothing to tune.
     """
     if start.backend == "synthetic":
         raise InputError("the backend synthetic makes one batch for ever: tune dali or reference")
-    space: Space = {"num_threads": find_threads(world), "batches_ahead": BATCHES_AHEAD}
+    can_move = start.backend == "dali" and world.device.type == "cuda"
+    placements: tuple[DecoderSide, ...] = ("cpu", "gpu") if can_move else ("cpu",)
+    return Space({placement: _build_table(start, placement, world) for placement in placements}, start)
+
+
+def _build_table(start: LoaderConfig, placement: DecoderSide, world: World) -> Values:
+    """Return the values to try under one placement, the start's own value in its place among them."""
+    table: Values = {"num_threads": find_threads(world, placement), "batches_ahead": BATCHES_AHEAD}
     if start.backend == "dali":
-        on_gpu = {"hw_decoder_load": HW_DECODER_LOADS} if world.device.type == "cuda" else {}
-        space = {"num_threads": space.pop("num_threads"), "decode": DECODES, **on_gpu, **space, "pin_threads": TRUTHS}
-    return {name: _with(values, name, start, world) for name, values in space.items()}
+        table["pin_threads"] = TRUTHS
+    if placement == "gpu":
+        table["hw_decoder_load"] = HW_DECODER_LOADS
+    table = {name: _with(values, name, start, world) for name, values in table.items()}
+    return table | ({"decode": find_decodes(start, placement)} if start.backend == "dali" else {})
 
 
-def find_threads(world: World) -> tuple[int, ...]:
-    """Numbers of threads; 0 stands in the place of the default's.
+def find_decodes(start: LoaderConfig, placement: DecoderSide) -> tuple[str, ...]:
+    """Return the ways to decode that are tried.
 
-    On a CPU not more than this process's cores: measured alone they may look as good, but training wants those cores.
-    On a GPU up to twice as many: they wait for it now and then.
+    On a GPU "roi" only where the search starts with it: there it is reported to end the process by a segmentation
+    fault (nvImageCodec issue 55, on H100), and a search that dies loses all that it has found.
+    """
+    starts_with_roi = (start.placement, start.decode) == ("gpu", "roi")
+    return DECODES if placement == "cpu" or starts_with_roi else ("full",)
+
+
+def find_threads(world: World, placement: DecoderSide) -> tuple[int, ...]:
+    """Return numbers of threads; 0 stands in the place of the default's number.
+
+    Where the CPU decodes, at most this process's cores: measured alone more threads may look as good, but training
+    wants those cores. Where a GPU decodes, up to twice as many: they wait for it now and then.
     """
     cores, usual = len(share_cores(world)), default_num_threads(world)
-    most = 2 * cores if world.device.type == "cuda" else cores
+    most = 2 * cores if placement == "gpu" else cores
     return tuple(0 if number == usual else number for number in sorted({*THREADS, usual}) if number <= most)
 
 
-def neighbours(config: LoaderConfig, name: str, values: tuple[Any, ...], step: int) -> LoaderConfig | None:
-    """The configuration with the value of one setting that stands `step` places further; None at the end."""
-    place = values.index(getattr(config, name)) + step
-    return replace(config, **{name: values[place]}) if 0 <= place < len(values) else None
-
-
 def _with(values: tuple[Any, ...], name: str, start: LoaderConfig, world: World) -> tuple[Any, ...]:
-    """The values with the one that a search starts from, in its place or at it."""
+    """Return the values with the one that a search starts from, in its place or at it."""
     own, usual = getattr(start, name), default_num_threads(world) if name == "num_threads" else 0
     if own in values:
         return values

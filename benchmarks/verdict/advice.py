@@ -33,6 +33,17 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class OtherPlacement:
+    """Training with the images decoded in the other place, "cpu" or "gpu", measured in turns with itself as it was."""
+
+    here: str  # where the measured training decodes
+    there: str
+    decode: str  # "roi" or "full", of the other placement
+    rate: float | None  # images/s there, as a ratio to here; None: it cannot run
+    failure: str = ""  # why it cannot run
+
+
+@dataclass(frozen=True)
 class Scaling:
     """What becomes of the stages on a machine with twice the cores: 2.0, or 1.0 where a setting holds them back."""
 
@@ -49,12 +60,15 @@ class Advice:
     change: dict[str, Any]
 
 
-def advise(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) -> list[Advice]:
-    """What would help against what binds, the largest gain first."""
+def advise(
+    figures: Figures, probes: Mapping[str, Probe], scaling: Scaling, other: OtherPlacement | None = None
+) -> list[Advice]:
+    """What would help against what binds, and another placement whatever binds; the largest gain first."""
     kept = _keep(figures, probes)
     promised = [
         Advice(what, _promise(changed, kept), change) for what, changed, change in _changes(figures, probes, scaling)
     ]
+    promised += _advise_placement(figures, other)
     helpful = [each for each in promised if each.images_per_second >= LEAST_GAIN * figures.train]
     return sorted(helpful, key=lambda each: -each.images_per_second)
 
@@ -72,6 +86,13 @@ def _promise(changed: Figures, kept: float) -> float:
     return min(storage_rate(changed), kept * expect(lift(changed, STORAGE)))
 
 
+def _advise_placement(figures: Figures, other: OtherPlacement | None) -> Iterator[Advice]:
+    """Yield the other placement if it can run. Training itself was measured with it: its rate needs no bounds."""
+    if other is not None and other.rate is not None:
+        what = f"--loader.placement {other.there} (decode {other.decode})"
+        yield Advice(what, figures.train * other.rate, {"placement": other.there, "decode": other.decode})
+
+
 Change = tuple[str, Figures, dict[str, Any]]
 
 
@@ -85,7 +106,7 @@ def _changes(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) ->
         yield _change_files(figures, probes[SMALLER_FILES])
     if SMALLER_IMAGES in probes:
         yield _change_size(figures, probes[SMALLER_IMAGES])
-    if binds in (DECODE, CORES, MODEL) and figures.shares_cores:
+    if (binds == DECODE and not figures.decodes_on_gpu) or (binds in (CORES, MODEL) and figures.shares_cores):
         yield _change_cores(figures, scaling)
     if binds == MODEL and not figures.shares_cores:
         yield "a GPU twice as fast", replace(figures, model=2 * figures.model), {"gpu": 2}
@@ -138,6 +159,6 @@ def _change_cores(figures: Figures, scaling: Scaling) -> Change:
         figures,
         num_cores=2 * figures.num_cores,
         decode=scaling.decode * figures.decode,
-        model=scaling.model * figures.model,
+        model=scaling.model * figures.model if figures.shares_cores else figures.model,
     )
     return f"{2 * figures.num_cores:g} cores of this kind", changed, {"cores": 2 * figures.num_cores}

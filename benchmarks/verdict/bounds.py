@@ -27,6 +27,7 @@ class Figures:
     cpu_model: float
     num_cores: float
     shares_cores: bool  # the model runs on the CPU too
+    decodes_on_gpu: bool  # images are decoded on the GPU that trains
     mean_bytes: float  # of an encoded image
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from verdict.advice import Advice
+from verdict.advice import Advice, OtherPlacement
 from verdict.bounds import (
     CORES,
     DECODE,
@@ -21,16 +21,18 @@ from verdict.bounds import (
 from verdict.cost import Cost
 
 LEAST_AGREEMENT, MOST_AGREEMENT = 0.9, 1.1
+PLACES = {"cpu": "the CPU", "gpu": "the GPU"}  # where images are decoded, by the placement's name
 NAMES = {STORAGE: "storage", DECODE: "decoding", MODEL: "the model", CORES: "the number of CPU cores"}
 
 
-def speak(figures: Figures, advice: list[Advice], cost: Cost) -> list[str]:
+def speak(figures: Figures, advice: list[Advice], cost: Cost, other: OtherPlacement | None = None) -> list[str]:
     """A line for each thing to know."""
     return [
         *_say_binding(figures),
         *_say_agreement(figures),
         *_say_storage(figures),
         *_say_advice(figures, advice, cost),
+        *_say_placement(figures, advice, other),
         f"{cost.recipe.name} ({cost.recipe.epochs:g} epochs of ImageNet-1k) at the measured "
         f"{figures.train:,.0f} images/s: {cost.say(figures.train)}.",
     ]
@@ -102,15 +104,26 @@ def _say_advice(figures: Figures, advice: list[Advice], cost: Cost) -> Iterator[
     binds = find_binding(figures)
     if binds == MODEL and not figures.shares_cores:
         yield "Not measured here: --compile default (torch.compile; minutes to compile), to be tried with this command."
-    if binds == DECODE and not figures.shares_cores:
+    if binds == DECODE and figures.decodes_on_gpu:
         yield (
-            "Not measured here: the GPU's own JPEG decoder, where it has one (--loader.decode full "
-            "--loader.hw-decoder-load 0.99)."
+            "Not measured here: another share of the images for the GPU's own JPEG decoder, where it has one "
+            "(--loader.hw-decoder-load 0.99); --tune tries it."
         )
     if binds == STORAGE:
         yield "Not measured here: --data.order blocks, which reads in long runs, for storage that hates random reads."
     if not advice:
         yield f"Nothing that was tried would raise it by 3% or more; {describe_bounds(figures)}."
+
+
+def _say_placement(figures: Figures, advice: list[Advice], other: OtherPlacement | None) -> Iterator[str]:
+    """Yield what the other placement gives, unless the advice already says it."""
+    if other is None or any("placement" in each.change for each in advice):
+        return
+    what = f"Decoding on {PLACES[other.there]} instead of {PLACES[other.here]}"
+    if other.rate is None:
+        yield f"{what} cannot run here: {other.failure}."
+    else:
+        yield f"{what}: {figures.train * other.rate:,.0f} against {figures.train:,.0f} images/s."
 
 
 def describe_bounds(figures: Figures) -> str:
