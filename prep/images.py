@@ -51,7 +51,7 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 return _store_by_pillow(image, data, header, options)
-    except UnusableImageError:
+    except (UnusableImageError, ModuleNotFoundError):  # a missing decoder says nothing about the image
         raise
     except UnidentifiedImageError as error:
         raise UnusableImageError("not an image") from error

@@ -57,6 +57,8 @@ def check_shard(job: ShardCheck) -> ShardReport:
             report.tar = "is missing"
         else:
             _check(job, report)
+    except ModuleNotFoundError:  # a missing decoder is no fault of the shard
+        raise
     except Exception as error:  # the disk's, or an object store's own
         report.tar = report.tar or f"cannot be read ({type(error).__name__}: {error})"
     return report
@@ -103,6 +105,8 @@ def _compare(job: ShardCheck, reader: TarStream, rows: list[Row], report: ShardR
                     _compare_image(job, rows[i], sample, component, report)
                     if i in job.decoded:
                         _decode(rows[i], component, report)
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # the reader's own, or the disk's
         report.rows.append(str(error))
     report.rows += [f"{rows[i]['key']} is not in the tar where it should be" for i in position.values()]
@@ -139,6 +143,8 @@ def _decode(row: Row, image: Component, report: ShardReport) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pixels, _ = decode(image.data or b"", "GRAY")  # every code is read, for less than the colours would cost
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything
         report.undecodable.append(f"{row['key']} does not decode ({error})")
         return

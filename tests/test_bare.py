@@ -3,6 +3,7 @@
 A process in which an import hook hides packages stands for a machine that lacks them.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from conftest import CHECKOUT, OPTIONAL, is_installed
+from conftest import CHECKOUT, OPTIONAL, is_installed, run_command
+from PIL import Image
 
 from prep.command import run as prep_run
 from serve.refusal import run as serve_run
@@ -75,6 +77,27 @@ def test_a_missing_package_ends_a_command_in_one_line(run: Callable[[Callable[[]
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == "error: the package simplejpeg is missing: pip install simplejpeg"
+
+
+def test_a_missing_decoder_is_no_damage_to_images(
+    digits_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes are new ones: a module that cannot be imported hides the package there too."""
+    (tmp_path / "hidden").mkdir()
+    missing = "raise ModuleNotFoundError(\"No module named 'simplejpeg'\", name='simplejpeg')\n"
+    (tmp_path / "hidden" / "simplejpeg.py").write_text(missing)
+    for label in "ab":
+        (tmp_path / "source" / "train" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "source" / "train" / label / "one.jpg")
+    shard = ("prep/shard.py", "--source", tmp_path / "source", "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]))
+        for command in (shard, ("prep/verify.py", digits_copy, "--decode", "all")):
+            done = run_command(*command)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == "error: the package simplejpeg is missing: pip install simplejpeg\n"
+    done = run_command(*shard)  # nothing of the failure was kept
+    assert done.returncode == 0 and "2 offered = 2 kept + 0 repaired + 0 rejected" in done.stdout, done.stderr
 
 
 @cache
