@@ -69,7 +69,7 @@ def check_shards(data: Path) -> int:
     """Return the bytes in a prepared dataset's folder.
 
     Raises:
-        InputError: it is no folder of splits that prep/shard.py wrote.
+        InputError: it is not a folder of splits that prep/shard.py wrote.
     """
     splits = sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
     if not splits:

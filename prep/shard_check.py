@@ -57,7 +57,7 @@ def check_shard(job: ShardCheck) -> ShardReport:
             report.tar = "is missing"
         else:
             _check(job, report)
-    except ModuleNotFoundError:  # a missing decoder is no fault of the shard
+    except ModuleNotFoundError:  # a missing decoder does not mean that the shard is damaged
         raise
     except Exception as error:  # the disk's, or an object store's own
         report.tar = report.tar or f"cannot be read ({type(error).__name__}: {error})"

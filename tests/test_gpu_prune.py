@@ -120,5 +120,5 @@ def test_what_cannot_be_pruned_is_named(
     with pytest.raises(InputError, match=r"lib\.so cannot be pruned: the fat binary at byte \d+ does not end within"):
         prune.prune_library(path, 90)
     (tmp_path / "text.so").write_text("GROUP ( libother.so )")
-    with pytest.raises(InputError, match=r"text\.so is no ELF file that readelf can read"):
+    with pytest.raises(InputError, match=r"text\.so is not an ELF file that readelf can read"):
         prune.prune_library(tmp_path / "text.so", 90)

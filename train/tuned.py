@@ -4,8 +4,10 @@
 no longer needs the file: if it is missing or can no longer be used, the copy takes its place.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from loaders import InputError, LoaderConfig, World
 from loaders.placement import Choice, choose_placement
@@ -14,6 +16,8 @@ from prep.dataset import write_whole
 from train.config import Recipe
 from train.dist import from_rank_0
 from train.run_folder import TUNED
+
+T = TypeVar("T")
 
 
 def settle_loader(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Choice]:
@@ -43,9 +47,7 @@ def settle_on_every_rank(recipe: Recipe, world: World) -> tuple[Recipe, Path | N
     The file may lie on rank 0's machine alone; and machines with different numbers of cores must not decode on
     different sides, since the pixels of the two differ a little.
     """
-    outcome = from_rank_0(_try(recipe, world) if world.rank == 0 else None, world)
-    if isinstance(outcome, InputError):
-        raise outcome
+    outcome = _resolve_on_rank_0(lambda: settle_loader(recipe, world), world)
     if world.rank == 0 and recipe.loader.tuned is not None:
         print(f"loader: {describe(outcome[0].loader)}", flush=True)
     return outcome
@@ -69,20 +71,19 @@ def agree_on_placement(config: LoaderConfig, world: World) -> Choice:
     Raises:
         InputError: the settings cannot work on rank 0's machine.
     """
-    choice = None
+    return _resolve_on_rank_0(lambda: choose_placement(config, world), world)
+
+
+def _resolve_on_rank_0(resolve: Callable[[], T], world: World) -> T:
+    """Return on every rank what rank 0 resolves, or raise there the InputError that rank 0 met."""
+    outcome: T | InputError | None = None
     if world.rank == 0:
         try:
-            choice = choose_placement(config, world)
+            outcome = resolve()
         except InputError as error:
-            choice = InputError(str(error))  # of a kind that other ranks can be told
-    choice = from_rank_0(choice, world)
-    if isinstance(choice, InputError):
-        raise choice
-    return choice
-
-
-def _try(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Choice] | InputError:
-    try:
-        return settle_loader(recipe, world)
-    except InputError as error:
-        return InputError(str(error))  # of a kind that other ranks can be told
+            outcome = InputError(str(error))  # of a kind that other ranks can be told
+    outcome = from_rank_0(outcome, world)
+    if isinstance(outcome, InputError):
+        raise outcome
+    assert outcome is not None
+    return outcome

@@ -28,7 +28,7 @@ from train.dist import join_world
 
 SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
 # Mean difference of an image, of 255. nvJPEG rounds otherwise than libjpeg, and enlarges subsampled colours its own
-# way: by repeating them, it differs by up to 3.3 on ImageNet's photographs and up to 12.7 on noise.
+# way: by repeating them, it differs by about 3 on photographs and 13 on noise (docs/LOG.md).
 MOST, MOST_SUBSAMPLED, MOST_DIFFERING = 1.0, 4.0, 16.0
 WHOLE = ("4:4:4", "grey")
 READ_THREADS, READ_AHEAD = 4, 1

@@ -40,7 +40,7 @@ def prune_library(path: Path, capability: int) -> int:
     """Zero the payloads that a GPU of `capability` (90 for 9.0) does not load, in place; return their size in bytes.
 
     Raises:
-        InputError: the file is no ELF file, or holds device code in a form that is not understood.
+        InputError: the file is not an ELF file, or holds device code in a form that is not understood.
     """
     data, num_zeroed = bytearray(path.read_bytes()), 0
     for start, stop in find_sections(path):
@@ -61,7 +61,7 @@ def find_sections(path: Path) -> list[tuple[int, int]]:
     """
     done = subprocess.run(["readelf", "-SW", str(path)], capture_output=True, text=True, check=False)
     if done.returncode or "Error:" in done.stderr:
-        raise InputError(f"{path.name} is no ELF file that readelf can read: {done.stderr.strip()[-200:]}")
+        raise InputError(f"{path.name} is not an ELF file that readelf can read: {done.stderr.strip()[-200:]}")
     # A row: [number] name type address offset size …, in hexadecimal. A number below 10 is padded: "[ 1]".
     rows = [line.partition("]")[2].split() for line in done.stdout.splitlines() if "]" in line]
     found = [row for row in rows if len(row) > 4 and row[0] in SECTIONS]
