@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ class SplitFacts:
     source: Origin
     options: Options | None
     class_names: tuple[str, ...]
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def close_split(store: Store, facts: SplitFacts, records: Iterable[dict[str, Any]]) -> Manifest:
@@ -70,6 +71,7 @@ def close_split(store: Store, facts: SplitFacts, records: Iterable[dict[str, Any
         ledger_sha256=sha256_of(lines),
         samples_sha256=sha256_of(samples),
         shards=tuple(shards),
+        reading=facts.reading,
     )
     for name, content in ((LEDGER, lines), (SAMPLES, samples), (MANIFEST, manifest.to_json().encode())):
         store.write(name, content)

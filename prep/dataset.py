@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class Manifest:
     ledger_sha256: str
     samples_sha256: str
     shards: tuple[Shard, ...]
+    reading: dict[str, Any] = field(default_factory=dict)  # how the source was read: `prep.source.Source.reading`
     format_version: int = FORMAT_VERSION
 
     @property

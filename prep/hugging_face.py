@@ -20,6 +20,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from prep.dataset import InputError, Origin
 from prep.parquet import ParquetRows, open_parquet
+from prep.source import Reading
 from prep.tables import TableFile, TableSource, find_columns, label_range
 
 
@@ -35,7 +36,7 @@ class Footer:
         return self.metadata.schema.to_arrow_schema()
 
 
-def open_dataset(source: str) -> TableSource:
+def open_dataset(source: str, wanted: Reading) -> TableSource:
     """Open a local folder or a hub dataset: its splits, files, row counts and classes, from the footers alone.
 
     Raises:
@@ -45,7 +46,7 @@ def open_dataset(source: str) -> TableSource:
     urls = [url for files in data_files.values() for url in files]
     with ThreadPoolExecutor(16) as pool:
         footers = dict(zip(urls, pool.map(_footer, urls), strict=True))
-    columns = find_columns(source, {url: footer.schema for url, footer in footers.items()})
+    columns = find_columns(source, {url: footer.schema for url, footer in footers.items()}, wanted)
     files = {
         split: tuple(_describe(url, footers[url], columns.label) for url in files)
         for split, files in data_files.items()

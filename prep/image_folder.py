@@ -11,11 +11,12 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prep.dataset import InputError, Origin
-from prep.source import Item, oversize
+from prep.source import Item, Reading, oversize
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # as torchvision's
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
@@ -38,6 +39,10 @@ class ImageFolder:
     @property
     def num_rows(self) -> dict[str, int]:
         return {split: len(files) for split, files in self.files.items()}
+
+    def reading(self, split: str) -> dict[str, Any]:
+        """Return the facts for the manifest; an image folder has none yet."""
+        return {}
 
     def check(self, split: str) -> None:
         """Labels come from the class folders themselves: none can be outside."""
@@ -65,7 +70,7 @@ class ImageFiles:
             yield Item(name, data, label, fault)
 
 
-def open_image_folder(root: Path) -> ImageFolder:
+def open_image_folder(root: Path, wanted: Reading) -> ImageFolder:
     """An image folder as torchvision's `ImageFolder` reads it; a class is a folder, its label its sorted rank.
 
     Raises:

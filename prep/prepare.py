@@ -68,6 +68,7 @@ def check_folder(source: Source, split: str, store: Store, options: Options) -> 
     wanted = _describe(source, split, options)
     if manifest := find_manifest(store):
         found = {"split": manifest.split, **asdict(manifest.source), **asdict(manifest.options or Options(0))}
+        found["reading"] = manifest.reading or wanted["reading"]  # a manifest may be older than this key
     elif (content := store.read(JOB)) is not None:
         found = json.loads(content)
     elif any(name != WORK_FOLDER for name in store.names()):
@@ -83,7 +84,7 @@ def check_folder(source: Source, split: str, store: Store, options: Options) -> 
 
 
 def _describe(source: Source, split: str, options: Options) -> dict[str, Any]:
-    return {"split": split, **asdict(source.origin), **asdict(options)}
+    return {"split": split, **asdict(source.origin), **asdict(options), "reading": source.reading(split)}
 
 
 def list_jobs(source: Source, split: str, store: Store, options: Options) -> list[ShardJob]:
@@ -173,4 +174,4 @@ def _record(job: ShardJob) -> dict[str, Any]:
 
 
 def _facts(source: Source, split: str, options: Options) -> SplitFacts:
-    return SplitFacts(split, source.origin, options, source.class_names)
+    return SplitFacts(split, source.origin, options, source.class_names, source.reading(split))

@@ -13,7 +13,7 @@ from prep.pools import Pool
 from prep.prepare import check_folder, list_jobs, rewrite_shards
 from prep.resolve import open_source
 from prep.shard_check import index_samples
-from prep.source import Source
+from prep.source import Reading, Source
 from prep.store import WORK_FOLDER, LocalStore, Store, open_store
 from prep.tar import index_name
 from prep.tar_reader import TarStream, read_samples
@@ -27,7 +27,7 @@ class Repair:
     source: str | None
     pool: Pool[Any]
     complaints: list[str] = field(default_factory=list)
-    _sources: dict[str, Source] = field(default_factory=dict)
+    _sources: dict[tuple[str, Reading], Source] = field(default_factory=dict)
 
     def run(self, faults: list[Fault]) -> None:
         """Mend what can be mended."""
@@ -67,9 +67,10 @@ class Repair:
         name = self.source or manifest.source.name
         if not self.source and not is_hub_id(name):
             raise InputError(f"{store} was prepared from a folder {name}: say where it is with --source")
-        if name not in self._sources:
-            self._sources[name] = open_source(name)
-        return self._sources[name]
+        wanted = Reading.from_manifest(manifest.reading)
+        if (name, wanted) not in self._sources:
+            self._sources[name, wanted] = open_source(name, wanted)
+        return self._sources[name, wanted]
 
     def _out(self, store: Store, manifest: Manifest) -> Store:
         """The folder that the split's is in, where the split goes by the name it was prepared under."""

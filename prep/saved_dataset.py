@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from prep.dataset import InputError, Origin
-from prep.source import Item
+from prep.source import Item, Reading
 from prep.tables import ROWS_PER_READ, Spans, TableFile, TableSource, find_columns, label_range, read_items
 
 DICT, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -51,7 +51,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / DICT).is_file() or (folder / STATE).is_file()
 
 
-def open_saved_dataset(folder: Path) -> TableSource:
+def open_saved_dataset(folder: Path, wanted: Reading) -> TableSource:
     """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
@@ -61,7 +61,7 @@ def open_saved_dataset(folder: Path) -> TableSource:
     schemas = {str(path): _schema(path) for files in paths.values() for path in files}
     if not schemas:
         raise InputError(f"{folder} holds a saved dataset without data files: save it again")
-    columns = find_columns(str(folder), schemas)
+    columns = find_columns(str(folder), schemas, wanted)
     files = {split: tuple(_describe(path, columns.label) for path in files) for split, files in paths.items()}
     return TableSource(_origin(folder, paths), columns, files, ArrowRows)
 

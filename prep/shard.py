@@ -5,6 +5,7 @@ With no arguments: ImageNet-1k from the hub to data/imagenet. Run it again to go
 
 import argparse
 import os
+import re
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from prep.pools import Pool, local_pool
 from prep.prepare import check_folder, prepare_split
 from prep.report import describe_leaks, describe_rejects, summarize
 from prep.resolve import open_source
-from prep.source import Source
+from prep.source import Reading, Source
 from prep.space import check_space
 from prep.store import open_store
 
@@ -28,6 +29,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder")
     add("--out", default="data/imagenet", metavar="DIR", help="where the shards go: a folder or s3://bucket/prefix")
     add("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all but test)")
+    add("--config", metavar="NAME", help="which configuration of a Hugging Face dataset that has several")
+    add("--image-column", metavar="COLUMN", help="where a table has several columns of images")
+    add("--label-column", metavar="COLUMN", help="where a table has several columns of labels")
+    add(
+        "--split-map",
+        nargs="+",
+        type=_split_pair,
+        default=[],
+        metavar="SPLIT=NAME",
+        help="as train=training: "
+        "prepare what the source calls training (for image folders: the folder of that name) as the split train",
+    )
+    add("--allow-missing", action="store_true", help="go on though the source says that parts of it are not there")
     add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     add("--ray", metavar="ADDRESS", help="write on a Ray cluster instead: auto, or its address")
     add("--images-per-shard", type=positive_count, default=Options.images_per_shard, metavar="N", help=" ")
@@ -46,6 +60,24 @@ def _quality(text: str) -> int:
     return int(text)
 
 
+def _split_pair(text: str) -> tuple[str, str]:
+    """Parse train=training to (name at the source, name of the split)."""
+    split, equals, name = text.partition("=")
+    if not equals or not name or not re.fullmatch(r"\w[\w.-]*", split):
+        raise argparse.ArgumentTypeError(f"expected SPLIT=NAME such as train=training, got {text!r}")
+    return name, split
+
+
+def _read_wishes(arguments: argparse.Namespace) -> Reading:
+    return Reading(
+        arguments.config,
+        arguments.image_column,
+        arguments.label_column,
+        tuple(arguments.split_map),
+        arguments.allow_missing,
+    )
+
+
 def main() -> None:
     """Prepare every split asked for; images that had to be left out are told, not fatal, but for --strict."""
     arguments = parse_arguments()
@@ -57,7 +89,7 @@ def main() -> None:
         arguments.short_side,
         arguments.quality,
     )
-    source, out = open_source(arguments.source), open_store(arguments.out)
+    source, out = open_source(arguments.source, _read_wishes(arguments)), open_store(arguments.out)
     splits = _choose_splits(source, arguments.source, arguments.splits)
     for split in splits:
         check_folder(source, split, out.child(split), options)

@@ -3,9 +3,9 @@
 A range comes as a small picklable value that any worker can iterate by itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from prep.dataset import Origin
 
@@ -26,6 +26,32 @@ class Item:
     fault: str = ""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a user wants a source to be read, where more than one reading is possible; None: not said.
+
+    Each field is a flag of `prep/shard.py`. What was then read stands in the manifest, as `Source.reading` gives it.
+    """
+
+    config: str | None = None  # configuration of a Hugging Face dataset
+    image_column: str | None = None
+    label_column: str | None = None
+    split_map: tuple[tuple[str, str], ...] = ()  # (name at the source, name of the prepared split)
+    allow_missing: bool = False  # go on although the source says that it is not complete
+
+    @classmethod
+    def from_manifest(cls, reading: Mapping[str, Any]) -> "Reading":
+        """Return the flags that read a source again as a manifest's `reading` says that it was read."""
+        split_map = reading.get("split_map", {})
+        return cls(
+            config=reading.get("config"),
+            image_column=reading.get("image_column"),
+            label_column=reading.get("label_column"),
+            split_map=tuple(split_map.items()),
+            allow_missing=bool(reading.get("missing")),
+        )
+
+
 class Source(Protocol):
     """A labelled image dataset whose rows can be read by range."""
 
@@ -38,6 +64,15 @@ class Source(Protocol):
     @property
     def size_bytes(self) -> dict[str, int]:
         """Encoded bytes of each split, as near as the source knows without reading an image."""
+        ...
+
+    def reading(self, split: str) -> dict[str, Any]:
+        """Return how a split was read, for the manifest and the summary, as JSON can hold it.
+
+        Only the keys that apply: `config`, `image_column`, `label_column`, `split_map` ({name at the source: split},
+        this split alone), `passed_over` (list of lines: candidates that were not taken), `missing` (list of lines:
+        what the source says that it has and that is not there; only with `Reading.allow_missing`).
+        """
         ...
 
     def check(self, split: str) -> None:

@@ -6,12 +6,13 @@ Workers read rows with what stands here, so `datasets`, which takes 1.5 s to imp
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from prep.dataset import InputError, Origin
-from prep.source import Item, oversize
+from prep.source import Item, Reading, oversize
 
 Spans = tuple[tuple[str, int, int], ...]  # (file, first row, end row) of each file that a range touches
 ROWS_PER_READ = 32  # 3.5 MB of ImageNet: stays in the cache
@@ -61,6 +62,10 @@ class TableSource:
     def size_bytes(self) -> dict[str, int]:
         return {split: sum(file.size_bytes for file in files) for split, files in self.files.items()}
 
+    def reading(self, split: str) -> dict[str, Any]:
+        """Return the facts for the manifest."""
+        return {"image_column": self.columns.image, "label_column": self.columns.label}
+
     def check(self, split: str) -> None:
         last = len(self.class_names) - 1
         for file in self.files[split]:
@@ -77,7 +82,7 @@ class TableSource:
         return self.reader(tuple(spans), self.columns.image, self.columns.label)
 
 
-def find_columns(source: str, schemas: dict[str, pa.Schema]) -> Columns:
+def find_columns(source: str, schemas: dict[str, pa.Schema], wanted: Reading) -> Columns:
     """The columns of a dataset by the schemas of its files, which must agree.
 
     Raises:

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetNotFoundError
 from prep.dataset import InputError
 from prep.hugging_face import open_dataset
 from prep.parquet import ParquetRows
+from prep.source import Reading
 
 TOKEN = "hf_secret"
 
@@ -121,7 +122,7 @@ def test_what_datasets_raises_becomes_one_line_with_a_fix(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(InputError) as refusal:
-        open_dataset(source)
+        open_dataset(source, Reading())
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -134,7 +135,7 @@ def test_a_local_folder_is_never_blamed_on_the_hub(tmp_path: Path, monkeypatch: 
     folder.mkdir()
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(InputError, match=r"^cannot open .*/gated: .*Permission denied"):
-        open_dataset(str(folder))
+        open_dataset(str(folder), Reading())
 
 
 def test_a_connection_lost_between_rows_names_the_file_and_says_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

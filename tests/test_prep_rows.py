@@ -20,7 +20,7 @@ from prep.dataset import InputError
 from prep.hugging_face import open_dataset
 from prep.parquet import ParquetRows
 from prep.shards import sample_key
-from prep.source import Item, Source
+from prep.source import Item, Reading, Source
 from prep.tables import read_items
 
 ROWS_IN_FILE = (20, 1, 0, 150, 7)
@@ -54,7 +54,7 @@ def _write_rows(path: Path, items: list[Item]) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, list[Item]]:
     folder = tmp_path_factory.mktemp("ranges")
     items = _write_files(folder)
-    return open_dataset(str(folder)), items
+    return open_dataset(str(folder), Reading()), items
 
 
 @settings(deadline=None, max_examples=150)
@@ -79,7 +79,7 @@ def test_bare_integer_labels_are_named_by_their_numbers(written: tuple[Source, l
 def test_images_as_bare_bytes_under_other_column_names_are_read(tmp_path: Path) -> None:
     table = pa.table({"fine_label": [1, 0], "img": pa.array([b"one", None], pa.binary())})
     pq.write_table(table, tmp_path / "train.parquet")
-    rows = list(open_dataset(str(tmp_path)).rows("train", 0, 2))
+    rows = list(open_dataset(str(tmp_path), Reading()).rows("train", 0, 2))
     assert rows == [Item("", b"one", 1), Item("", b"", 0)]
 
 
@@ -87,7 +87,7 @@ def test_an_image_without_bytes_or_name_comes_empty_for_the_ledger(tmp_path: Pat
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": None, "path": "elsewhere.jpg"}, None, {"bytes": b"x", "path": None}], kind)
     pq.write_table(pa.table({"image": images, "label": [0, 1, 2]}), tmp_path / "train.parquet")
-    rows = list(open_dataset(str(tmp_path)).rows("train", 0, 3))
+    rows = list(open_dataset(str(tmp_path), Reading()).rows("train", 0, 3))
     assert rows == [Item("elsewhere.jpg", b"", 0), Item("", b"", 1), Item("", b"x", 2)]
 
 
@@ -184,7 +184,7 @@ def test_sizes_are_those_of_the_files(written: tuple[Source, list[Item]], tmp_pa
 def test_an_image_over_the_bound_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("prep.source.MAX_IMAGE_BYTES", 3)
     _write_rows(tmp_path / "train.parquet", [Item("a.jpg", b"four", 0), Item("b.jpg", b"abc", 1)])
-    rows = list(open_dataset(str(tmp_path)).rows("train", 0, 2))
+    rows = list(open_dataset(str(tmp_path), Reading()).rows("train", 0, 2))
     assert rows == [Item("a.jpg", b"", 0, "4 bytes is over the bound of 3"), Item("b.jpg", b"abc", 1)]
 
 
@@ -194,13 +194,13 @@ def test_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
         table = pa.table({"image": [{"bytes": b"x", "path": "x"}], "label": [0]}, schema=features.arrow_schema)
         pq.write_table(table, tmp_path / f"{split}.parquet")
     with pytest.raises(InputError, match=r"validation\.parquet names other classes than .*train\.parquet: cast both"):
-        open_dataset(str(tmp_path))
+        open_dataset(str(tmp_path), Reading())
 
 
 def test_images_that_are_not_encoded_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [[[0, 1]]], "label": [0]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet has images of type list.*: cast column image to "):
-        open_dataset(str(tmp_path))
+        open_dataset(str(tmp_path), Reading())
 
 
 # A worker's own memory: what Python and Arrow take, and two pages of 1,024 images.

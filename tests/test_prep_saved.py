@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prep.dataset import InputError
 from prep.resolve import open_source
 from prep.saved_dataset import ArrowRows, open_saved_dataset
-from prep.source import Item
+from prep.source import Item, Reading
 
 NAMES = ["cat", "dog", "eel"]
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
@@ -182,13 +182,13 @@ def _name_a_path(folder: Path) -> Path:
 def test_a_damaged_dataset_is_refused_in_one_line(spoil: Callable[[Path], Path], words: str, saved: Path) -> None:
     culprit = spoil(saved)
     with pytest.raises(InputError) as refusal:
-        open_saved_dataset(saved)
+        open_saved_dataset(saved, Reading())
     assert str(refusal.value).startswith(f"{culprit} {words}")
     assert "\n" not in str(refusal.value)
 
 
 def test_a_file_cut_off_since_it_was_opened_is_named(saved: Path) -> None:
-    source = open_saved_dataset(saved)
+    source = open_saved_dataset(saved, Reading())
     path = _cut(saved)
     with pytest.raises(InputError, match=f"^{path} is no whole Arrow stream"):
         list(source.rows("train", 0, 50))

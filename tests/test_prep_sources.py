@@ -13,7 +13,7 @@ import pytest
 from prep.dataset import InputError
 from prep.image_folder import open_image_folder
 from prep.resolve import open_source
-from prep.source import MAX_IMAGE_BYTES, Item, Source
+from prep.source import MAX_IMAGE_BYTES, Item, Reading, Source
 
 
 def _write(path: Path, data: bytes = b"image") -> Path:
@@ -155,7 +155,7 @@ def test_a_folder_and_a_file_without_permission_are_faults(root: Path, monkeypat
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(os, "scandir", lambda p: refuse(p) if str(p).endswith("private") else scandir(p))
-    source = open_image_folder(root)
+    source = open_image_folder(root, Reading())
     monkeypatch.setattr(os, "open", lambda p, *a: refuse(p) if str(p).endswith("good.jpg") else open_file(p, *a))
     assert {name: item.fault for name, item in _items(source).items()} == {
         "cat/good.jpg": "cannot be read: permission denied",
