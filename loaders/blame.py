@@ -7,6 +7,8 @@ from loaders.reader import Encoded
 from prep.dataset import InputError
 
 MOST_CHARACTERS = 500
+# What allocators say, in the words of CUDA, DALI, torch and the C++ library. It says nothing about the image.
+SHORTAGES = ("out of memory", "memoryallocation", "bad_alloc", "t allocate memory", "not allocate memory")
 
 
 class DecodeError(InputError):
@@ -17,14 +19,46 @@ class DecodeError(InputError):
         self.rows = rows
 
 
+class MemoryShortageError(InputError):
+    """There was too little memory, on the GPU or the host; no image is to blame."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"too little memory ({' '.join(found.split())[:MOST_CHARACTERS]}): take fewer images at once "
+            "(--speed.microbatch in train/main.py, else --batch-size), fewer batches ahead (--loader.batches-ahead 1), "
+            "and look for other processes with nvidia-smi and free -g"
+        )
+
+
+def explain_shortage(error: BaseException) -> MemoryShortageError | None:
+    """Return the one-line error for a failed allocation, None for any other error."""
+    text = str(error)
+    is_shortage = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text.lower() for words in SHORTAGES)
+    )
+    if not is_shortage:
+        return None
+    line = next((line for line in text.splitlines() if any(words in line.lower() for words in SHORTAGES)), text)
+    return MemoryShortageError(line or "allocation failed")
+
+
 def blame(
-    pairs: Iterable[tuple[Plan, Encoded]], find_failing: Callable[[Plan, Encoded], list[int]], reason: str
-) -> DecodeError:
-    """The error for batches that a decoder had begun: it is tried on each image alone, in the first batch that fails.
+    pairs: Iterable[tuple[Plan, Encoded]],
+    find_failing: Callable[[Plan, Encoded], list[int]],
+    error: Exception,
+    reason: str,
+) -> InputError:
+    """Return the error for batches that a decoder had begun when it raised `error`.
+
+    The decoder is tried on each image alone, in the first batch that fails. A failed allocation is nobody's fault: its
+    images would be lost to the run although they are whole.
 
     Args:
         find_failing: the places in a batch of the images that the decoder cannot decode.
+        reason: the decoder's own words.
     """
+    if shortage := explain_shortage(error):
+        return shortage
     reason = " ".join(reason.split())[:MOST_CHARACTERS]
     for plan, encoded in pairs:
         if rows := sorted({int(plan.rows_B[i]) for i in find_failing(plan, encoded)}):

@@ -18,7 +18,7 @@ import torch
 from loaders.augment_dali import LOWERINGS, augment_arrays
 from loaders.augment_pillow import FUNCTIONS
 from loaders.backend import Backend, BackendSpec, Pixels
-from loaders.blame import blame
+from loaders.blame import blame, explain_shortage
 from loaders.dali_graph import build_pipeline
 from loaders.plan import Plan
 from loaders.reader import Encoded
@@ -84,7 +84,7 @@ class DaliBackend(Backend):
         except StopIteration:
             return None
         except RuntimeError as error:
-            raise blame([pair for pair, _ in running], self._find_failing, _reason(error)) from error
+            raise blame([pair for pair, _ in running], self._find_failing, error, _reason(error)) from error
         finally:
             self.counters.decode_seconds += time.perf_counter() - started
 
@@ -101,7 +101,9 @@ class DaliBackend(Backend):
                     first += 1
             except StopIteration:
                 break
-            except RuntimeError:
+            except RuntimeError as error:
+                if shortage := explain_shortage(error):
+                    raise shortage from error
                 failing.append(first)
                 first += 1
         return failing

@@ -10,7 +10,7 @@ from PIL import Image
 
 from loaders.augment_pillow import FUNCTIONS, augment
 from loaders.backend import Backend, Pixels
-from loaders.blame import blame
+from loaders.blame import blame, explain_shortage
 from loaders.plan import Plan
 from loaders.reader import Encoded
 from loaders.upload import allocate_host, upload
@@ -29,7 +29,7 @@ class ReferenceBackend(Backend):
             try:
                 images = [render(encoded.images[i], plan, i) for i in range(len(encoded.images))]
             except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-                raise blame([(plan, encoded)], find_failing, str(error)) from error
+                raise blame([(plan, encoded)], find_failing, error, str(error)) from error
             self.release(encoded)
             self.counters.decode_seconds += time.perf_counter() - started
             host_BHWC = allocate_host((len(images), plan.size, plan.size, 3), torch.uint8, self.spec.device)
@@ -61,6 +61,8 @@ def find_failing(plan: Plan, encoded: Encoded) -> list[int]:
 def _renders(encoded: np.ndarray, plan: Plan, i: int) -> bool:
     try:
         render(encoded, plan, i)
-    except Exception:  # see decode
+    except Exception as error:  # see decode
+        if shortage := explain_shortage(error):
+            raise shortage from error
         return False
     return True

@@ -44,7 +44,7 @@ def end_one(rank: int, size: int, group: Path, *, port: int, plan: list[str]) ->
     """Join a world, and do there what the plan says for this rank.
 
     leave: at once. meet: by gloo, as notices do. hang: as in a call into CUDA. Or end, as if kernels of NCCL were
-    queued: die by SIGKILL, refuse (an InputError), fail (another error).
+    queued: die by SIGKILL, refuse (an InputError), exhaust (no memory is left), fail (another error).
     """
     take_place(rank, size, port)
     pretend_nccl(rank, size, group)
@@ -61,6 +61,8 @@ def end_one(rank: int, size: int, group: Path, *, port: int, plan: list[str]) ->
                 os.kill(os.getpid(), signal.SIGKILL)
             case "refuse":
                 raise InputError("the loss was not finite")
+            case "exhaust":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             case "fail":
                 raise ZeroDivisionError("a fault of ours")
 

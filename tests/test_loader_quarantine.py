@@ -3,18 +3,21 @@
 import io
 import logging
 import threading
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from loaders import Batch, EvalTransform, InputError, Loader, LoaderConfig, Split, TrainTransform, build_loader
-from loaders.blame import DecodeError, blame
+from loaders.blame import DecodeError, blame, explain_shortage
 from loaders.order import Sampling, epoch_order, find_substitute
 from loaders.plan import Images, eval_plan, train_plan
 
@@ -189,10 +192,49 @@ def test_a_process_that_meets_damage_lives_on_and_ends_by_itself(
 
 
 def test_a_decoder_that_fails_on_sound_images_is_quoted_in_one_line() -> None:
-    error = blame([], lambda plan, encoded: [], "out of\nmemory" * 200)
-    assert error.rows == []
-    assert str(error).startswith("decoding failed, though each image of the batch can be decoded alone: out of memoryo")
+    error = blame([], lambda plan, encoded: [], RuntimeError("worn out"), "worn\nout " * 200)
+    assert isinstance(error, DecodeError) and error.rows == []
+    assert str(error).startswith("decoding failed, though each image of the batch can be decoded alone: worn out worn")
     assert len(str(error).splitlines()) == 1 and len(str(error)) < 600
+
+
+def _never_allocates(*_: object, **__: object) -> Any:
+    raise RuntimeError(
+        "Critical error in pipeline:\nError in CPU operator encountered:\n"
+        "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory"
+    )
+
+
+def _allocate_too_much(*_: object, **__: object) -> Any:
+    return torch.empty(1 << 50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("backend", "place", "allocate"),
+    [
+        ("dali", "nvidia.dali.Pipeline.run", _never_allocates),
+        ("dali", "loaders.resize.finish_window", _allocate_too_much),
+        ("reference", "loaders.reference.render", _allocate_too_much),
+    ],
+)
+def test_a_shortage_of_memory_takes_no_image_for_damaged(
+    digits: Path, backend: str, place: str, allocate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = _loader(Split(digits, "validation"), backend, TRAIN)
+    monkeypatch.setattr(place, allocate)
+    with pytest.raises((InputError, RuntimeError)) as ended:
+        _epochs(loader)
+    assert len(loader.quarantine) == 0
+    shortage = ended.value if isinstance(ended.value, InputError) else explain_shortage(ended.value)
+    assert str(shortage).startswith("too little memory (")
+    assert len(str(shortage).splitlines()) == 1 and "alloc" in str(shortage).lower()
+
+
+def test_only_a_failed_allocation_is_a_shortage_of_memory() -> None:
+    assert explain_shortage(MemoryError())
+    assert explain_shortage(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    assert not explain_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not explain_shortage(InputError("out of memory is what the user's file is called"))
 
 
 @settings(deadline=None, derandomize=True)

@@ -70,6 +70,13 @@ def test_a_refusal_is_one_line_and_ends_the_process(peers: Ranks, tmp_path: Path
     assert last_line(ended[1]).startswith(f"rank 1: {LOST} (")
 
 
+def test_a_process_without_memory_left_says_so_in_one_line(peers: Ranks, tmp_path: Path) -> None:
+    ended = run_plan(peers, tmp_path, "meet", "exhaust")
+    assert [each.status for each in ended] == [1, 1], ended
+    assert ended[1].stderr.startswith("error: rank 1: too little memory (CUDA out of memory. Tried to allocate 20.00")
+    assert "--speed.microbatch" in ended[1].stderr and ended[1].stderr.count("\n") == 1
+
+
 def test_an_unexpected_error_is_a_traceback_and_ends_the_process(peers: Ranks, tmp_path: Path) -> None:
     ended = run_plan(peers, tmp_path, "meet", "fail")
     assert [each.status for each in ended] == [1, 1], ended

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from loaders import InputError, World
-from loaders.blame import DecodeError
+from loaders.blame import DecodeError, MemoryShortageError, explain_shortage
 from loaders.device import join_environment
 from loaders.reader import ShardError
 
@@ -61,7 +61,12 @@ def join_world(device: str) -> Iterator[World]:
     """
     world = join_environment(device)
     if world.size == 1:
-        yield world
+        try:
+            yield world
+        except (RuntimeError, MemoryError) as error:
+            if shortage := explain_shortage(error):
+                raise shortage from error
+            raise
         return
     on_gpu = world.device.type == "cuda"
     places = {"store": find_store(), "rank": world.rank, "world_size": world.size}
@@ -73,7 +78,7 @@ def join_world(device: str) -> Iterator[World]:
         try:
             yield world
         except (Exception, KeyboardInterrupt) as error:
-            named = name_lost_peer(error)
+            named = explain_shortage(error) or name_lost_peer(error)
             if on_gpu:
                 end_process(named, world.rank)
             if named is error:
@@ -101,7 +106,7 @@ def describe_error(error: InputError, rank: int) -> str | None:
     """
     if isinstance(error, PeerLostError):
         return f"rank {rank}: {error}"
-    if rank == 0 or isinstance(error, DecodeError | ShardError):
+    if rank == 0 or isinstance(error, DecodeError | ShardError | MemoryShortageError):
         return f"error: {f'rank {rank}: ' if rank else ''}{error}"
     return None
 
