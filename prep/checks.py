@@ -20,6 +20,7 @@ from prep.progress import Meter
 from prep.shard_check import ShardCheck, ShardReport, check_shard
 from prep.store import WORK_FOLDER, Store, open_store
 from prep.tar import index_name
+from prep.tar_sample import Fields
 
 SPLIT_FILES = {MANIFEST, SAMPLES, LEDGER, WORK_FOLDER}
 
@@ -106,7 +107,8 @@ def open_split(folder: str, store: Store) -> OpenedSplit:
     try:
         _open(split, store.names())
     except OSError as error:
-        split.add("", f"cannot be read ({error})", Cure(Remedy.USER, "see to the disk and the permissions"))
+        reason = f"cannot be read ({error.strerror or error})"
+        split.add("", reason, Cure(Remedy.USER, "see to the disk and the permissions"))
     return split
 
 
@@ -175,7 +177,8 @@ def list_jobs(split: OpenedSplit, num_decoded: int | None) -> list[ShardCheck]:
         encoded = encode_samples(dict(zip(rows.column_names, rows.columns, strict=True))) if rows is not None else None
         decoded = frozenset((chosen[(chosen >= start) & (chosen < start + shard.num_images)] - start).tolist())
         num_classes = len(manifest.class_names)
-        jobs.append(ShardCheck(split.store, shard, num_classes, manifest.options is None, encoded, decoded))
+        fields = Fields.from_reading(manifest.reading)
+        jobs.append(ShardCheck(split.store, shard, num_classes, manifest.options is None, encoded, decoded, fields))
         start += shard.num_images
     return jobs
 

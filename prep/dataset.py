@@ -18,8 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prep.files import (  # noqa: F401 - for train, loaders and benchmarks, which take nothing else of prep
+    describe_os_error,
+    sync_file,
+    sync_folder,
+    write_whole,
+)
+
 FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
+WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
 REJECTED = "rejected"  # the one event of the ledger that takes an image away
 
 SAMPLE_SCHEMA = pa.schema(
@@ -94,8 +102,11 @@ class Manifest:
         return self.findings.get(REJECTED, 0)
 
     def to_json(self) -> str:
-        """With a digest of all else in it: every other file has its own in here."""
-        fields = dataclasses.asdict(self)
+        """Return the file's text, with a digest of all else in it: every other file has its own in here.
+
+        An empty `reading` is left out, so that a manifest from before this key is written as it was.
+        """
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "reading" or value}
         digest = sha256_of(json.dumps(fields, sort_keys=True).encode())
         return json.dumps({**fields, "manifest_sha256": digest}, indent=1, sort_keys=True) + "\n"
 
@@ -118,10 +129,62 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist: prepare the data with `python prep/shard.py --source SRC --out {folder.parent}`"
-        )
+        raise InputError(f"{path} does not exist: {_explain_missing_split(folder)}")
     return parse_manifest(path.read_bytes(), str(path))
+
+
+def _explain_missing_split(folder: Path) -> str:
+    """What to do where a split's folder has no manifest: depends on what is there and around it."""
+    root, name = folder.parent, folder.name
+    if (folder / WORK_FOLDER).is_dir():
+        return "its preparation was interrupted: run the same prep/shard.py (or prep/adopt.py) command again"
+    if _is_split(root):
+        return f"{root} is one split, not a folder of splits: give the folder above it, {root.absolute().parent}"
+    if folder.is_dir() and any(folder.iterdir()):
+        return _explain_other_folder(folder)
+    if splits := [child.name for child in _child_folders(root) if _is_split(child)]:
+        return _name_other_splits(root, name, splits)
+    if deeper := [child for child in _child_folders(root) if any(map(_is_split, _child_folders(child)))]:
+        return f"the splits are a folder deeper: give {' or '.join(map(str, deeper))} instead of {root}"
+    return f"prepare the data with `python prep/shard.py --source SRC --out {root}`"
+
+
+def _explain_other_folder(folder: Path) -> str:
+    """The folder holds something, but not a split: images that are not prepared, or a split that lost its manifest."""
+    root, inside = folder.parent, _child_folders(folder)
+    if inside and not any(folder.glob("*.tar")):
+        return (
+            f"{root} is not prepared yet ({folder.name} has folders as {inside[0].name}): run "
+            f"`python prep/shard.py --source {root} --out {root}-shards`, then give {root}-shards"
+        )
+    return f"delete {folder} and prepare it again with `python prep/shard.py --source SRC --out {root}`"
+
+
+def _name_other_splits(root: Path, name: str, splits: list[str]) -> str:
+    """The splits that a dataset has, and how to say which one is meant."""
+    has = f"{root} has the split{'s' * (len(splits) > 1)} {', '.join(splits)}"
+    if name == "train":
+        others = [split for split in splits if split not in ("validation", "val", "valid", "test")]
+        option = "--data.train"
+    else:
+        others = sorted((split for split in splits if split != "train"), key=lambda split: split == "test")
+        option = "--data.validation"
+    if not others:
+        return f"{has} alone: prepare {name} too, with `python prep/shard.py --source SRC --out {root} --splits {name}`"
+    flags = f"{option} {others[0]} to train/main.py, --split {others[0]} to train/evaluate.py"
+    return f"{has}: give {flags}, or prepare {name} too"
+
+
+def _is_split(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and (folder / SAMPLES).is_file()
+
+
+def _child_folders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted; none where it is not there or cannot be listed."""
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError:
+        return []
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:
@@ -224,26 +287,3 @@ def encode_samples(columns: Mapping[str, Sequence[Any]]) -> bytes:
 def sha256_of(content: bytes) -> str:
     """The hex digest that manifests hold."""
     return hashlib.sha256(content).hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears under its name only when it is whole and on disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk does not say which file
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from prep.command import run
+
 SIDE, QUALITY = 32, 95
 NUM_GREY_LEVELS = 17
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -41,7 +43,12 @@ def _encode(scan_HW: np.ndarray) -> bytes:
     return encoded.getvalue()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write them where the command line says."""
     parser = argparse.ArgumentParser(prog="prep/digits.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/digits-source"), metavar="DIR")
     write_digits(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -9,8 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from prep.files import sync_file
+
 ALIGNMENT = 4096  # of length and memory, for O_DIRECT; open(2)
 BUFFER_BYTES = 1 << 22
+NO_DIRECT_WRITE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file opened for it
 
 
 class DirectFile:
@@ -44,8 +47,7 @@ class DirectFile:
         """Everything on disk."""
         self._hand_over()
         self._wait()
-        with self._named():
-            os.fsync(self._descriptor)
+        sync_file(self._descriptor, self.path)
         self._release()
 
     def discard(self) -> None:
@@ -79,7 +81,7 @@ class DirectFile:
         try:
             return os.write(self._descriptor, content)
         except OSError as error:
-            if error.errno != errno.EINVAL or not self._is_direct:
+            if error.errno not in NO_DIRECT_WRITE or not self._is_direct:
                 raise
         self._set_direct(False)  # a file system that opens for O_DIRECT and then cannot, or a rest of odd length
         return os.write(self._descriptor, content)

@@ -68,19 +68,37 @@ def check_folder(source: Source, split: str, store: Store, options: Options) -> 
     wanted = _describe(source, split, options)
     if manifest := find_manifest(store):
         found = {"split": manifest.split, **asdict(manifest.source), **asdict(manifest.options or Options(0))}
-        found["reading"] = manifest.reading or wanted["reading"]  # a manifest may be older than this key
+        found["reading"] = manifest.reading
     elif (content := store.read(JOB)) is not None:
-        found = json.loads(content)
+        found = _parse_job(content, store)
     elif any(name != WORK_FOLDER for name in store.names()):
         raise InputError(f"{store} holds other files: choose another --out or empty it")
     else:
         return
+    found, wanted = ({**each, **_what_was_chosen(each)} for each in (found, wanted))
+    if not found["reading"]:  # it may be older than this key
+        wanted["reading"] = {}
     for name in wanted:
         if found.get(name) != wanted[name]:
             raise InputError(
                 f"{store} was begun with {name} {found.get(name)}, not {wanted[name]}: "
                 "give it as before, choose another --out, or delete the folder"
             )
+
+
+def _parse_job(content: bytes, store: Store) -> dict[str, Any]:
+    try:
+        job = json.loads(content)
+        assert isinstance(job, dict)
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{store}/{JOB} is damaged: delete {store} and prepare it again") from error
+    return job
+
+
+def _what_was_chosen(job: dict[str, Any]) -> dict[str, Any]:
+    """The part of a job's reading that says which images have which labels; the revision covers the rest."""
+    reading = job.get("reading") or {}
+    return {"reading": {name: fact for name, fact in reading.items() if name not in ("passed_over", "missing")}}
 
 
 def _describe(source: Source, split: str, options: Options) -> dict[str, Any]:
@@ -169,7 +187,10 @@ def _record(job: ShardJob) -> dict[str, Any]:
     """What was written down of a shard; a worker of another machine may have done so."""
     content = job.store.read(job.record_name)
     if content is None:
-        raise InputError(f"{job.store}/{job.record_name} is not to be seen here: give an --out that all workers share")
+        raise InputError(
+            f"{job.store}/{job.record_name} is not there: give an --out that all workers share, and have no other run "
+            "write to it at the same time"
+        )
     return json.loads(content)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from prep.dataset import Shard
+from prep.files import describe_os_error
+from prep.images import UnusableImageError, describe_undecodable
 from prep.jpeg import decode
 from prep.store import Store
 from prep.tar import dali_index, index_name
 from prep.tar_damage import describe_damage
-from prep.tar_index import find_label
 from prep.tar_reader import Component, TarSample, TarStream, read_samples
+from prep.tar_sample import ANY, Fields, choose
 
 Row = dict[str, Any]
 
@@ -31,6 +33,7 @@ class ShardCheck:
     is_adopted: bool
     rows: bytes | None  # its rows of the sample index, in Arrow's IPC format; None where those are damaged
     decoded: frozenset[int]  # which of its rows to decode in full
+    fields: Fields = ANY  # which members of its samples were taken
 
     @property
     def index_name(self) -> str:
@@ -59,7 +62,9 @@ def check_shard(job: ShardCheck) -> ShardReport:
             _check(job, report)
     except ModuleNotFoundError:  # a missing decoder does not mean that the shard is damaged
         raise
-    except Exception as error:  # the disk's, or an object store's own
+    except OSError as error:
+        report.tar = report.tar or f"cannot be read ({describe_os_error(error)})"
+    except Exception as error:  # an object store's own
         report.tar = report.tar or f"cannot be read ({type(error).__name__}: {error})"
     return report
 
@@ -125,8 +130,15 @@ def _compare_image(job: ShardCheck, row: Row, sample: TarSample, image: Componen
         report.rows.append(f"{key} has another size or sha256 in the tar")
     if not (_is_named(key, sample) if job.is_adopted else image.name == f"{key}.jpg"):
         report.rows.append(f"{key} is named {image.name} in the tar")
-    if (label := find_label(sample)) != row["label"]:
-        report.rows.append(f"{key} has label {row['label']}, in the tar {label}")
+    try:
+        choice = choose(sample, job.fields)
+    except UnusableImageError as error:
+        report.rows.append(f"{key} cannot be taken from the tar: {error}")
+        return
+    if choice.image.offset != image.offset:
+        report.rows.append(f"{key} is {image.name}, in the tar {choice.image.name} is to be taken")
+    if choice.label != row["label"]:
+        report.rows.append(f"{key} has label {row['label']}, in the tar {choice.label}")
 
 
 def _is_named(key: str, sample: TarSample) -> bool:
@@ -146,7 +158,7 @@ def _decode(row: Row, image: Component, report: ShardReport) -> None:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything
-        report.undecodable.append(f"{row['key']} does not decode ({error})")
+        report.undecodable.append(f"{row['key']} does not decode ({describe_undecodable(image.data or b'', error)})")
         return
     height, width = pixels.shape[:2]
     if (width, height) != (row["width"], row["height"]):

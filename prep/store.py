@@ -3,21 +3,21 @@
 Names are relative to the store, with slashes. Stores are small and picklable, so that workers can have them.
 """
 
-import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from prep.dataset import InputError, sync_folder, write_whole
+from prep.dataset import WORK_FOLDER, InputError
 from prep.direct_file import DirectFile
+from prep.files import PARTIAL, hold_lock, replace_file, sync_folder, write_whole
 
-WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
-PARTIAL = ".partial"  # ends the names of files that a writer has not finished
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # what `LocalStore.write` leaves when its process is killed
 
 
 class Store(Protocol):
@@ -109,7 +109,7 @@ class LocalStore:
     def write(self, name: str, content: bytes) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_whole(path, content, unique=True)  # two runs may write the same file, where there are no locks
 
     def create(self, name: str) -> DirectFile:
         work = self.folder / WORK_FOLDER
@@ -117,13 +117,21 @@ class LocalStore:
         return DirectFile(work / f"{name}.{secrets.token_hex(8)}{PARTIAL}")  # a writer taken for lost may yet write
 
     def publish(self, file: DirectFile, name: str) -> None:
-        os.replace(file.path, self.folder / name)
+        try:
+            replace_file(file.path, self.folder / name)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{file.path} was taken away by another run: let one run at a time write there, and run again"
+            ) from error
         sync_folder(self.folder)
 
     def remove(self, name: str) -> None:
         path = self.folder / name
         if path.is_dir():
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:  # another run removes it too, where there are no locks
+                shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
@@ -131,15 +139,20 @@ class LocalStore:
     def lock(self, wait: bool = False) -> Iterator[None]:
         """The lock is on the folder itself and goes with its process, however that ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                is_held = stack.enter_context(hold_lock(self.folder, wait))
             except BlockingIOError as error:
                 raise InputError(f"{self.folder} is being written by another process: wait for it") from error
+            if is_held:
+                self._remove_unfinished()
             yield
-        finally:
-            os.close(descriptor)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what runs that were killed have not finished; with the lock held, no other run is writing it."""
+        for name in self.names():
+            if UNFINISHED.fullmatch(name):
+                self.remove(name)
 
     def free_bytes(self) -> int | None:
         there = next(folder for folder in (self.folder.absolute(), *self.folder.absolute().parents) if folder.exists())

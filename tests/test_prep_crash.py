@@ -114,7 +114,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     folder = SHARED_DATA / "tiny-imagenet"
     if not SOAK or not folder.is_dir():
         pytest.skip(f"minutes long: set PENSTOCK_SOAK_KILLS, and have Tiny ImageNet in {folder}")
-    part = ("--splits", "train", "--limit", "20000", "--images-per-shard", "500", "--workers", "2")
+    part = ("--allow-missing", "--splits", "train", "--limit", "20000", "--images-per-shard", "500", "--workers", "2")
     return Run(folder, 40, part)
 
 

@@ -191,7 +191,7 @@ def _age(path: Path) -> None:
         ("validation-000001.tar", _truncate, "bytes, not 163,840: `python prep/verify.py"),
         ("samples.arrow", Path.unlink, "is missing: delete"),
         ("samples.arrow", _flip_last_byte, "does not match its manifest: delete"),
-        ("manifest.json", Path.unlink, "does not exist: prepare the data"),
+        ("manifest.json", Path.unlink, "does not exist: delete"),
         ("manifest.json", _truncate, "is damaged"),
         ("manifest.json", _age, "is of format 99"),
     ],

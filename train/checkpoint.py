@@ -6,7 +6,6 @@ step_0000012800/    the clock: images seen
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from loaders import InputError
-from prep.dataset import sync_folder, write_whole
+from prep.dataset import sync_file, sync_folder, write_whole
 
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
@@ -213,7 +212,7 @@ def _sha256(path: Path) -> str:
 
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync_file(file.fileno(), path)
 
 
 def describe_versions(*more_packages: str) -> dict[str, str]:

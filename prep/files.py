@@ -1,0 +1,179 @@
+"""Writing files so that they appear whole and stay, on file systems that lack some of what that takes.
+
+Network file systems, FUSE, and the mounts of containers and virtual machines may have no fsync, no lock or no rename
+over an existing file. What only adds safety against a power cut or a second process is then left out, with one warning;
+what would change the result is an error. Any package may import this module; it imports none.
+"""
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial"  # ends the names of files that a writer has not finished
+NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
+# A folder cannot be opened for writing, so that some systems refuse to sync it with EBADF or EACCES (Windows mounts).
+NO_FOLDER_SYNC = NOT_SUPPORTED | {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+NO_LOCKS = NOT_SUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EPERM}
+LOCK_IS_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # flock's, and fcntl's, which NFS uses for it
+ATTEMPTS = 3  # of writing a file that another process takes away; only without locks
+
+WHAT_TO_DO = {  # about an error of the operating system that names a file
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space or raise the quota, then run the same command again",
+    errno.EIO: "the disk or its network failed: see `dmesg`, then run the same command again",
+    errno.ESTALE: "the network file system changed under this process: mount it again, then run the same command again",
+    errno.EROFS: "mount it for writing, or choose another folder",
+    errno.EACCES: "give this user the right to (`ls -ld` shows who has it), or choose another folder",
+    errno.EPERM: "the file system or an attribute (`lsattr`) does not allow it: choose another folder",
+    errno.ENOENT: "check the path, then run the same command again",
+    errno.EEXIST: "move what has this name away, or choose another path",
+    errno.ENOTDIR: "a file is where a folder should be: choose another path",
+    errno.EISDIR: "a folder is where a file should be: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links lead in a circle: repair them",
+    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
+    errno.ENFILE: "close other programs, this machine has too many open files",
+    errno.ENOMEM: "give fewer --workers, or free some memory",
+    errno.EBUSY: "end the program that uses it, then run the same command again",
+    errno.ETXTBSY: "end the program that uses it, then run the same command again",
+    errno.ENOTSUP: "the file system cannot do it: choose a folder on another one",
+    errno.ENOSYS: "the file system cannot do it: choose a folder on another one",
+}
+
+_warned: set[tuple[str, int]] = set()
+
+
+def write_whole(path: Path, content: bytes, *, unique: bool = False) -> None:
+    """Write a file so that it appears under its name only when it is whole and on disk.
+
+    `unique`: another process may write the same file at the same time, so the unfinished one gets a name of its own.
+
+    Raises:
+        OSError: the disk's; `filename` is the path.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        partial = path.with_name(f".{path.name}{f'.{secrets.token_hex(8)}' if unique else ''}{PARTIAL}")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                sync_file(file.fileno(), path)
+            replace_file(partial, path)
+            break
+        except OSError as error:  # a full disk does not say which file
+            if unique:
+                partial.unlink(missing_ok=True)
+            if not (unique and isinstance(error, FileNotFoundError) and path.parent.is_dir()) or attempt == ATTEMPTS:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+    sync_folder(path.parent)
+
+
+def unfinished_name(name: str) -> str | None:
+    """Return the name of the file that `.NAME.partial` or `.NAME.0123456789abcdef.partial` was to become."""
+    found = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{16})?\.partial", name)
+    return found[1] if found else None
+
+
+def replace_file(partial: Path, path: Path) -> None:
+    """Rename a file over another one; where the file system refuses to, remove the other one first."""
+    try:
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EPERM) or not path.is_file():
+            raise
+        path.unlink()
+        partial.rename(path)
+
+
+def sync_file(descriptor: int, path: Path) -> None:
+    """Have a file's content on disk; on a file system that has no such call, go on with a warning.
+
+    Raises:
+        OSError: the disk failed; `filename` is the path.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        _warn_once(
+            "fsync",
+            path.parent,
+            f"{path.parent} cannot be told to store a file at once (fsync: {error.strerror}); going on: after a power "
+            "cut, check what is there with prep/verify.py",
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where its file system can sync a folder; others need it not or cannot."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def hold_lock(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock on a folder, which goes with this process however that ends; yields whether there is one.
+
+    On a file system without locks it goes on with a warning.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+        OSError: the disk failed; `filename` is the folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, folder, wait)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in LOCK_IS_HELD:
+            raise BlockingIOError(error.errno, error.strerror, str(folder)) from error
+        if error.errno not in NO_LOCKS:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        _warn_once(
+            "flock",
+            folder,
+            f"{folder} is on a file system without locks (flock: {error.strerror}); going on: see to it that no other "
+            "run writes there at the same time",
+        )
+        return False
+    return True
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return an error of the disk in one line: the path, what is wrong with it, and what to do."""
+    path = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    advice = WHAT_TO_DO.get(error.errno or 0, "")
+    return ": ".join(filter(None, (path, reason[:1].lower() + reason[1:], advice)))
+
+
+def _warn_once(kind: str, folder: Path, message: str) -> None:
+    """Warn once in a process for each file system; worker processes leave it to the one that started them."""
+    try:
+        device = folder.stat().st_dev
+    except OSError:
+        device = 0
+    if (kind, device) in _warned or multiprocessing.parent_process() is not None:
+        return
+    _warned.add((kind, device))
+    print(f"warning: {message}", file=sys.stderr, flush=True)
