@@ -1,29 +1,40 @@
 """A tree of class folders, as torchvision's `ImageFolder` reads it, but with every file offered, whatever its name.
 
 A file that is no image, or cannot be read, so ends in the ledger rather than nowhere: kept + rejected = offered.
-Links are followed, as torchvision does; a hidden folder (`.name`) is no class.
+`prep/folder_tree.py` lists the tree, `prep/folder_splits.py` decides which folders are splits and classes.
 """
 
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prep.dataset import InputError, Origin
+from prep.folder_splits import MOST_NAMED, Splits, describe_empty, find_splits, relative_to
+from prep.folder_tree import Folder, check_no_pointer
 from prep.source import Item, Reading, oversize
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # as torchvision's
-SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder that cannot be listed"}
 OUR_OWN_TROUBLES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # no fault of the file
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 Listing = list[tuple[str, int, int]]  # (path below the root, label, size in bytes)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is to be said of an image folder: of each split for its manifest, and of all of it for the user alone."""
+
+    split_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # split -> {folder: split}
+    passed_over: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # parts that are not there, of any split: labels and revision depend on all
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,14 +46,26 @@ class ImageFolder:
     class_names: tuple[str, ...]
     files: dict[str, tuple[tuple[str, int], ...]]  # split -> (path below root, label), permuted
     size_bytes: dict[str, int]
+    findings: Findings = Findings()
 
     @property
     def num_rows(self) -> dict[str, int]:
         return {split: len(files) for split, files in self.files.items()}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about all of it."""
+        return self.findings.notes
+
     def reading(self, split: str) -> dict[str, Any]:
-        """Return the facts for the manifest; an image folder has none yet."""
-        return {}
+        """Return how a split was read, for the manifest; only what there is to say."""
+        found = self.findings
+        facts = {
+            "split_map": dict(found.split_map.get(split, {})),
+            "passed_over": list(found.passed_over),
+            "missing": list(found.missing),
+        }
+        return {name: fact for name, fact in facts.items() if fact}
 
     def check(self, split: str) -> None:
         """Labels come from the class folders themselves: none can be outside."""
@@ -70,119 +93,141 @@ class ImageFiles:
             yield Item(name, data, label, fault)
 
 
-def open_image_folder(root: Path, wanted: Reading) -> ImageFolder:
-    """An image folder as torchvision's `ImageFolder` reads it; a class is a folder, its label its sorted rank.
+def open_image_folder(root: Folder, wanted: Reading, passed_over: Iterable[str] = ()) -> ImageFolder:
+    """Open an image folder; a class is a folder, its label its sorted rank among those of the train split.
+
+    Args:
+        passed_over: what else lies in it and is not read, a line each.
 
     Raises:
-        InputError: a split holds no file, a class that train lacks, or images outside its class folders.
+        InputError: it can be read in several ways, a part is missing, or a split has a class that train lacks.
     """
-    folders = _split_folders(root) or {"train": root}
-    classes = {split: class_folders(folder) for split, folder in folders.items()}
-    class_names = classes.get("train") or next(iter(classes.values()))
-    for split, names in classes.items():
-        check_classes(folders[split], names, class_names)
-    listings = {split: list_classes(root, folder, class_names) for split, folder in folders.items()}
-    return make_image_folder(root, root.resolve().name, class_names, listings)
+    splits = find_splits(root, wanted.split_map)
+    names = {split: _class_names(folders) for split, folders in splits.folders.items()}
+    class_names = names.get("train") or _class_names(
+        folder for folders in splits.folders.values() for folder in folders
+    )
+    check_missing(root.path, splits.missing, wanted)
+    passed_over = [*splits.passed_over, *passed_over]
+    listings: dict[str, Listing] = {}
+    missing = list(splits.missing)
+    for split, folders in splits.folders.items():
+        try:
+            check_classes(root, split, folders, names[split], class_names)
+            absent = find_missing(folders, names[split])
+            check_missing(root.path, absent, wanted)
+        except InputError as error:
+            if split != "test" or len(splits.folders) == 1 or split in dict(wanted.split_map).values():
+                raise
+            passed_over.append(f"test is left out: {relative_to(root, str(error))}")  # it is unless asked for
+            continue
+        missing += absent
+        listings[split] = list_classes(root, folders, class_names)
+    findings = Findings(
+        {split: splits.map_names(split) for split in listings},
+        (*passed_over, *_describe_junk(splits)),
+        tuple(missing),
+        tuple(_compare_classes(splits, names)),
+    )
+    return make_image_folder(root.path, class_names, listings, findings)
+
+
+def _class_names(folders: Iterable[Folder]) -> list[str]:
+    return sorted({name for folder in folders for name in folder.shown})
 
 
 def make_image_folder(
-    root: Path, name: str, class_names: Iterable[str], listings: dict[str, Listing], salt: str = ""
+    root: Path, class_names: Iterable[str], listings: dict[str, Listing], findings: Findings, salt: str = ""
 ) -> ImageFolder:
     """The source of some listings; `salt` is what its revision depends on beside them."""
-    origin = Origin(name, _digest(listings, salt))
+    origin = Origin(root.resolve().name, _digest(listings, salt))
     files = {split: tuple(_permuted([entry[:2] for entry in listing])) for split, listing in listings.items()}
     sizes = {split: sum(size for _, _, size in listing) for split, listing in listings.items()}
-    return ImageFolder(root, origin, tuple(class_names), files, sizes)
+    return ImageFolder(root, origin, tuple(class_names), files, sizes, findings)
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The sorted names of a folder's class folders.
-
-    Raises:
-        InputError: beside them lies an image, which has no class, or a link to nothing, which may have been one.
-    """
-    names = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            names.append(path.name)
-        elif path.is_symlink() and not path.exists():
-            raise InputError(f"{path} is a link to nothing: mend it or remove it")
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            raise InputError(f"{path} is in no class folder: move it into one or away")
-    return names
-
-
-def check_classes(folder: Path, names: Iterable[str], class_names: Iterable[str]) -> None:
-    """Raises InputError where a split has a class that train lacks."""
+def check_classes(
+    root: Folder, split: str, folders: Iterable[Folder], names: Iterable[str], class_names: Iterable[str]
+) -> None:
+    """Raises InputError where a split has a class that train lacks, or what one of our own commands wrote."""
     for name in sorted(set(names) - set(class_names)):
-        raise InputError(f"{folder / name} is no class of the train split: remove it or add it there")
+        places = [folder.shown[name].path for folder in folders if name in folder.shown]
+        raise InputError(f"{places[0]} is no class of the train split: remove it or add it there")
+    for folder in folders:
+        for each in folder.walk():
+            if each.is_output:
+                raise InputError(
+                    f"{each.path} was written by one of Penstock's commands and lies among the images of {split}: "
+                    f"move it out of {root.path}"
+                )
 
 
-def list_classes(root: Path, folder: Path, class_names: Sequence[str], ignored: str = "") -> Listing:
+def find_missing(folders: Sequence[Folder], names: Iterable[str]) -> list[str]:
+    """A line for each class of a split that has no image, and for each that is still in its archive.
+
+    Paths in it are relative to the source, since the manifest records it.
+    """
+    missing = []
+    for name in names:
+        places = [folder.shown[name] for folder in folders if name in folder.shown]
+        if not any(each.holds_image for each in places):
+            missing.append(describe_empty(next((each for each in places if each.fault), places[0])))
+    for folder in folders:
+        for name in sorted(folder.files):
+            stem = name.partition(".")[0]
+            if name.endswith(ARCHIVES) and not name.startswith(".") and folder.name and stem not in folder.folders:
+                missing.append(f"{folder.name}/{name} is not unpacked")
+    return missing
+
+
+def check_missing(root: Path, missing: Sequence[str], wanted: Reading) -> None:
+    """Raises InputError where parts are missing and the user did not say to go on without them."""
+    if missing and not wanted.allow_missing:
+        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{root}/{missing[0]}{more}: put back what is missing, remove it, or go on with --allow-missing"
+        )
+
+
+def list_classes(root: Folder, folders: Sequence[Folder], class_names: Sequence[str], ignored: str = "") -> Listing:
     """Every file below the class folders of a split, sorted; CLASS/CLASS + `ignored` is left out.
 
     Raises:
-        InputError: there is no file at all.
+        InputError: there is no file at all, or one is a pointer of Git LFS.
     """
     listing: Listing = []
-    prefix = "" if folder == root else f"{folder.relative_to(root)}/"
     for label, name in enumerate(class_names):
-        if (folder / name).is_dir():
-            left_out = f"{prefix}{name}/{name}{ignored}"
-            listing += [(file, label, size) for file, size in _walk(folder / name, prefix + name) if file != left_out]
-    check_not_empty(folder, listing)
+        for folder in folders:
+            if name in folder.shown:
+                left_out = f"{folder.shown[name].name}/{name}{ignored}"
+                files = folder.shown[name].walk_files()
+                listing += [(file, label, size) for file, size in files if file != left_out]
+    check_files(root.path, folders[0].path, listing)
     return sorted(listing)
 
 
-def check_not_empty(folder: Path, listing: Listing) -> None:
-    """Raises InputError where a split has no file at all."""
+def check_files(root: Path, folder: Path, listing: Listing) -> None:
+    """Raises InputError where a split has no file at all, or a pointer of Git LFS instead of one."""
     if not listing:
         raise InputError(f"{folder} holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare")
+    for name, _, size_bytes in listing:
+        check_no_pointer(root, name, size_bytes)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for name in class_folders(root):
-        split = SPLIT_FOLDERS.get(name)
-        if split in folders:
-            raise InputError(f"{root / name} and {folders[split]} are both the {split} split: keep one of them")
-        if split:
-            folders[split] = root / name
-    return folders
+def _describe_junk(splits: Splits) -> list[str]:
+    """One line on files of operating systems and file browsers, which are left out; none where there are none."""
+    folders = [folder for each in splits.folders.values() for folder in each]
+    junk = [name for folder in folders for each in folder.walk() for name in each.junk]
+    return [f"{len(junk):,} system files ({', '.join(sorted(set(junk))[:MOST_NAMED])})"] if junk else []
 
 
-def _walk(folder: Path, name: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file below a class folder; what is no file, or cannot be listed, counts as one of 0 bytes.
-
-    A link to a folder that it lies in itself is not followed: what is there has been listed.
-    """
-    resolved = folder.resolve()
-    above = frozenset(_identity(path.stat()) for path in (resolved, *resolved.parents, *folder.absolute().parents))
-    to_do = [(str(folder), name, above)]
-    while to_do:
-        path, name, above = to_do.pop()
-        try:
-            with os.scandir(path) as scanned:
-                entries = list(scanned)
-        except OSError:
-            yield name, 0
-            continue
-        for entry in entries:
-            try:
-                status = entry.stat()
-            except OSError:
-                yield f"{name}/{entry.name}", 0
-                continue
-            if not stat.S_ISDIR(status.st_mode):
-                yield f"{name}/{entry.name}", status.st_size if stat.S_ISREG(status.st_mode) else 0
-            elif _identity(status) not in above:
-                to_do.append((entry.path, f"{name}/{entry.name}", above | {_identity(status)}))
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _compare_classes(splits: Splits, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A line where a split lacks classes of the train split."""
+    for split, folders in splits.folders.items():
+        lacking = sorted(set(names.get("train", ())) - set(names[split]))
+        if lacking and split != "test":
+            shown = ", ".join(lacking[:MOST_NAMED]) + (", ..." if len(lacking) > MOST_NAMED else "")
+            yield f"{folders[0].path} has no folder for {len(lacking):,} classes of the train split ({shown})"
 
 
 def _read(path: Path) -> tuple[bytes, str]:

@@ -6,24 +6,31 @@ have no labels and are left out.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from prep.dataset import InputError
+from prep.folder_splits import MOST_NAMED, check_loose
+from prep.folder_tree import IMAGE_SUFFIXES, JUNK_FOLDERS, Folder, list_folder
 from prep.image_folder import (
-    IMAGE_SUFFIXES,
+    Findings,
     ImageFolder,
     Listing,
     check_classes,
-    check_not_empty,
-    class_folders,
+    check_files,
+    check_missing,
+    find_missing,
     list_classes,
     make_image_folder,
 )
+from prep.source import Reading
 
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
+TRAIN_LISTS = ("LOC_train_solution.csv", "ImageSets/CLS-LOC/train_cls.txt")  # the training images, all or some
 KAGGLE = "https://www.kaggle.com/c/imagenet-object-localization-challenge/data"
+WNID = r"n\d{8}"
 WNIDS, WORDS, ANNOTATIONS, BOXES = "wnids.txt", "words.txt", "val_annotations.txt", "_boxes.txt"
 
 
@@ -38,35 +45,49 @@ class Labels:
 def find_kaggle(root: Path) -> Path | None:
     """The CLS-LOC folder of an unpacked Kaggle archive, given it or a folder above it; None where there is none.
 
-    A folder of another name is taken for one where val/ is flat.
+    A folder of another name is taken for one where val/ is flat and the classes or the file of labels are ImageNet's.
     """
     for folder in (root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC"):
         if folder.is_dir():
             return folder
-    is_kaggle = root.resolve().name == "CLS-LOC" or _is_flat(root / "val")
-    return root if is_kaggle else None
+    if root.resolve().name == "CLS-LOC":
+        return root
+    is_imagenet = _find_above(root, SOLUTION) is not None or _has_wnids(root / "train")
+    return root if _is_flat(root / "val") and is_imagenet else None
 
 
-def open_kaggle(folder: Path) -> ImageFolder:
+def open_kaggle(folder: Path, wanted: Reading) -> ImageFolder:
     """The CLS-LOC folder of Kaggle's archive: train/WNID/*.JPEG and val/*.JPEG, or val/WNID/*.JPEG if sorted since.
 
     Raises:
-        InputError: the file of validation labels is missing or damaged, or lacks an image or names another class.
+        InputError: the file of validation labels is missing or damaged, or lacks an image or names another class;
+            or a class or an image that one of the archive's lists names is not there.
     """
-    train, val, mapping = folder / "train", folder / "val", _find_above(folder, MAPPING)
-    labels = _read_solution(folder) if _is_flat(val) else None
-    if labels and not train.is_dir():
-        wnids = sorted(set(labels.wnids.values()))
-    else:
-        wnids = next((class_folders(split) for split in (train, val) if split.is_dir()), [])
-    listings: dict[str, Listing] = {}
-    if train.is_dir():
-        listings["train"] = list_classes(folder, train, wnids)
-    if val.is_dir():
-        listings["validation"] = _list_validation(folder, val, labels, wnids)
-    if not listings:
+    root, mapping = list_folder(folder), _find_above(folder, MAPPING)
+    train, val = root.shown.get("train"), root.shown.get("val")
+    if not train and not val:
         raise InputError(f"{folder} holds neither train/ nor val/: unpack the archive anew")
-    return _make(folder, wnids, _read_names(mapping) if mapping else {}, listings)
+    names = _read_names(mapping) if mapping else {}
+    labels = _read_solution(folder) if val and val.is_flat else None
+    wnids = sorted(set(labels.wnids.values()) if labels and not train else (train or val or root).shown)
+    listings: dict[str, Listing] = {}
+    missing: list[str] = []
+    if train:
+        check_loose(train)
+        absent = sorted(set(names) - set(wnids))
+        missing = [f"train/{wnid} is missing, though {MAPPING} names it" for wnid in absent]
+        missing += find_missing([train], wnids)
+        check_missing(folder, missing, wanted)
+        check_classes(root, "train", [train], wnids, wnids)
+        listings["train"] = list_classes(root, [train], wnids)
+        missing += _find_unlisted(folder, listings["train"])
+        check_missing(folder, missing, wanted)
+    if val:
+        listings["validation"] = _list_validation(root, val, labels, wnids)
+        if not labels:
+            missing += find_missing([val], val.shown)
+            check_missing(folder, missing, wanted)
+    return _make(folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root)))
 
 
 def is_tiny_imagenet(root: Path) -> bool:
@@ -74,29 +95,79 @@ def is_tiny_imagenet(root: Path) -> bool:
     return (root / WNIDS).is_file() and (root / "train").is_dir()
 
 
-def open_tiny_imagenet(root: Path) -> ImageFolder:
+def open_tiny_imagenet(folder: Path, wanted: Reading) -> ImageFolder:
     """The folder tiny-imagenet-200: train/WNID/images/*.JPEG and val/images/*.JPEG, or val/WNID/ if sorted since.
 
     Raises:
-        InputError: a class folder or the file of validation labels is missing, or lacks an image.
+        InputError: a class folder, an image or the file of validation labels is missing, or lacks an image.
     """
-    train, val = root / "train", root / "val"
-    wnids = sorted({line.strip() for line in _read_lines(root / WNIDS)})
-    found = class_folders(train)
-    check_classes(train, found, wnids)
-    for wnid in sorted(set(wnids) - set(found)):
-        raise InputError(f"{train / wnid} is missing, though {root / WNIDS} names it: unpack the archive anew")
-    listings = {"train": list_classes(root, train, wnids, ignored=BOXES)}
-    if val.is_dir():
-        labels = _read_annotations(val / ANNOTATIONS) if class_folders(val) == ["images"] else None
-        listings["validation"] = _list_validation(root, val / "images" if labels else val, labels, wnids)
-    names = _read_names(root / WORDS) if (root / WORDS).is_file() else {}
-    return _make(root, wnids, names, listings)
+    root = list_folder(folder)
+    train, val = root.shown["train"], root.shown.get("val")
+    wnids = sorted({line.strip() for line in _read_lines(folder / WNIDS)})
+    check_loose(train)
+    check_classes(root, "train", [train], train.shown, wnids)
+    absent = sorted(set(wnids) - set(train.shown))
+    missing = [f"train/{wnid} is missing, though {WNIDS} names it" for wnid in absent]
+    missing += [*find_missing([train], train.shown), *_find_boxed(train)]
+    check_missing(folder, missing, wanted)
+    listings = {"train": list_classes(root, [train], wnids, ignored=BOXES)}
+    if val:
+        labels = _read_annotations(val.path / ANNOTATIONS) if list(val.shown) == ["images"] else None
+        listings["validation"] = _list_validation(root, val.shown["images"] if labels else val, labels, wnids)
+        if not labels:
+            missing += find_missing([val], val.shown)
+            check_missing(folder, missing, wanted)
+    names = _read_names(folder / WORDS) if (folder / WORDS).is_file() else {}
+    return _make(folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root)))
 
 
-def _make(root: Path, wnids: list[str], names: dict[str, str], listings: dict[str, Listing]) -> ImageFolder:
+def _make(
+    root: Path, wnids: list[str], names: dict[str, str], listings: dict[str, Listing], findings: Findings
+) -> ImageFolder:
     class_names = [names.get(wnid, wnid) for wnid in wnids]
-    return make_image_folder(root, root.resolve().name, class_names, listings, salt="\n".join(class_names))
+    return make_image_folder(root, class_names, listings, findings, salt="\n".join(class_names))
+
+
+def _describe_test(root: Folder) -> tuple[str, ...]:
+    test = root.shown.get("test")
+    return ("test holds images without labels",) if test and test.holds_image else ()
+
+
+def _find_unlisted(folder: Path, listing: Listing) -> list[str]:
+    """A line for each of the archive's lists of training images that names images which are not there."""
+    there = {PurePath(name).stem for name, _, _ in listing}
+    lines = []
+    for name in TRAIN_LISTS:
+        if path := _find_above(folder, name):
+            words = (line.replace(",", " ", 1).split()[0].rpartition("/")[2] for line in _read_lines(path))
+            absent = [word for word in words if word not in there and word != "ImageId"]
+            if absent:
+                shown = ", ".join(absent[:MOST_NAMED])
+                lines.append(f"train lacks {len(absent):,} images that {path.name} names ({shown})")
+    return lines
+
+
+def _find_boxed(train: Folder) -> list[str]:
+    """A line for each class of tiny-imagenet of which images are missing that its file of boxes names."""
+    lines = []
+    for wnid, folder in train.shown.items():
+        if f"{wnid}{BOXES}" not in folder.files:
+            continue
+        named = {line.split()[0] for line in _read_lines(folder.path / f"{wnid}{BOXES}")}
+        absent = sorted(named - {PurePath(name).name for name, _ in folder.walk_files()})
+        if absent:
+            shown = ", ".join(absent[:MOST_NAMED])
+            lines.append(f"{folder.name} lacks {len(absent):,} images that {wnid}{BOXES} names ({shown})")
+    return lines
+
+
+def _has_wnids(folder: Path) -> bool:
+    """Whether the folders in a folder are named by WordNet ids."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return bool(names) and all(re.fullmatch(WNID, name) for name in names)
 
 
 def _is_flat(folder: Path) -> bool:
@@ -104,7 +175,7 @@ def _is_flat(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        shown = [e for e in entries if not e.name.startswith(".") and e.name.casefold() not in JUNK_FOLDERS]
     return not any(entry.is_dir() for entry in shown) and any(_is_image(entry.name) for entry in shown)
 
 
@@ -112,43 +183,37 @@ def _is_image(name: str) -> bool:
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _list_validation(root: Path, folder: Path, labels: Labels | None, wnids: Sequence[str]) -> Listing:
+def _list_validation(root: Folder, folder: Folder, labels: Labels | None, wnids: Sequence[str]) -> Listing:
     """The validation images: by the file that labels them, or by their class folders where there is none."""
     if labels is None:
-        check_classes(folder, class_folders(folder), wnids)
-        return list_classes(root, folder, wnids)
+        check_loose(folder)
+        check_classes(root, "validation", [folder], folder.shown, wnids)
+        return list_classes(root, [folder], wnids)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     for stem, wnid in labels.wnids.items():
         if wnid not in label_of:
             raise InputError(f"{labels.path} gives {stem} the class {wnid}, which train lacks: unpack it all anew")
-    prefix = folder.relative_to(root)
     files = _pair(folder, labels)
-    listing = sorted((f"{prefix}/{name}", label_of[labels.wnids[stem]], size) for name, stem, size in files)
-    check_not_empty(folder, listing)
+    listing = sorted((f"{folder.name}/{name}", label_of[labels.wnids[stem]], size) for name, stem, size in files)
+    check_files(root.path, folder.path, listing)
     return listing
 
 
-def _pair(folder: Path, labels: Labels) -> Iterator[tuple[str, str, int]]:
+def _pair(folder: Folder, labels: Labels) -> Iterator[tuple[str, str, int]]:
     """(file, its name in the labels, size) for each labelled image; one that is missing is offered, to be a reject."""
+    for name in folder.shown:
+        raise InputError(f"{folder.path / name} is a folder among images: move its images up or away")
     missing = dict.fromkeys(labels.wnids)
-    for name, size in _scan(folder):
+    for name, size in folder.files.items():
         stem = PurePath(name).stem
+        if name.startswith("."):
+            continue
         if stem in labels.wnids:
             missing.pop(stem, None)
             yield name, stem, size
         elif _is_image(name):
-            raise InputError(f"{folder / name} has no label in {labels.path}: add its line or move the image away")
+            raise InputError(f"{folder.path / name} has no label in {labels.path}: add its line or move the image away")
     yield from ((f"{stem}.JPEG", stem, 0) for stem in missing)
-
-
-def _scan(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, size) of each file; what is no file, or a link to nothing, counts as one of 0 bytes."""
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            raise InputError(f"{path} is a folder among images: move its images up or away")
-        yield path.name, path.stat().st_size if path.is_file() else 0
 
 
 def _above(folder: Path) -> list[Path]:

@@ -1,14 +1,16 @@
 """Mending what `prep/verify.py` found: the least that is enough is written anew, from the source if need be."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prep.checks import Layout
-from prep.closing import close_dataset
+from prep.closing import close_dataset, find_manifest
 from prep.dataset import MANIFEST, InputError, Manifest, parse_manifest
 from prep.faults import Fault, Remedy, is_hub_id
+from prep.files import describe_os_error
+from prep.folder_names import SPLIT_FOLDERS
 from prep.pools import Pool
 from prep.prepare import check_folder, list_jobs, rewrite_shards
 from prep.resolve import open_source
@@ -50,8 +52,10 @@ class Repair:
     def _attempt(self, mend: Callable[[], object]) -> None:
         try:
             mend()
-        except (InputError, OSError) as error:
+        except InputError as error:
             self.complaints.append(str(error))
+        except OSError as error:
+            self.complaints.append(describe_os_error(error))
 
     def _write_from_source(self, store: Store, faults: list[Fault]) -> None:
         manifest = _manifest(store)
@@ -67,10 +71,29 @@ class Repair:
         name = self.source or manifest.source.name
         if not self.source and not is_hub_id(name):
             raise InputError(f"{store} was prepared from a folder {name}: say where it is with --source")
-        wanted = Reading.from_manifest(manifest.reading)
+        wanted = self._read_wishes(store, manifest)
         if (name, wanted) not in self._sources:
             self._sources[name, wanted] = open_source(name, wanted)
         return self._sources[name, wanted]
+
+    def _read_wishes(self, store: Store, manifest: Manifest) -> Reading:
+        """How to read the source again: as the split's manifest says, with the names of all splits beside it.
+
+        A source whose splits were named with --split-map has others than this one, and may be unclear without them.
+        """
+        wanted = Reading.from_manifest(manifest.reading)
+        dataset = self.layout.dataset or self._out(store, manifest)
+        beside = [found for name in dataset.names() if (found := _find_sound_manifest(dataset.child(name)))]
+        pairs = [
+            pair
+            for each in (manifest, *beside)
+            if each.source.name == manifest.source.name
+            for pair in Reading.from_manifest(each.reading).split_map
+        ]
+        is_folder = wanted.image_column is None  # whose documented names a manifest has though no flag was given
+        if is_folder and all(name != split and SPLIT_FOLDERS.get(name) == split for name, split in pairs):
+            pairs = []
+        return replace(wanted, split_map=tuple(dict.fromkeys(pairs)))
 
     def _out(self, store: Store, manifest: Manifest) -> Store:
         """The folder that the split's is in, where the split goes by the name it was prepared under."""
@@ -84,6 +107,14 @@ class Repair:
 
 def _manifest(store: Store) -> Manifest:
     return parse_manifest(store.read(MANIFEST) or b"", f"{store}/{MANIFEST}")
+
+
+def _find_sound_manifest(store: Store) -> Manifest | None:
+    """The manifest of a folder beside a split; None where it is no split, or damaged, which is its own fault."""
+    try:
+        return find_manifest(store)
+    except (InputError, OSError):
+        return None
 
 
 def _mend_in_place(store: Store, faults: list[Fault]) -> None:

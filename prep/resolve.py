@@ -1,16 +1,26 @@
 """Which source a user's `--source` means."""
 
-import os
+import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prep.dataset import InputError
+from prep.folder_tree import Folder, check_no_pointer, list_folder
 from prep.image_folder import open_image_folder
-from prep.imagenet_layouts import find_kaggle, is_tiny_imagenet, open_kaggle, open_tiny_imagenet
-from prep.saved_dataset import is_saved_dataset, open_saved_dataset
+from prep.imagenet_layouts import WNID, find_kaggle, is_tiny_imagenet, open_kaggle, open_tiny_imagenet
+from prep.saved_dataset import DICT, STATE, is_saved_dataset, open_saved_dataset
 from prep.source import Reading, Source
 
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
+RAW_TARS = rf"ILSVRC2012_img_(train|val|test).*\.tar|{WNID}\.tar"  # ImageNet's own archives
+UNPACKED_BY_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+ARCHIVES = (".zip", ".7z", ".rar", *UNPACKED_BY_TAR)
 
 
 def open_source(source: str, wanted: Reading | None = None) -> Source:
@@ -20,13 +30,17 @@ def open_source(source: str, wanted: Reading | None = None) -> Source:
         wanted: how to read it, where more than one reading is possible.
 
     Raises:
-        InputError: nothing of the kind is there, or it cannot be reached or used.
+        InputError: nothing of the kind is there, or it cannot be reached or used, or it can be read in several ways.
     """
     path, wanted = Path(source), wanted or Reading()
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a folder above it cannot be entered, or the name is too long
+        raise InputError(f"{source} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    if is_folder:
         return _open_folder(path, wanted)
-    if path.exists():
-        raise InputError(f"{source} is a file: --source takes a folder or a hub id such as ILSVRC/imagenet-1k")
+    if is_there:
+        _refuse_file(path)
     if not re.fullmatch(HUB_ID, source):
         raise InputError(f"{source} does not exist: --source takes a folder or a hub id such as ILSVRC/imagenet-1k")
     return _open_dataset(source, wanted)
@@ -34,22 +48,183 @@ def open_source(source: str, wanted: Reading | None = None) -> Source:
 
 def _open_folder(folder: Path, wanted: Reading) -> Source:
     """What a folder holds: what names itself by a file of its own first, any tree of folders last."""
-    if is_saved_dataset(folder):
+    if is_saved_dataset(folder) and not (_is_another_state(folder / STATE) and not (folder / DICT).is_file()):
         return open_saved_dataset(folder, wanted)
-    if is_tiny_imagenet(folder):
-        return open_tiny_imagenet(folder)
-    if cls_loc := find_kaggle(folder):
-        return open_kaggle(cls_loc)
-    if _holds_parquet(folder):
+    if not wanted.split_map:  # which says that the folders it names are the splits
+        if is_tiny_imagenet(folder):
+            return open_tiny_imagenet(folder, wanted)
+        if cls_loc := find_kaggle(folder):
+            return open_kaggle(cls_loc, wanted)
+    tree = list_folder(folder)
+    _check_not_prepared(tree)
+    tables = _find_files(tree, ".parquet")
+    for name in tables:
+        if (folder / name).exists():  # a link to nothing is named by the reader
+            check_no_pointer(folder, name, (folder / name).stat().st_size)
+    if tables and _are_images_in_tables(tree, tables, wanted):
         return _open_dataset(str(folder.resolve()), wanted)
-    return open_image_folder(folder, wanted)
+    if not _shows_images(tree):
+        _refuse_without_images(tree, tables)
+    for flag, value in (
+        ("--config", wanted.config),
+        ("--image-column", wanted.image_column),
+        ("--label-column", wanted.label_column),
+    ):
+        if value:
+            raise InputError(f"{folder} is an image folder and has no tables: leave {flag} {value} out")
+    return open_image_folder(tree, wanted, _describe_others(tree, tables))
 
 
-def _holds_parquet(folder: Path) -> bool:
-    return any(name.endswith(".parquet") for _, _, names in os.walk(folder) for name in names)
+def _is_another_state(path: Path) -> bool:
+    """Whether a file state.json is of another program than `datasets`, as one in a folder of images may be."""
+    try:
+        state = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return not isinstance(state, dict) or "_data_files" not in state
+
+
+def _shows_images(tree: Folder) -> bool:
+    return bool(tree.holders or tree.find_images())
 
 
 def _open_dataset(source: str, wanted: Reading) -> Source:
     from prep.hugging_face import open_dataset  # noqa: PLC0415 (`datasets` takes 1.5 s to import)
 
     return open_dataset(source, wanted)
+
+
+# Parquet files and images in one folder
+
+
+def _find_files(tree: Folder, suffix: str) -> list[str]:
+    """The paths below the source of all files with a suffix, sorted; hidden folders apart."""
+    return sorted(name for name, _ in tree.walk_files() if name.lower().endswith(suffix) and not name.startswith("."))
+
+
+def _are_images_in_tables(tree: Folder, tables: list[str], wanted: Reading) -> bool:
+    """Whether a folder with parquet files is to be read as tables.
+
+    Raises:
+        InputError: there are images in tables and images in folders.
+    """
+    if wanted.split_map and all((child := tree.find_child(name)) and child.holds_image for name, _ in wanted.split_map):
+        return False
+    with_images = [name for name in tables if _may_hold_images(tree.path / name)]
+    if not _shows_images(tree) or (wanted.image_column and with_images):
+        return bool(with_images) or not _find_files(tree, ".tar")
+    if not with_images:
+        return False
+    if not tree.holders:  # images that lie loose have no class; they illustrate the tables
+        return True
+    folder = next(iter(tree.holders.values()))
+    raise InputError(
+        f"{tree.path} holds images in tables ({with_images[0]}) and in folders ({folder.name}): "
+        "give --image-column for the tables, or for the folders --split-map train=FOLDER"
+    )
+
+
+def _may_hold_images(path: Path) -> bool:
+    """Whether a parquet file has a column of bytes; one that cannot be read may."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return True
+    return any(_holds_bytes(column.type) for column in schema)
+
+
+def _holds_bytes(found: pa.DataType) -> bool:
+    if pa.types.is_struct(found):
+        return any(_holds_bytes(child.type) for child in found)
+    return pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_fixed_size_binary(found)
+
+
+def _describe_others(tree: Folder, tables: list[str]) -> list[str]:
+    """A line for each kind of files, besides the images in folders, that could have been data."""
+    top = [name for name in tables if "/" not in name]
+    kinds = {
+        "parquet files without images": tables if top else [],
+        "tars": [name for name in tree.files if name.endswith(".tar")],
+        "archives": [name for name in tree.files if name.endswith(ARCHIVES)],
+    }
+    return [f"{len(names):,} {kind} ({sorted(names)[0]})" for kind, names in kinds.items() if names]
+
+
+# What cannot be read
+
+
+def _check_not_prepared(tree: Folder) -> None:
+    """Raises InputError where the source is what prep/shard.py or prep/adopt.py wrote."""
+    prepared = [folder for folder in (tree, *tree.shown.values()) if folder.is_output]
+    if tree.is_output or (prepared and not any(each.holds_image for each in tree.shown.values())):
+        raise InputError(
+            f"{tree.path} is a dataset that Penstock prepared already: train on it with --data.root, "
+            "or give --source what it was made from"
+        )
+
+
+def _refuse_without_images(tree: Folder, tables: list[str]) -> NoReturn:
+    """End with one line on what a folder without images in it holds instead."""
+    tars = _find_files(tree, ".tar")
+    for name, size_bytes in tree.walk_files():
+        if name in tars:
+            check_no_pointer(tree.path, name, size_bytes)
+    archives = [name for name in _walk_names(tree) if name.endswith(ARCHIVES)]
+    raw = [name for name in tars if re.fullmatch(RAW_TARS, name.rpartition("/")[2])]
+    if raw:
+        raise InputError(_explain_raw(tree.path / raw[0]))
+    if tars:
+        others = f" and tables without images ({tables[0]})" if tables else ""
+        raise InputError(
+            f"{tree.path} holds tars ({tars[0]}){others}: where they are WebDataset's give them to "
+            f"python prep/adopt.py {shlex.quote(str((tree.path / tars[0]).parent))}, else unpack them"
+        )
+    if archives:
+        raise InputError(f"{tree.path} holds no images but an archive: {_how_to_unpack(tree.path / archives[0])}")
+    raise InputError(f"{tree.path} holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare")
+
+
+def _walk_names(tree: Folder) -> Iterator[str]:
+    return (name for name, _ in tree.walk_files())
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    """End with one line on what to do with a file that was given as the source."""
+    check_no_pointer(path.parent, path.name, path.stat().st_size)
+    if re.fullmatch(RAW_TARS, path.name):
+        raise InputError(_explain_raw(path))
+    advice = "--source takes a folder or a hub id such as ILSVRC/imagenet-1k"
+    if path.suffix.lower() == ".parquet":
+        advice = f"give the folder that it is in, --source {shlex.quote(str(path.parent))}"
+    elif path.suffix == ".tar":
+        advice = f"give a WebDataset to python prep/adopt.py {shlex.quote(str(path))}, and unpack any other tar"
+    elif path.name.endswith(ARCHIVES):
+        advice = _how_to_unpack(path)
+    raise InputError(f"{path} is a file: {advice}")
+
+
+def _how_to_unpack(path: Path) -> str:
+    """The command that unpacks an archive into the folder that it lies in."""
+    archive, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
+    if path.name.endswith(".zip"):
+        command = f"unzip -q {archive} -d {folder}"
+    elif path.name.endswith(UNPACKED_BY_TAR):
+        command = f"tar -xf {archive} -C {folder}"
+    else:
+        command = f"7z x {archive} -o{folder}"
+    return f"unpack it ({command}), move it out and give --source {folder}"
+
+
+def _explain_raw(path: Path) -> str:
+    """How to unpack the archives of image-net.org: a tar of tars for training, one of all images for validation."""
+    quoted = shlex.quote(str(path))
+    if path.name.startswith("ILSVRC2012_img_train"):
+        unpack = (
+            f"mkdir train && tar -xf {quoted} -C train && cd train && "
+            "for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar} && rm $t; done"
+        )
+    elif path.name.startswith("ILSVRC2012_img_"):
+        unpack = f"mkdir val && tar -xf {quoted} -C val, and put Kaggle's LOC_val_solution.csv beside val"
+    else:
+        unpack = "in that folder: for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar}; done"
+    return f"{path} is an archive of ImageNet: unpack it first ({unpack}), then give the folder above train and val"

@@ -9,8 +9,10 @@ import re
 import time
 from typing import Any
 
-from prep.command import positive_count, run, warn
+from prep.command import positive_count, run, say, warn
 from prep.dataset import InputError, Options
+from prep.image_folder import ImageFolder
+from prep.out_folder import check_out
 from prep.pools import Pool, local_pool
 from prep.prepare import check_folder, prepare_split
 from prep.report import describe_leaks, describe_rejects, summarize
@@ -28,13 +30,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder")
     add("--out", default="data/imagenet", metavar="DIR", help="where the shards go: a folder or s3://bucket/prefix")
-    add("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all but test)")
+    add("--splits", nargs="+", action="extend", metavar="SPLIT", help="which splits (default: all but test)")
     add("--config", metavar="NAME", help="which configuration of a Hugging Face dataset that has several")
     add("--image-column", metavar="COLUMN", help="where a table has several columns of images")
     add("--label-column", metavar="COLUMN", help="where a table has several columns of labels")
     add(
         "--split-map",
         nargs="+",
+        action="extend",
         type=_split_pair,
         default=[],
         metavar="SPLIT=NAME",
@@ -68,7 +71,7 @@ def _split_pair(text: str) -> tuple[str, str]:
     return name, split
 
 
-def _read_wishes(arguments: argparse.Namespace) -> Reading:
+def read_wishes(arguments: argparse.Namespace) -> Reading:
     return Reading(
         arguments.config,
         arguments.image_column,
@@ -89,8 +92,11 @@ def main() -> None:
         arguments.short_side,
         arguments.quality,
     )
-    source, out = open_source(arguments.source, _read_wishes(arguments)), open_store(arguments.out)
+    check_out(arguments.source, arguments.out)
+    source, out = open_source(arguments.source, read_wishes(arguments)), open_store(arguments.out)
     splits = _choose_splits(source, arguments.source, arguments.splits)
+    for note in source.notes if isinstance(source, ImageFolder) else ():
+        warn(note)
     for split in splits:
         check_folder(source, split, out.child(split), options)
         source.check(split)
@@ -99,7 +105,7 @@ def main() -> None:
     for split in splits:
         started = time.monotonic()
         manifest = prepare_split(source, split, out, options, pool, strict=arguments.strict)
-        print(summarize(manifest, out.child(split), time.monotonic() - started))
+        say(summarize(manifest, out.child(split), time.monotonic() - started))
         warn(describe_rejects(out.child(split)))
     warn(describe_leaks(out))
 
@@ -117,9 +123,15 @@ def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[
     splits = wanted or [split for split in available if split != "test"]  # ImageNet's has no labels
     for split in splits:
         if split not in available:
-            raise InputError(f"{name} has no images in a split {split}: it has {', '.join(available) or 'none'}")
-    if not splits:
+            passed_over = "; ".join(source.reading(available[0]).get("passed_over", ()) if available else ())
+            more = f" (passed over: {passed_over})" if passed_over else ""
+            raise InputError(f"{name} has no images in a split {split}: it has {', '.join(available) or 'none'}{more}")
+    if not available:
         raise InputError(f"{name} holds no images: nothing to prepare")
+    if not splits:
+        raise InputError(f"{name} has the split test alone, which is left out by default: give --splits test")
+    if not wanted and "test" in available:
+        say(f"split test left out: give --splits {' '.join(available)} to prepare it too")
     return splits
 
 

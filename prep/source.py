@@ -70,8 +70,10 @@ class Source(Protocol):
         """Return how a split was read, for the manifest and the summary, as JSON can hold it.
 
         Only the keys that apply: `config`, `image_column`, `label_column`, `split_map` ({name at the source: split},
-        this split alone), `passed_over` (list of lines: candidates that were not taken), `missing` (list of lines:
-        what the source says that it has and that is not there; only with `Reading.allow_missing`).
+        this split alone; of an image folder with --split-map all of them, since its labels depend on all),
+        `passed_over` (list of lines: candidates that were not taken), `missing` (list of lines: what the source says
+        that it has and that is not there; only with `Reading.allow_missing`), `notes` (list of lines: what else a
+        reader should know).
         """
         ...
 
@@ -82,6 +84,11 @@ class Source(Protocol):
     def rows(self, split: str, start: int, stop: int) -> Iterable[Item]:
         """The rows start..stop of a split, in order; picklable, and small however large the source."""
         ...
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Check whether a file that starts with these bytes is a pointer of Git LFS, left by a clone without its files."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def oversize(size_bytes: int) -> str:

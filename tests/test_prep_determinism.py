@@ -11,6 +11,7 @@ from PIL import Image
 
 from prep import store
 from prep.dataset import InputError, Options, Split
+from prep.folder_tree import list_folder
 from prep.image_folder import open_image_folder
 from prep.source import Reading
 
@@ -50,7 +51,7 @@ def test_one_worker_and_two_give_the_same_shards_of_an_image_folder(tmp_path: Pa
 
 
 def test_an_image_folder_is_read_in_one_fixed_permutation_of_its_sorted_files(tmp_path: Path) -> None:
-    source = open_image_folder(_write_images(tmp_path, 2, 4), Reading())
+    source = open_image_folder(list_folder(_write_images(tmp_path, 2, 4)), Reading())
     names = [name.removeprefix("train/") for name, _ in source.files["train"]]
     assert names == [  # golden: prepared data of another order is other data
         "class00/000.jpg",
@@ -65,7 +66,7 @@ def test_an_image_folder_is_read_in_one_fixed_permutation_of_its_sorted_files(tm
 
 
 def test_an_image_folders_classes_come_mixed(tmp_path: Path) -> None:
-    source = open_image_folder(_write_images(tmp_path, 2, 50), Reading())
+    source = open_image_folder(list_folder(_write_images(tmp_path, 2, 50)), Reading())
     labels = [label for _, label in source.files["train"]]
     assert sorted(labels) == [0] * 50 + [1] * 50
     assert all(10 < sum(labels[start : start + 50]) < 40 for start in range(0, 51, 10))

@@ -1,6 +1,7 @@
 """ImageNet as its archives unpack: Kaggle's ILSVRC and tiny-imagenet-200."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from prep.dataset import InputError
 from prep.resolve import open_source
-from prep.source import Item, Source
+from prep.source import Item, Reading, Source
 
 TENCH, SHARK, CRANE = "n01440764", "n01491361", "n02012849"
 WORDS = {TENCH: "tench, Tinca tinca", SHARK: "tiger shark, Galeocerdo cuvieri"}  # CRANE is not in it
@@ -245,3 +246,65 @@ def test_tiny_imagenet_in_part_is_refused(tiny: Path) -> None:
     (tiny / "train" / "n99").rename(tiny / "n99")
     with pytest.raises(InputError, match=rf"train/{CRANE} is missing, though .*wnids\.txt names it"):
         open_source(str(tiny))
+
+
+def _lose_a_class(root: Path) -> str:
+    shutil.rmtree(root / "ILSVRC" / "Data" / "CLS-LOC" / "train" / SHARK)
+    (root / "LOC_val_solution.csv").write_text(f"ILSVRC2012_val_00000001,{TENCH} 1 2 3 4\n")
+    for number in (2, 3):
+        (root / "ILSVRC" / "Data" / "CLS-LOC" / "val" / f"ILSVRC2012_val_0000000{number}.JPEG").unlink()
+    return f"train/{SHARK} is missing, though LOC_synset_mapping.txt names it"
+
+
+def _empty_a_class(root: Path) -> str:
+    for path in (root / "ILSVRC" / "Data" / "CLS-LOC" / "train" / SHARK).iterdir():
+        path.unlink()
+    return f"train/{SHARK} holds no image"
+
+
+def _list_boxes(root: Path) -> str:
+    rows = [f"{TENCH}_{number},{TENCH} 1 2 3 4" for number in range(3)]
+    (root / "LOC_train_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
+    return f"train lacks 1 images that LOC_train_solution.csv names ({TENCH}_2)"
+
+
+def _list_images(root: Path) -> str:
+    rows = "".join(f"{wnid}/{wnid}_{number} {number}\n" for wnid in (TENCH, SHARK) for number in range(1, 3))
+    _write(root / "ILSVRC" / "ImageSets" / "CLS-LOC" / "train_cls.txt", rows)
+    return f"train lacks 2 images that train_cls.txt names ({TENCH}_2, {SHARK}_2)"
+
+
+@pytest.mark.parametrize("spoil", [_lose_a_class, _empty_a_class, _list_boxes, _list_images])
+def test_an_archive_that_lacks_what_its_lists_name_is_refused_unless_allowed(
+    spoil: Callable[[Path], str], kaggle: Path
+) -> None:
+    missing = spoil(kaggle)
+    with pytest.raises(InputError) as refusal:
+        open_source(str(kaggle))
+    assert f"/{missing}: put back what is missing, remove it, or go on with --allow-missing" in str(refusal.value)
+    source = open_source(str(kaggle), Reading(allow_missing=True))
+    assert source.reading("train") == {"missing": [missing], "passed_over": ["test holds images without labels"]}
+
+
+def test_flat_validation_images_of_other_classes_are_not_imagenets(tmp_path: Path) -> None:
+    for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/3.jpg"):
+        _write(tmp_path / name)
+    with pytest.raises(InputError) as refusal:
+        open_source(str(tmp_path))
+    assert "LOC_val_solution" not in str(refusal.value)
+    assert "(val: images in no class folder)" in str(refusal.value)
+
+
+def test_tiny_imagenet_with_images_missing_is_refused_unless_allowed(tiny: Path) -> None:
+    (tiny / "train" / TENCH / "images" / f"{TENCH}_0.JPEG").unlink()
+    missing = f"train/{TENCH} lacks 1 images that {TENCH}_boxes.txt names ({TENCH}_0.JPEG)"
+    with pytest.raises(InputError, match=re.escape(f"{missing}: put back what is missing")):
+        open_source(str(tiny))
+    assert open_source(str(tiny), Reading(allow_missing=True)).reading("train")["missing"] == [missing]
+
+
+def test_tiny_imagenet_without_a_class_keeps_the_labels_of_the_others_where_allowed(tiny: Path) -> None:
+    shutil.rmtree(tiny / "train" / TENCH)
+    source = open_source(str(tiny), Reading(allow_missing=True))
+    assert source.class_names == (*WORDS.values(), CRANE)
+    assert source.reading("validation")["missing"] == [f"train/{TENCH} is missing, though wnids.txt names it"]

@@ -67,13 +67,15 @@ def _tree(folder: Path) -> dict[str, bytes]:
         ("file.jpg", ["file.jpg is a file: --source takes a folder or a hub id"]),
         ("empty", ["empty holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare"]),
         ("strange", ["strange/val/bird is no class of the train split: remove it or add it there"]),
-        ("twice", ["twice/validation and ", "twice/val are both the validation split: keep one of them"]),
+        ("twice", ["twice/val and ", "twice/validation are both the validation split: keep one of them"]),
     ],
 )
 def test_a_folder_without_images_is_refused(source: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "file.jpg").write_bytes(b"x")
-    for name in ("empty", "strange/train/cat", "strange/val/bird", "twice/train/cat", "twice/val", "twice/validation"):
+    (tmp_path / "empty").mkdir()
+    for name in ("strange/train/cat", "strange/val/bird", "twice/train/cat", "twice/val/cat", "twice/validation/cat"):
         (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_bytes(b"image")
     result = run_command("prep/shard.py", "--source", tmp_path / source, "--out", tmp_path / "out")
     assert result.returncode == 1
     assert result.stdout == ""
@@ -108,11 +110,11 @@ def _write_text(folder: Path) -> Path:
 
 
 def _leave_out_image(folder: Path) -> Path:
-    return _write_parquet(folder / "train.parquet", label=LABELS).parent
+    return _write_parquet(folder / "train.parquet", label=LABELS)
 
 
 def _leave_out_label(folder: Path) -> Path:
-    return _write_parquet(folder / "train.parquet", image=IMAGES).parent
+    return _write_parquet(folder / "train.parquet", image=IMAGES)
 
 
 def _leave_out_label_in_one_file(folder: Path) -> Path:
@@ -141,15 +143,18 @@ def _label_too_low_without_statistics(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_truncate, "is no whole parquet file"),
-        (_write_text, "is no whole parquet file"),
-        (_leave_out_image, "has columns label: an image and a label column are needed"),
-        (_leave_out_label, "has columns image: an image and a label column are needed"),
-        (_leave_out_label_in_one_file, "has columns image, not image and label: mend it"),
-        (_label_with_text, "has labels of type string: cast column label to ClassLabel or integers"),
-        (_lose_a_label, "has 1 rows without a label: remove them"),
-        (_label_too_high, "holds label 3, outside the classes 0 to 2: mend it"),
-        (_label_too_low_without_statistics, "holds label -1, outside the classes 0 to 2: mend it"),
+        (_truncate, "is not a whole parquet file"),
+        (_write_text, "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"),
+        (_leave_out_image, "needs a column of images named image or img; its columns: label (int64)"),
+        (_leave_out_label, "needs a column of labels named label or labels or fine_label; its columns: image (struct<"),
+        (_leave_out_label_in_one_file, "needs a column of labels named label or labels or fine_label"),
+        (_label_with_text, "column label (string) holds text, expected ClassLabel or integers: make classes of it"),
+        (_lose_a_label, "has 1 rows without a label (null) in column label: leave this split out with --splits"),
+        (_label_too_high, "holds label 3, outside the classes 0 to 2: correct it at the source"),
+        (
+            _label_too_low_without_statistics,
+            "has the label -1, which means none, in column label: leave this split out with --splits",
+        ),
     ],
 )
 def test_parquet_that_cannot_be_used_is_refused_before_anything_is_written(
@@ -158,7 +163,7 @@ def test_parquet_that_cannot_be_used_is_refused_before_anything_is_written(
     (tmp_path / "source").mkdir()
     culprit = spoil(tmp_path / "source")
     line = refusal("--source", tmp_path / "source", "--out", tmp_path / "out")
-    assert line.startswith(f"error: {culprit} ")
+    assert line.startswith(f"error: {culprit}")
     assert words in line
     assert not (tmp_path / "out").exists()
 
