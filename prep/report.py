@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from prep.closing import LEAKS
 from prep.command import one_line
@@ -22,6 +24,7 @@ def summarize(manifest: Manifest, store: Store, seconds: float) -> str:
         f"  {manifest.num_images + rejected:,} offered = {manifest.num_images - repaired:,} kept "
         f"+ {repaired:,} repaired + {rejected:,} rejected",
     ]
+    lines += [f"  {line}" for line in describe_reading(manifest.reading)]
     before, after = (size / manifest.num_images for size in (manifest.source_size_bytes, manifest.size_bytes))
     if before != after:
         lines.append(f"  {before:,.0f} bytes an image before, {after:,.0f} after")
@@ -29,6 +32,24 @@ def summarize(manifest: Manifest, store: Store, seconds: float) -> str:
     if manifest.findings:
         lines.append(f"  each is listed in {store}/{LEDGER}")
     return "\n".join(lines)
+
+
+def describe_reading(reading: Mapping[str, Any]) -> list[str]:
+    """Return how the source was read, in a few lines; none where the manifest says nothing of it."""
+    chosen = [
+        f"{text} {reading[key]}"
+        for key, text in (
+            ("config", "configuration"),
+            ("image_column", "image column"),
+            ("label_column", "label column"),
+        )
+        if reading.get(key)
+    ]
+    chosen += [f"split {name} of the source" for name in reading.get("split_map", ())]
+    passed_over = f" (also there: {', '.join(reading['passed_over'])})" if reading.get("passed_over") else ""
+    lines = [f"read: {', '.join(chosen) or 'as it is'}{passed_over}"] if chosen or passed_over else []
+    lines += [f"missing, allowed: {line}" for line in reading.get("missing", ())]
+    return [*lines, *(f"note: {line}" for line in reading.get("notes", ()))]
 
 
 def _in_order(findings: dict[str, int]) -> list[tuple[str, int]]:

@@ -1,25 +1,32 @@
 """Datasets that `save_to_disk` of Hugging Face `datasets` wrote: Arrow streams, mapped and read by range.
 
-A stream's batches are read where they lie in the file: no image is copied, and none is held but the one in use.
+A stream's batches are read where they lie in the file: no image is copied, and only the one in use is held.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from prep.assembly import assemble
+from prep.card import Info, info_from_json
+from prep.columns import Columns, Table, make_table
+from prep.completeness import PART, absent_splits, check_rows
 from prep.dataset import InputError, Origin
-from prep.source import Item, Reading
-from prep.tables import ROWS_PER_READ, Spans, TableFile, TableSource, find_columns, label_range, read_items
+from prep.parquet_files import SplitFiles
+from prep.source import Item, Reading, is_lfs_pointer
+from prep.tables import ROWS_PER_READ, Spans, TableFile, TableSource, describe_labels, read_items
 
 DICT, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # Arrow's columnar format, "IPC streaming format"
+AGAIN = "copy or save the dataset again"
 
 
 @dataclass(frozen=True)
@@ -47,51 +54,171 @@ class ArrowRows:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder, of one split or of several."""
-    return (folder / DICT).is_file() or (folder / STATE).is_file()
+    """Check whether `save_to_disk` wrote this folder: of one split, of several, or each split by itself."""
+    return (folder / DICT).is_file() or (folder / STATE).is_file() or bool(_saved_folders(folder))
 
 
 def open_saved_dataset(folder: Path, wanted: Reading) -> TableSource:
     """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
-        InputError: a file is missing, damaged or cut off, or it is no labelled image dataset.
+        InputError: a file is missing, damaged or cut off, it is not a labelled image dataset, or it could be read in
+            several ways.
     """
-    paths = {split: _data_files(split_folder) for split, split_folder in _splits(folder).items()}
-    schemas = {str(path): _schema(path) for files in paths.values() for path in files}
-    if not schemas:
+    if wanted.config is not None:
+        raise InputError(f"{folder} is a saved dataset, which has one configuration: leave out --config")
+    folders, missing, passed_over = _find_splits(folder)
+    files: dict[str, tuple[str, ...]] = {}
+    lacking: dict[str, tuple[str, ...]] = {}
+    for split, split_folder in folders.items():
+        paths = _data_files(split_folder)
+        files[split] = tuple(str(path.relative_to(folder)) for path in paths if path.exists())
+        absent = [path.name for path in paths if not path.exists()]
+        lacking[split] = tuple(f"the file {name}" for name in absent if not PART.fullmatch(name))
+        if absent and not files[split]:
+            missing.append(f"all files of the split {split}")
+    infos = {split: _read_info(split_folder) for split, split_folder in folders.items()}
+    files = {split: paths for split, paths in files.items() if paths}
+    if not files:
         raise InputError(f"{folder} holds a saved dataset without data files: save it again")
-    columns = find_columns(str(folder), schemas, wanted)
-    files = {split: tuple(_describe(path, columns.label) for path in files) for split, files in paths.items()}
-    return TableSource(_origin(folder, paths), columns, files, ArrowRows)
+    saved = Saved(folder, files, infos, (folder / DICT).is_file())
+    # What was selected or filtered keeps the count of before in dataset_info.json, so that is no proof of a loss.
+    notes = tuple(
+        f"the split {split}: {line}, which a selection explains"
+        for split, paths in files.items()
+        for line in check_rows(split, sum(map(saved.num_rows, paths)), infos[split].num_rows, INFO)
+    )
+    found = SplitFiles(files, Info(), None, tuple(passed_over), tuple(missing), lacking, notes)
+    return assemble(saved, found, wanted)
 
 
-def _splits(folder: Path) -> dict[str, Path]:
-    """Split -> its folder; a lone dataset is the split that it was, or train."""
-    if not (folder / DICT).is_file():
+@dataclass(frozen=True)
+class Saved:
+    """A saved dataset, as `prep.assembly` reads it; paths are below `folder`."""
+
+    folder: Path
+    files: Mapping[str, tuple[str, ...]]
+    infos: Mapping[str, Info]
+    is_dict: bool
+    _rows: dict[str, int] = field(default_factory=dict)  # those counted so far
+    reader = ArrowRows
+
+    @property
+    def source(self) -> str:
+        return str(self.folder)
+
+    def url(self, path: str) -> str:
+        return str(self.folder / path)
+
+    @cached_property
+    def _split_of(self) -> dict[str, str]:
+        return {path: split for split, paths in self.files.items() for path in paths}
+
+    def num_rows(self, path: str) -> int:
+        if path not in self._rows:
+            with _opened(self.folder / path) as stream:
+                self._rows[path] = sum(batch.num_rows for batch in stream)
+                _check_end(self.folder / path)
+        return self._rows[path]
+
+    def table(self, path: str) -> Table:
+        """Return the columns of a file."""
+        with _opened(self.folder / path) as stream:
+            schema = stream.schema
+        split = self._split_of[path]
+        load = f"d.load_from_disk({self.source!r})"
+        load = load if self.is_dict else f"d.DatasetDict({split}={load})"
+        return make_table(self.url(path), schema, self.infos[split].features, load)
+
+    def describe(self, path: str, columns: Columns) -> TableFile:
+        """Return row count and label range of a stream, read in full except for the images."""
+        with _opened(self.folder / path) as stream:
+            index = stream.schema.get_field_index(columns.label)
+            image = stream.schema.get_field_index(columns.image)
+            labels, num_images = [], 0
+            for batch in stream:
+                labels.append(batch.column(index))
+                num_images += batch.num_rows - _num_nulls(batch.column(image))
+            found = pa.chunked_array(labels, stream.schema.field(index).type)
+        if len(found) and not num_images:
+            change = self.table(path).advise(f".cast_column({columns.image!r}, d.Image())")
+            raise InputError(
+                f"{self.url(path)} holds the paths of its images but not their bytes (column {columns.image}): "
+                f"embed them with {change}"
+            )
+        size_bytes = (self.folder / path).stat().st_size
+        return TableFile(
+            self.url(path), size_bytes, len(found), *describe_labels(self.table(path), columns.label, found)
+        )
+
+    def origin(self, columns: Columns) -> Origin:
+        """Name and revision: a digest of file names, sizes and the JSON files, which hold a fingerprint of the rows."""
+        digest = hashlib.sha256()
+        paths = {split: [self.folder / path for path in files] for split, files in self.files.items()}
+        for path in sorted(path for files in paths.values() for path in files):
+            digest.update(f"{path.relative_to(self.folder)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        for split_folder in sorted({self.folder, *(files[0].parent for files in paths.values() if files)}):
+            for path in (split_folder / DICT, split_folder / STATE, split_folder / INFO):
+                digest.update(path.read_bytes() if path.is_file() else b"\0")
+        return Origin(self.folder.resolve().name, digest.hexdigest())
+
+
+def _saved_folders(folder: Path) -> list[str]:
+    """The folders in a folder that hold a saved split each."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and (path / STATE).is_file())
+
+
+def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Split -> its folder, with lines on those that are named but not there, and on those that are passed over.
+
+    A lone dataset is the split that it was, or train.
+    """
+    if (folder / DICT).is_file():
+        splits = _read_json(folder / DICT).get("splits", [])
+        for split in splits:
+            if not isinstance(split, str) or not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it
+                raise InputError(f"{folder / DICT} names a split {split!r}: rename it in letters and digits")
+        present = {split: folder / split for split in splits if (folder / split).is_dir()}
+        others = [f"folder {name}, not named in {DICT}" for name in _saved_folders(folder) if name not in splits]
+        if splits and not present:
+            raise InputError(f"{folder / splits[0]} is missing: {AGAIN}")
+        return present, absent_splits(present, splits, DICT), others
+    if (folder / STATE).is_file():
         split = _read_json(folder / STATE).get("_split")
-        return {split if isinstance(split, str) and re.fullmatch(r"\w+", split) else "train": folder}
-    splits = _read_json(folder / DICT).get("splits", [])
-    for split in splits:
-        if not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it
-            raise InputError(f"{folder / DICT} names a split {split!r}: rename it in letters and digits")
-    return {split: folder / split for split in splits}
+        name = split if isinstance(split, str) and re.fullmatch(r"\w+", split) else "train"
+        return {name: folder}, [], []
+    return {name: folder / name for name in _saved_folders(folder)}, [], []
 
 
 def _data_files(folder: Path) -> list[Path]:
     state = _read_json(folder / STATE)
-    if state.get("_indices_data_files"):  # up to datasets 2.0
-        raise InputError(f"{folder} keeps its rows' order in a file beside them: load it and save it again")
-    return [folder / file["filename"] for file in state.get("_data_files", [])]
+    if state.get("_indices_data_files") or state.get("_indices_files"):  # up to datasets 2.0
+        raise InputError(f"{folder} keeps its rows' order in a file of its own: load it and save it again")
+    try:
+        return [folder / file["filename"] for file in state.get("_data_files") or []]
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{folder / STATE} cannot be read ({error!r}): {AGAIN}") from error
+
+
+def _read_info(folder: Path) -> Info:
+    if not (folder / INFO).is_file():
+        return Info()
+    try:
+        return info_from_json(_read_json(folder / INFO))
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{folder / INFO} cannot be read ({error!r}): {AGAIN}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: copy or save the dataset again") from error
+        raise InputError(f"{path} is missing: {AGAIN}") from error
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): copy or save the dataset again") from error
+        raise InputError(f"{path} cannot be read ({error}): {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} cannot be read (it holds no object): {AGAIN}")
+    return found
 
 
 @contextmanager
@@ -101,24 +228,20 @@ def _opened(path: Path) -> Iterator[pa.RecordBatchReader]:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
             yield stream
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: copy or save the dataset again") from error
+        raise InputError(f"{path} is missing: {AGAIN}") from error
     except (pa.ArrowInvalid, OSError) as error:
+        with path.open("rb") as file:
+            if is_lfs_pointer(file.read(64)):
+                raise InputError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull` there") from error
         cause = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} is no whole Arrow stream ({cause}): copy or save the dataset again") from error
+        raise InputError(f"{path} is not a whole Arrow stream ({cause}): {AGAIN}") from error
 
 
-def _schema(path: Path) -> pa.Schema:
-    with _opened(path) as stream:
-        return stream.schema
-
-
-def _describe(path: Path, label_column: str) -> TableFile:
-    """Row count and label range of a stream, read in full but for the images."""
-    with _opened(path) as stream:
-        index = stream.schema.get_field_index(label_column)
-        labels = pa.chunked_array([batch.column(index) for batch in stream], stream.schema.field(index).type)
-        _check_end(path)
-        return TableFile(str(path), path.stat().st_size, len(labels), *label_range(str(path), labels))
+def _num_nulls(images: pa.Array) -> int:
+    """How many rows have no bytes."""
+    if pa.types.is_struct(images.type):
+        images = images.flatten()[images.type.get_field_index("bytes")]
+    return images.null_count
 
 
 def _check_end(path: Path) -> None:
@@ -127,14 +250,3 @@ def _check_end(path: Path) -> None:
         file.seek(-len(END_OF_STREAM), 2)
         if file.read() != END_OF_STREAM:
             raise pa.ArrowInvalid("its end is missing")
-
-
-def _origin(folder: Path, paths: dict[str, list[Path]]) -> Origin:
-    """Name and revision: a digest of file names, sizes and of the JSON files, which hold a fingerprint of the rows."""
-    digest = hashlib.sha256()
-    for path in sorted(path for files in paths.values() for path in files):
-        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-    for split_folder in sorted({folder, *(files[0].parent for files in paths.values() if files)}):
-        for path in (split_folder / DICT, split_folder / STATE, split_folder / INFO):
-            digest.update(path.read_bytes() if path.is_file() else b"\0")
-    return Origin(folder.resolve().name, digest.hexdigest())

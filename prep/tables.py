@@ -1,31 +1,21 @@
-"""Tables of images and labels, whatever files hold them: their columns, their labels' range, and items from them.
+"""Tables of images and labels, whatever files hold them: the source that they make, and items from their rows."""
 
-Workers read rows with what stands here, so `datasets`, which takes 1.5 s to import, is imported where it is used.
-"""
-
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from prep.columns import Columns, Table
 from prep.dataset import InputError, Origin
-from prep.source import Item, Reading, oversize
+from prep.source import Item, oversize
 
 Spans = tuple[tuple[str, int, int], ...]  # (file, first row, end row) of each file that a range touches
 ROWS_PER_READ = 32  # 3.5 MB of ImageNet: stays in the cache
 BYTES_PER_READ = 16 << 20
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a dataset hold the images and the labels; no class names where labels are bare integers."""
-
-    image: str
-    label: str
-    class_names: tuple[str, ...]
+MOST_UNNAMED_CLASSES = 100_000  # ImageNet-21k has 21,841; beyond it the integers are ids, not classes
 
 
 @dataclass(frozen=True)
@@ -37,22 +27,32 @@ class TableFile:
     num_rows: int
     lowest_label: int
     highest_label: int
+    labels: frozenset[int] | None = None  # those that occur, where they were read
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """A Hugging Face dataset with an image and a label column; `reader` iterates over a range of its rows."""
+    """A Hugging Face dataset with an image and a label column; `reader` iterates over a range of its rows.
+
+    `problems` holds, for a split that cannot be prepared, the line that says why: `check` raises it, so that a split
+    nobody asked for stops nothing. `readings` holds what the manifest keeps of each split.
+    """
 
     origin: Origin
     columns: Columns
     files: dict[str, tuple[TableFile, ...]]
     reader: Callable[[Spans, str, str], Iterable[Item]]
+    readings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The label column's; where its labels are bare integers, those up to the highest."""
-        highest = max((file.highest_label for files in self.files.values() for file in files), default=0)
-        return self.columns.class_names or tuple(str(label) for label in range(highest + 1))
+        return self.columns.class_names or tuple(str(label) for label in range(self._highest_label() + 1))
+
+    def _highest_label(self) -> int:
+        usable = [file for split, files in self.files.items() if split not in self.problems for file in files]
+        return max((file.highest_label for file in usable), default=0)
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -63,15 +63,31 @@ class TableSource:
         return {split: sum(file.size_bytes for file in files) for split, files in self.files.items()}
 
     def reading(self, split: str) -> dict[str, Any]:
-        """Return the facts for the manifest."""
-        return {"image_column": self.columns.image, "label_column": self.columns.label}
+        """Return how a split is read: the columns, and what `readings` says."""
+        return {
+            "image_column": self.columns.image,
+            "label_column": self.columns.label,
+            **self.readings.get(split, {}),
+        }
 
     def check(self, split: str) -> None:
-        last = len(self.class_names) - 1
+        """Raises InputError where a split cannot be prepared, or a label lies outside the classes."""
+        if split in self.problems:
+            raise InputError(self.problems[split])
+        last = len(self.columns.class_names or range(self._highest_label() + 1)) - 1
         for file in self.files[split]:
-            for label in (file.lowest_label, file.highest_label):
-                if file.num_rows and not 0 <= label <= last:
-                    raise InputError(f"{file.url} holds label {label}, outside the classes 0 to {last}: mend it")
+            if not file.num_rows:
+                continue
+            if file.highest_label > last:
+                raise InputError(
+                    f"{file.url} holds label {file.highest_label}, outside the classes 0 to {last}: "
+                    "correct it at the source, or choose another --label-column"
+                )
+            if not self.columns.class_names and last >= MOST_UNNAMED_CLASSES:
+                raise InputError(
+                    f"{file.url} holds label {file.highest_label} in column {self.columns.label} and no class names: "
+                    f"expected 0 to {MOST_UNNAMED_CLASSES - 1:,} at most; choose another --label-column"
+                )
 
     def rows(self, split: str, start: int, stop: int) -> Iterable[Item]:
         spans = []
@@ -82,63 +98,21 @@ class TableSource:
         return self.reader(tuple(spans), self.columns.image, self.columns.label)
 
 
-def find_columns(source: str, schemas: dict[str, pa.Schema], wanted: Reading) -> Columns:
-    """The columns of a dataset by the schemas of its files, which must agree.
-
-    Raises:
-        InputError: no image or no label column, or a file that lacks one, has it of another type or other classes.
-    """
-    columns = _find_columns(source, next(iter(schemas.values())))
-    for url, schema in schemas.items():
-        _check_columns(url, schema, columns)
-        names = _class_names(schema, columns.label)
-        if names and names != columns.class_names:
-            raise InputError(f"{url} names other classes than {next(iter(schemas))}: cast both to the same ClassLabel")
-    return columns
-
-
-def _find_columns(source: str, schema: pa.Schema) -> Columns:
-    import datasets  # noqa: PLC0415
-
-    features = datasets.Features.from_arrow_schema(schema)
-    images = [name for name, f in features.items() if isinstance(f, datasets.Image)] or [
-        name for name in ("image", "img") if name in features
-    ]
-    labels = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)] or [
-        name for name in ("label", "labels", "fine_label") if name in features
-    ]
-    if not images or not labels:
-        raise InputError(f"{source} has columns {', '.join(features)}: an image and a label column are needed")
-    return Columns(images[0], labels[0], _class_names(schema, labels[0]))
-
-
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """The names that `datasets` keeps in a schema's metadata; empty where labels are bare integers."""
-    known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = known.get("info", {}).get("features", {}).get(label_column, {})
-    return tuple(feature.get("names") or ())
-
-
-def _check_columns(url: str, schema: pa.Schema, columns: Columns) -> None:
-    if not {columns.image, columns.label} <= set(schema.names):
-        raise InputError(
-            f"{url} has columns {', '.join(schema.names)}, not {columns.image} and {columns.label}: mend it"
-        )
-    found = schema.field(columns.label).type
-    if not pa.types.is_integer(found):
-        raise InputError(f"{url} has labels of type {found}: cast column {columns.label} to ClassLabel or integers")
-    found = schema.field(columns.image).type
-    encoded = found.field("bytes").type if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0 else found
-    if not _is_binary(encoded):
-        raise InputError(f"{url} has images of type {found}: cast column {columns.image} to datasets.Image()")
-
-
-def label_range(url: str, labels: pa.ChunkedArray) -> tuple[int, int]:
-    """The lowest and the highest label, 0 and 0 where there are no rows."""
+def describe_labels(table: Table, column: str, labels: pa.ChunkedArray) -> tuple[int, int, frozenset[int]]:
+    """Return the lowest label, the highest (0 and 0 where there are no rows), and those that occur."""
     if labels.null_count:
-        raise InputError(f"{url} has {labels.null_count} rows without a label: remove them")
-    values = labels.to_numpy()
-    return (int(values.min()), int(values.max())) if len(values) else (0, 0)
+        raise InputError(unlabelled(table, column, f"{labels.null_count:,} rows without a label (null)"))
+    values = frozenset(labels.unique().to_pylist())
+    return min(values, default=0), max(values, default=0), values
+
+
+def unlabelled(table: Table, column: str, found: str) -> str:
+    """Return the line that refuses a split some of whose rows have no label."""
+    keep = f".filter(lambda label: label is not None and label >= 0, input_columns={column!r})"
+    return (
+        f"{table.url} has {found} in column {column}: leave this split out with --splits, "
+        f"or keep the rows that have one with {table.advise(keep)}"
+    )
 
 
 def read_items(batch: pa.RecordBatch, image_column: str, label_column: str) -> Iterator[Item]:
@@ -149,8 +123,9 @@ def read_items(batch: pa.RecordBatch, image_column: str, label_column: str) -> I
         images = children["bytes"]
         names = _names(children["path"]) if "path" in children else names
     labels = batch.column(label_column).to_pylist()
-    for name, data, label in zip(names, _views(images), labels, strict=True):
-        fault = oversize(len(data))
+    is_held = images.is_valid().to_pylist() if images.null_count else [True] * len(images)
+    for name, data, label, held in zip(names, _views(images), labels, is_held, strict=True):
+        fault = oversize(len(data)) if held else "no bytes in the source" + (", only a path" if name else "")
         yield Item(name, b"" if fault else data, label, fault)
 
 
@@ -164,15 +139,9 @@ def _views(images: pa.Array) -> Iterator[memoryview]:
     if not len(images):
         return
     ends = np.frombuffer(offset_buffer, width)[images.offset : images.offset + len(images) + 1].tolist()
-    held = images.is_valid().to_pylist() if images.null_count else [True] * len(images)
-    for is_held, start, end in zip(held, ends, ends[1:], strict=False):
-        yield data[start:end] if is_held else data[:0]
+    for start, end in pairwise(ends):
+        yield data[start:end]
 
 
 def _names(paths: pa.Array) -> list[str]:
     return [(path or b"").decode(errors="surrogateescape") for path in paths.cast(pa.binary()).to_pylist()]
-
-
-def _is_binary(found: pa.DataType) -> bool:
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(is_kind(found) for is_kind in kinds)

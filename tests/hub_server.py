@@ -1,4 +1,4 @@
-"""A hub on this machine that takes what is pushed and hands it out again: the part of its API that a push needs."""
+"""A hub on this machine: takes what is pushed and hands it out again, models, Spaces and datasets."""
 
 import base64
 import hashlib
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
-REPO = r"/api/(models|spaces)/([^/]+/[^/]+)"
+REPO = r"/api/(models|spaces|datasets)/([^/]+/[^/]+)"
+RESOLVE = r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)"
 Files = dict[str, bytes]
 
 
@@ -23,6 +24,7 @@ class Hub:
 
     address: str = ""
     refusal: int | None = None  # status with which it answers everything
+    error_code: str = ""  # the hub's own name for that refusal
     repos: dict[str, Files] = field(default_factory=dict)  # "spaces/OWNER/NAME" -> path -> content
     created: list[dict[str, Any]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -63,6 +65,8 @@ class Answering(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif repo and "/preupload/" in path:
             self._choose_modes(json.loads(body))
+        elif repo and "/paths-info/" in path:
+            self._describe_paths(self.hub.repos.get("/".join(repo.groups()), {}), parse_qs(body.decode())["paths"])
         elif repo and "/commit/" in path:
             self._commit("/".join(repo.groups()), [json.loads(line) for line in body.splitlines()])
         elif path.endswith("/info/lfs/objects/batch"):
@@ -81,12 +85,15 @@ class Answering(BaseHTTPRequestHandler):
             return
         repo = re.match(REPO, path)
         if repo and "/tree/" in path:
-            files = self.hub.repos["/".join(repo.groups())]
-            self._send([{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()])
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            self._hand_out(self.hub.repos.get(f"models/{found[1]}", {}).get(found[2]))
+            self._describe_paths(self.hub.repos["/".join(repo.groups())])
+        elif found := re.fullmatch(RESOLVE, path):
+            self._hand_out(self.hub.repos.get(f"{found[1] or 'models/'}{found[2]}", {}).get(found[3]))
+        elif repo and repo[1] == "datasets" and "/".join(repo.groups()) not in self.hub.repos:
+            self._send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         else:
-            self._send({"id": "/".join(repo.groups()[1:]) if repo else "", "sha": COMMIT, "private": False})
+            files = self.hub.repos.get("/".join(repo.groups()), {}) if repo else {}
+            about = {"id": "/".join(repo.groups()[1:]) if repo else "", "sha": COMMIT, "private": False}
+            self._send(about | {"siblings": [{"rfilename": name} for name in files]})
 
     do_HEAD = do_GET
 
@@ -94,7 +101,8 @@ class Answering(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "")
         self.hub.tokens.add(token)
         if self.hub.refusal is not None:
-            self._send({"error": f"You may not, you sent {token}"}, self.hub.refusal)
+            headers = {"X-Error-Code": self.hub.error_code} if self.hub.error_code else {}
+            self._send({"error": f"You may not, you sent {token}"}, self.hub.refusal, headers)
         return self.hub.refusal is not None
 
     def _create(self, asked: dict[str, Any]) -> None:
@@ -134,12 +142,25 @@ class Answering(BaseHTTPRequestHandler):
             }
         )
 
+    def _describe_paths(self, files: Files, paths: list[str] | None = None) -> None:
+        """The entries of a repo's files: all, or those among `paths`, with the folders among them."""
+        entries = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
+        folders = {path for path in paths or () if any(name.startswith(f"{path}/") for name in files)}
+        shown = [each for each in entries if paths is None or each["path"] in paths]
+        self._send([*shown, *({"type": "directory", "path": path, "oid": "0"} for path in folders)])
+
     def _hand_out(self, content: bytes | None) -> None:
         if content is None:
             self._send({}, 404, {"X-Error-Code": "EntryNotFound"})
             return
         about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        self._send(content, 200, about)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None:
+            self._send(content, 200, about)
+            return
+        start, stop = int(asked[1]), min(int(asked[2]) + 1, len(content))
+        about["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._send(content[start:stop], 206, about)
 
     def _send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -1,56 +1,113 @@
-"""The hub's refusals: one line on what to do, and never the token. The hub is played by a server on this machine."""
+"""Datasets of the hub: read as a folder is, and its refusals in one line on what to do, never with the token.
 
+The hub is played by a server on this machine.
+"""
+
+import json
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 from conftest import run_command
-from datasets.exceptions import DatasetNotFoundError
+from hub_server import COMMIT, Hub, run_hub
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from prep.dataset import InputError
 from prep.hugging_face import open_dataset
+from prep.listing import explain_hub
 from prep.parquet import ParquetRows
 from prep.source import Reading
 
 TOKEN = "hf_secret"
 
 
-@contextmanager
-def _hub(status: int, error_code: str) -> Iterator[tuple[str, list[str]]]:
-    """A hub that refuses everything and repeats the token it was sent: its address and those tokens."""
-    tokens: list[str] = []
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub, and an environment in which it is the only one. No cache can be written: HF_HOME lies below a file."""
+    (tmp_path / "file").touch()
+    with run_hub() as hub:
+        settings = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        for name, value in (settings | {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "file" / "home")}).items():
+            monkeypatch.setenv(name, value)
+        constants = huggingface_hub.constants  # which were read from the environment at the import
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+        yield hub
+        huggingface_hub.HfFileSystem.clear_instance_cache()
 
-    class Refuse(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            token = self.headers.get("Authorization", "none")
-            tokens.append(token)
-            body = f"Refused, you sent {token}".encode()
-            self.send_response(status)
-            self.send_header("X-Error-Code", error_code)
-            self.send_header("X-Error-Message", body.decode())
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
 
-        do_HEAD = do_POST = do_GET
+def _parquet(folder: Path, label: str, images: list[bytes]) -> bytes:
+    names = datasets.ClassLabel(names=[f"{label} {number}" for number in range(3)])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    rows = {
+        "image": [{"bytes": image, "path": None} for image in images],
+        "label": [row % 3 for row in range(len(images))],
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "made.parquet")
+    return (folder / "made.parquet").read_bytes()
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", tokens
-        finally:
-            server.shutdown()
-            thread.join()
+def _card(**header: object) -> bytes:
+    return f"---\n{json.dumps(header)}\n---\n# About\n".encode()  # JSON is YAML
+
+
+def test_a_dataset_is_prepared_from_the_hub(hub: Hub, digits_source: Path, digits: Path, tmp_path: Path) -> None:
+    files = {str(path.relative_to(digits_source)): path.read_bytes() for path in digits_source.rglob("*.parquet")}
+    strays = dict.fromkeys(("classes.json", "stats.json", "dataset_infos.json", "thumbnails/0.jpg"), b"{}")
+    hub.repos["datasets/a/b"] = files | strays
+    result = run_command("prep/shard.py", "--source", "a/b", "--out", tmp_path / "out", "--images-per-shard", "300")
+    assert (result.returncode, result.stderr) == (0, "")
+    for split in ("train", "validation"):
+        found, expected = (
+            json.loads((out / split / "manifest.json").read_text()) for out in (tmp_path / "out", digits)
+        )
+        assert found["source"] == {"name": "a/b", "revision": COMMIT}
+        assert found["shards"] == expected["shards"]
+    assert f"Bearer {TOKEN}" in hub.tokens
+
+
+def test_a_configuration_of_the_hub_is_chosen_by_name(hub: Hub, tmp_path: Path) -> None:
+    configs = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("coarse", "fine")]
+    files = {f"{name}/0.parquet": _parquet(tmp_path, name, [name.encode()]) for name in ("coarse", "fine")}
+    hub.repos["datasets/a/b"] = files | {"README.md": _card(configs=configs)}
+    with pytest.raises(InputError) as refusal:
+        open_dataset("a/b", Reading())
+    advice = "a/b: it has the configurations coarse, fine: choose one with --config coarse"
+    assert str(refusal.value) == advice
+    source = open_dataset("a/b", Reading(config=advice.rpartition(" ")[2]))
+    assert source.class_names == ("coarse 0", "coarse 1", "coarse 2")
+    assert [bytes(item.data) for item in source.rows("train", 0, 9)] == [b"coarse"]
+    assert source.reading("train")["config"] == "coarse"
+    assert source.reading("train")["passed_over"] == ["configuration fine"]
+    with pytest.raises(InputError, match=r"no configuration fin, it has coarse, fine; did you mean fine\?"):
+        open_dataset("a/b", Reading(config="fin"))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"b.py": b"class B: ..."},
+            "a/b is a loading script (b.py): get the hub's parquet form with `hf download a/b ",
+        ),
+        ({"train.tar": b"x", "README.md": b"# B"}, "a/b has no parquet file, it has train.tar: get the hub's parquet"),
+        ({}, "a/b has no parquet file, it has nothing"),
+    ],
+)
+def test_a_dataset_without_parquet_names_the_hubs_own_conversion(files: dict[str, bytes], words: str, hub: Hub) -> None:
+    hub.repos["datasets/a/b"] = files
+    with pytest.raises(InputError) as refusal:
+        open_dataset("a/b", Reading())
+    assert words in str(refusal.value)
+    assert "--revision refs/convert/parquet --local-dir DIR`, then --source DIR" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +124,21 @@ def _hub(status: int, error_code: str) -> Iterator[tuple[str, list[str]]]:
             "RepoNotFound",
             "a/b is not on the hub, or private: check the name, then `hf auth login` if it is private",
         ),
+        (
+            429,
+            "",
+            "the hub refuses more requests for a/b now (429): wait some minutes and run again; "
+            "`hf auth login` raises the limit",
+        ),
     ],
-    ids=["gated", "missing"],
+    ids=["gated", "missing", "busy"],
 )
 def test_a_dataset_the_hub_refuses_is_one_line_without_the_token(
-    status: int, error_code: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, error_code: str, line: str, hub: Hub, tmp_path: Path
 ) -> None:
-    with _hub(status, error_code) as (address, tokens):
-        settings = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-        for name, value in (settings | {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}).items():
-            monkeypatch.setenv(name, value)
-        result = run_command("prep/shard.py", "--source", "a/b", "--out", tmp_path / "out")
-    assert f"Bearer {TOKEN}" in tokens  # it was there to be leaked
+    hub.refusal, hub.error_code = status, error_code
+    result = run_command("prep/shard.py", "--source", "a/b", "--out", tmp_path / "out")
+    assert f"Bearer {TOKEN}" in hub.tokens  # it was there to be leaked
     assert (result.returncode, result.stdout, result.stderr) == (1, "", f"error: {line}\n")
     assert not (tmp_path / "out").exists()
 
@@ -89,59 +149,57 @@ def test_a_hub_out_of_reach_is_one_line_without_the_token(tmp_path: Path, monkey
     result = run_command("prep/shard.py", "--source", "a/b", "--out", tmp_path / "out")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: cannot reach the hub for a/b: check the network, or give --source a local folder\n"
+        "error: cannot reach the hub for a/b: HF_HUB_OFFLINE is set; unset it, or give --source a local folder\n"
     )
     assert not (tmp_path / "out").exists()
 
 
-GATED = "is a gated dataset on the Hub. You must be authenticated to access it."
-MISSING = "doesn't exist on the Hub or cannot be accessed."
+@dataclass(frozen=True)
+class Answer:
+    """What the client's errors need of a response, whichever HTTP library made it."""
+
+    status_code: int
+    headers: dict[str, str] = field(default_factory=dict)
+    request: None = None
+
+
+class ConnectError(Exception):
+    """As the hub's HTTP client raises it: not an OSError."""
+
+
+def _refused(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    answer: Any = Answer(status)
+    return kind(f"you sent {TOKEN}", response=answer)
+
+
+def _caused_by(error: BaseException) -> Exception:
+    outer = FileNotFoundError("a/b")
+    outer.__cause__ = error
+    return outer
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "words"),
+    ("error", "words"),
     [
-        ("a/b", DatasetNotFoundError(f"Dataset 'a/b' {GATED}"), "a/b is gated: accept its terms"),
-        ("a/b", DatasetNotFoundError(f"Dataset 'a/b' {MISSING}"), "a/b is not on the hub, or private: check the name"),
-        ("a/gated-401", DatasetNotFoundError(f"Dataset 'a/gated-401' {MISSING}"), "is not on the hub, or private"),
-        ("a/b", ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectError)"), "cannot reach the hub for a/b"),
-        ("a/b", TimeoutError("The read operation timed out"), "cannot reach the hub for a/b"),
-        (
-            "a/b",
-            FileNotFoundError("a/b holds no\ndata files"),
-            "cannot open a/b: a/b holds no data files",
-        ),
-        ("a/b", ValueError("Feature type 'X' not found"), "cannot open a/b: Feature type 'X' not found"),
+        (_refused(GatedRepoError, 403), "a/b is gated: accept its terms"),
+        (_caused_by(_refused(GatedRepoError, 401)), "a/b is gated: accept its terms"),
+        (_refused(RepositoryNotFoundError, 404), "a/b is not on the hub, or private: check the name"),
+        (_refused(HfHubHTTPError, 401), "the hub refuses access to a/b (401): `hf auth login`, or set HF_TOKEN"),
+        (_refused(HfHubHTTPError, 503), "the hub fails for a/b (503): run again later"),
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set; unset it"),
+        (ConnectError("[Errno -2] Name or service not known"), "cannot reach the hub for a/b: check the network"),
+        (_caused_by(TimeoutError("The read operation timed out")), "cannot reach the hub for a/b"),
+        (ValueError("line\nbreak"), "cannot open a/b: ValueError line break"),
     ],
 )
-def test_what_datasets_raises_becomes_one_line_with_a_fix(
-    source: str, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: str) -> None:
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(InputError) as refusal:
-        open_dataset(source, Reading())
-    assert words in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_local_folder_is_never_blamed_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str) -> None:
-        raise PermissionError(13, "Permission denied", path)
-
-    folder = tmp_path / "gated"
-    folder.mkdir()
-    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(InputError, match=r"^cannot open .*/gated: .*Permission denied"):
-        open_dataset(str(folder), Reading())
+def test_what_the_hubs_client_raises_becomes_one_line_with_a_fix(error: Exception, words: str) -> None:
+    line = explain_hub("a/b", error)
+    assert words in line
+    assert "\n" not in line
+    assert TOKEN not in line
 
 
 def test_a_connection_lost_between_rows_names_the_file_and_says_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    class ConnectError(Exception):
-        """As the hub's HTTP client raises it: no OSError."""
-
     def refuse(url: str, mode: str) -> None:
         raise ConnectError("[Errno -2] Name or\nservice not known")
 

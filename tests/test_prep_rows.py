@@ -26,6 +26,7 @@ from prep.tables import read_items
 ROWS_IN_FILE = (20, 1, 0, 150, 7)
 NUM_ROWS = sum(ROWS_IN_FILE)
 USTAR_NAME_BYTES = 100
+NO_BYTES = "no bytes in the source"
 
 row_numbers = st.integers(0, 2**31)
 
@@ -80,7 +81,7 @@ def test_images_as_bare_bytes_under_other_column_names_are_read(tmp_path: Path) 
     table = pa.table({"fine_label": [1, 0], "img": pa.array([b"one", None], pa.binary())})
     pq.write_table(table, tmp_path / "train.parquet")
     rows = list(open_dataset(str(tmp_path), Reading()).rows("train", 0, 2))
-    assert rows == [Item("", b"one", 1), Item("", b"", 0)]
+    assert rows == [Item("", b"one", 1), Item("", b"", 0, NO_BYTES)]
 
 
 def test_an_image_without_bytes_or_name_comes_empty_for_the_ledger(tmp_path: Path) -> None:
@@ -88,7 +89,8 @@ def test_an_image_without_bytes_or_name_comes_empty_for_the_ledger(tmp_path: Pat
     images = pa.array([{"bytes": None, "path": "elsewhere.jpg"}, None, {"bytes": b"x", "path": None}], kind)
     pq.write_table(pa.table({"image": images, "label": [0, 1, 2]}), tmp_path / "train.parquet")
     rows = list(open_dataset(str(tmp_path), Reading()).rows("train", 0, 3))
-    assert rows == [Item("elsewhere.jpg", b"", 0), Item("", b"", 1), Item("", b"x", 2)]
+    only_a_path = Item("elsewhere.jpg", b"", 0, f"{NO_BYTES}, only a path")
+    assert rows == [only_a_path, Item("", b"", 1, NO_BYTES), Item("", b"x", 2)]
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,14 @@ images = st.lists(st.none() | st.binary(max_size=9), max_size=80)
 
 def _image_array(data: list[bytes | None], column: Column) -> tuple[pa.Array, list[Item]]:
     """The images as an array, and the items they are to come back as."""
-    found = [Item("", value or b"", row) for row, value in enumerate(data)]
+    found = [Item("", value or b"", row, NO_BYTES if value is None else "") for row, value in enumerate(data)]
     if not column.is_struct:
         return pa.array(data, column.kind), found
     kind = pa.struct([("path", pa.string()), ("bytes", column.kind)])
     values = [None if row % 5 == 4 else {"path": f"é{row}", "bytes": value} for row, value in enumerate(data)]
-    found = [Item(f"é{row}", item.data, row) if row % 5 != 4 else Item("", b"", row) for row, item in enumerate(found)]
+    for row, item in enumerate(found):
+        only_a_path = f"{NO_BYTES}, only a path" if item.fault else ""
+        found[row] = Item(f"é{row}", item.data, row, only_a_path) if row % 5 != 4 else Item("", b"", row, NO_BYTES)
     return pa.array(values, kind), found
 
 
@@ -162,7 +166,7 @@ def test_items_of_a_slice_of_a_batch_are_a_slice_of_its_items(
 @pytest.mark.parametrize("kind", [pa.binary_view(), pa.binary(2)], ids=str)
 def test_images_of_rarer_binary_types_are_read(kind: pa.DataType) -> None:
     batch = pa.record_batch({"image": pa.array([b"ab", None, b"cd"], kind), "label": pa.array([2, 1, 0])})
-    assert list(read_items(batch.slice(1), "image", "label")) == [Item("", b"", 1), Item("", b"cd", 0)]
+    assert list(read_items(batch.slice(1), "image", "label")) == [Item("", b"", 1, NO_BYTES), Item("", b"cd", 0)]
 
 
 def test_items_stay_valid_after_their_file_is_closed(written: tuple[Source, list[Item]]) -> None:
@@ -193,13 +197,15 @@ def test_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         table = pa.table({"image": [{"bytes": b"x", "path": "x"}], "label": [0]}, schema=features.arrow_schema)
         pq.write_table(table, tmp_path / f"{split}.parquet")
+    source = open_dataset(str(tmp_path), Reading())
+    source.check("train")
     with pytest.raises(InputError, match=r"validation\.parquet names other classes than .*train\.parquet: cast both"):
-        open_dataset(str(tmp_path), Reading())
+        source.check("validation")
 
 
 def test_images_that_are_not_encoded_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [[[0, 1]]], "label": [0]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"train\.parquet has images of type list.*: cast column image to "):
+    with pytest.raises(InputError, match=r"train\.parquet: column image \(list.*does not hold encoded images"):
         open_dataset(str(tmp_path), Reading())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -169,11 +170,10 @@ def _name_a_path(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_cut, "is no whole Arrow stream ("),
-        (_cut_after_a_batch, "is no whole Arrow stream (its end is missing): copy or save the dataset again"),
-        (_empty, "is no whole Arrow stream ("),
-        (_write_text, "is no whole Arrow stream ("),
-        (_remove, "is missing: copy or save the dataset again"),
+        (_cut, "is not a whole Arrow stream ("),
+        (_cut_after_a_batch, "is not a whole Arrow stream (its end is missing): copy or save the dataset again"),
+        (_empty, "is not a whole Arrow stream ("),
+        (_write_text, "is a Git LFS pointer, not the file: run `git lfs pull` there"),
         (_remove_state, "is missing: copy or save the dataset again"),
         (_damage_state, "cannot be read ("),
         (_name_a_path, "names a split '../x': rename it in letters and digits"),
@@ -190,18 +190,21 @@ def test_a_damaged_dataset_is_refused_in_one_line(spoil: Callable[[Path], Path],
 def test_a_file_cut_off_since_it_was_opened_is_named(saved: Path) -> None:
     source = open_saved_dataset(saved, Reading())
     path = _cut(saved)
-    with pytest.raises(InputError, match=f"^{path} is no whole Arrow stream"):
+    with pytest.raises(InputError, match=f"^{path} is not a whole Arrow stream"):
         list(source.rows("train", 0, 50))
 
 
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"label": [0, 1]}, "has columns label: an image and a label column are needed"),
-        ({"image": [b"a", b"b"]}, "has columns image: an image and a label column are needed"),
-        ({"image": [b"a", b"b"], "label": [0, None]}, "has 1 rows without a label: remove them"),
-        ({"image": [b"a", b"b"], "label": ["x", "y"]}, "has labels of type string: cast column label to ClassLabel"),
-        ({"image": [[0, 1], [2]], "label": [0, 1]}, "has images of type list<item: int64>: cast column image to"),
+        ({"label": [0, 1]}, "needs a column of images named image or img; its columns: label (int64)"),
+        ({"image": [b"a", b"b"]}, "needs a column of labels named label or labels or fine_label"),
+        (
+            {"image": [b"a", b"b"], "label": [0, None]},
+            "has 1 rows without a label (null) in column label: leave this split out",
+        ),
+        ({"image": [b"a", b"b"], "label": ["x", "y"]}, "column label (string) holds text, expected ClassLabel"),
+        ({"image": [[0, 1], [2]], "label": [0, 1]}, "does not hold encoded images"),
     ],
 )
 def test_columns_that_cannot_be_used_are_refused(columns: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -212,23 +215,120 @@ def test_columns_that_cannot_be_used_are_refused(columns: dict[str, Any], words:
     assert str(refusal.value).startswith(str(tmp_path))
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_outside_the_classes_is_refused(label: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [(-1, "has the label -1, which means none, in column label: leave this split out"), (3, "outside the classes")],
+)
+def test_a_label_outside_the_classes_is_refused(label: int, words: str, tmp_path: Path) -> None:
     table = pa.table({"image": [{"bytes": b"x", "path": "x"}], "label": [label]}, schema=FEATURES.arrow_schema)
     datasets.Dataset(table).save_to_disk(tmp_path)
-    source = open_source(str(tmp_path))
-    with pytest.raises(InputError, match=rf"\.arrow holds label {label}, outside the classes 0 to 2: mend it"):
-        source.check("train")
+    with pytest.raises(InputError, match=words):
+        open_source(str(tmp_path)).check("train")
 
 
 def test_files_that_name_other_classes_are_refused(saved: Path) -> None:
     _dataset(ITEMS).rename_column("label", "kind").save_to_disk(saved / "validation")
-    with pytest.raises(InputError, match="has columns image, kind, not image and label: mend it"):
-        open_source(str(saved))
+    with pytest.raises(InputError, match=r"has its labels in column kind, .* in column label: choose one that both"):
+        open_source(str(saved)).check("validation")
     other = datasets.Features(FEATURES | {"label": datasets.ClassLabel(names=["a", "b", "c"])})
     _dataset(ITEMS).cast(other).save_to_disk(saved / "validation")
+    source = open_source(str(saved))
+    source.check("train")
     with pytest.raises(InputError, match="names other classes than"):
-        open_source(str(saved))
+        source.check("validation")
+
+
+def test_missing_files_of_a_saved_dataset_stop_the_run_unless_allowed(saved: Path) -> None:
+    (saved / "train" / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(InputError) as refusal:
+        open_source(str(saved)).check("train")
+    lack = "the split train lacks 1 of 3 files: train/data-00001-of-00003.arrow"
+    assert str(refusal.value) == (
+        f"{saved} is not complete: {lack}; get what is missing, or go on without it with --allow-missing"
+    )
+    open_source(str(saved)).check("validation")
+    source = open_source(str(saved), Reading(allow_missing=True))
+    assert [item.name for item in source.rows("train", 0, 50)] == [f"{row}.jpg" for row in (*range(17), *range(34, 50))]
+    assert source.reading("train")["missing"] == [lack]
+    assert "missing" not in source.reading("validation")
+
+
+@pytest.mark.parametrize("names", [["rows.arrow"], ["data-00000-of-00001.arrow"]])
+def test_a_split_without_any_of_its_files_is_missing(names: list[str], saved: Path) -> None:
+    state = json.loads((saved / "validation" / "state.json").read_text())
+    (saved / "validation" / "data-00000-of-00001.arrow").unlink()
+    state |= {"_data_files": [{"filename": name} for name in names]}
+    (saved / "validation" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="is not complete: all files of the split validation"):
+        open_source(str(saved)).check("train")
+    source = open_source(str(saved), Reading(allow_missing=True))
+    assert list(source.rows("train", 0, 50)) == ITEMS
+
+
+def test_a_split_whose_folder_is_missing_stops_the_run_unless_allowed(saved: Path) -> None:
+    shutil.rmtree(saved / "validation")
+    with pytest.raises(
+        InputError, match=r"not complete: the split validation, declared in dataset_dict\.json; get what"
+    ):
+        open_source(str(saved)).check("train")
+    source = open_source(str(saved), Reading(allow_missing=True))
+    assert source.num_rows == {"train": 50}
+    shutil.rmtree(saved / "train")
+    with pytest.raises(InputError, match="train is missing: copy or save the dataset again"):
+        open_source(str(saved), Reading(allow_missing=True))
+
+
+def test_a_folder_that_the_dict_does_not_name_is_reported(saved: Path) -> None:
+    (saved / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    source = open_source(str(saved))
+    assert source.num_rows == {"train": 50}
+    assert source.reading("train")["passed_over"] == ["folder validation, not named in dataset_dict.json"]
+
+
+def test_splits_that_were_saved_one_by_one_are_read_together(tmp_path: Path) -> None:
+    for split, items in (("training", ITEMS), ("val", ITEMS[:4]), ("extra", ITEMS[4:6])):
+        _dataset(items).save_to_disk(tmp_path / split)
+    source = open_source(str(tmp_path))
+    assert source.num_rows == {"extra": 2, "train": 50, "validation": 4}
+    assert source.reading("train")["split_map"] == {"training": "train"}
+    assert list(source.rows("validation", 0, 4)) == ITEMS[:4]
+    mapped = open_source(str(tmp_path), Reading(split_map=(("extra", "validation"), ("val", "old"))))
+    assert mapped.num_rows == {"train": 50, "validation": 2, "old": 4}
+
+
+def test_fewer_rows_than_were_loaded_once_are_told(tmp_path: Path) -> None:
+    _dataset(ITEMS).to_parquet(tmp_path / "d" / "train.parquet")
+    loaded = datasets.load_dataset(str(tmp_path / "d"), cache_dir=str(tmp_path / "cache"))
+    loaded["train"].select([4, 1, 2]).save_to_disk(tmp_path / "saved")
+    source = open_source(str(tmp_path / "saved"))
+    assert list(source.rows("train", 0, 3)) == [ITEMS[4], ITEMS[1], ITEMS[2]]
+    assert source.reading("train")["notes"] == [
+        "the split train: 3 rows are there, 50 are declared in dataset_info.json, which a selection explains"
+    ]
+
+
+def test_several_columns_of_a_saved_dataset_are_chosen_as_of_parquet(tmp_path: Path) -> None:
+    images = [{"bytes": b"mask %d" % row, "path": None} for row in range(3)]
+    columns = {"mask": images, "photo": [{"bytes": b"photo", "path": None}] * 3, "kind": [0, 1, 2], "width": [9] * 3}
+    features = datasets.Features({"mask": datasets.Image(), "photo": datasets.Image(), "kind": FEATURES["label"]})
+    features["width"] = datasets.Value("int64")
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path)
+    with pytest.raises(
+        InputError, match=r"several columns of images, mask \(Image\), photo \(Image\): choose with --image-"
+    ):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), Reading(image_column="mask"))
+    assert [(bytes(item.data), item.label) for item in source.rows("train", 0, 3)] == [
+        (b"mask %d" % row, row) for row in range(3)
+    ]
+    with pytest.raises(InputError, match="has one configuration: leave out --config"):
+        open_source(str(tmp_path), Reading(config="default"))
+
+
+def test_class_names_that_only_dataset_info_holds_are_heard(tmp_path: Path) -> None:
+    _dataset(ITEMS).save_to_disk(tmp_path)
+    _write_stream(tmp_path / "data-00000-of-00001.arrow", ITEMS, [])  # without metadata
+    assert open_source(str(tmp_path)).class_names == tuple(NAMES)
 
 
 def test_the_module_that_workers_import_leaves_datasets_out() -> None:

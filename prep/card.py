@@ -1,0 +1,196 @@
+"""The dataset card: what a Hugging Face dataset says of itself, in README.md's YAML header and in dataset_infos.json.
+
+Read here rather than by `datasets`, which takes 1.5 s to import, needs a writable cache for a dataset on the hub, and
+misreads a local path that holds a bracket or an asterisk.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prep.dataset import InputError
+
+README, STANDALONE, LEGACY = "README.md", ".huggingface.yaml", "dataset_infos.json"
+CARD_FILES = (README, STANDALONE, LEGACY)
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is declared of a column: `kind` is "image", "label", or another type's own name."""
+
+    kind: str
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a card says of one configuration."""
+
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    num_rows: Mapping[str, int] = field(default_factory=dict)  # split -> rows
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Where a card says that a configuration's files are; neither: by the names of all files."""
+
+    patterns: Mapping[str, tuple[str, ...]] | None = None  # split -> glob patterns
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a dataset says of itself; empty where it has no card."""
+
+    infos: Mapping[str, Info] = field(default_factory=dict)
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+    default: str | None = None
+
+    def info(self, config: str | None) -> Info:
+        """Return what is said of a configuration; of an unnamed one the default's, or the only one's."""
+        if config in self.infos:
+            return self.infos[config or ""]
+        if config is None and DEFAULT in self.infos:
+            return self.infos[DEFAULT]
+        is_only = len(self.infos) == 1 and len(self.configurations) <= 1
+        return next(iter(self.infos.values())) if is_only else Info()
+
+
+def read_card(texts: Mapping[str, str]) -> Card:
+    """Parse the card from the texts of those of CARD_FILES that are there.
+
+    Raises:
+        InputError: a file cannot be parsed, or several configurations are the default one.
+    """
+    try:
+        return _read_card(texts)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # any shape of YAML or JSON can be there
+        raise InputError(f"{' or '.join(texts)} is not a dataset card ({error!r}): correct it, or remove it") from error
+
+
+def _read_card(texts: Mapping[str, str]) -> Card:
+    header: dict[str, Any] = {}
+    for name, text in texts.items():
+        if name != LEGACY:
+            header |= _parse_yaml(name, _front_matter(text) if name == README else text)
+    infos: dict[str, Info] = {}
+    if LEGACY in texts:
+        infos |= _legacy_infos(texts[LEGACY])
+    infos |= {str(each.get("config_name", DEFAULT)): _info(each) for each in _dicts(header.get("dataset_info"))}
+    declared = {str(each.get("config_name", DEFAULT)): each for each in _dicts(header.get("configs"))}
+    configurations = {name: _configuration(each) for name, each in declared.items()}
+    marked = [name for name, each in declared.items() if name == DEFAULT or each.get("default")]
+    if len(marked) > 1:
+        raise InputError(f"{README} marks several configurations as the default ({', '.join(marked)}): use --config")
+    return Card(infos, configurations, marked[0] if marked else None)
+
+
+def _front_matter(text: str) -> str:
+    lines = text.removeprefix("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return ""
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
+    return "\n".join(lines[1:end]) if end else ""
+
+
+def _parse_yaml(name: str, text: str) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 - for a card alone: adopting and training need none
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"{name}: its YAML header cannot be parsed ({cause}): correct it, or remove it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _dicts(found: Any) -> list[dict[str, Any]]:
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
+
+
+def _info(found: dict[str, Any]) -> Info:
+    """From YAML: `features` and `splits` are lists of named entries."""
+    features = {str(each["name"]): _yaml_feature(each) for each in _dicts(found.get("features")) if "name" in each}
+    return Info(features, _num_rows(_dicts(found.get("splits"))))
+
+
+def _yaml_feature(entry: dict[str, Any]) -> Feature:
+    dtype = entry.get("dtype")
+    if isinstance(dtype, dict) and isinstance(dtype.get("class_label"), dict):
+        return Feature("label", _class_names(dtype["class_label"]))
+    if isinstance(dtype, dict):
+        dtype = next(iter(dtype), "struct")  # as {"image": {"decode": False}}
+    if isinstance(dtype, str):
+        return Feature(dtype)
+    return Feature(next((key for key in entry if key not in ("name", "dtype")), "struct"))  # list, sequence, struct
+
+
+def _class_names(declared: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a ClassLabel: a list, or numbers to names, or only how many there are."""
+    names = declared.get("names")
+    if isinstance(names, dict):
+        by_label = {int(label): str(name) for label, name in names.items()}
+        if sorted(by_label) != list(range(len(by_label))):
+            raise InputError(f"{README} names the classes {sorted(by_label)}: number them 0 to {len(by_label) - 1}")
+        return tuple(by_label[label] for label in range(len(by_label)))
+    if isinstance(names, list):
+        return tuple(str(name) for name in names)
+    return tuple(str(label) for label in range(int(declared.get("num_classes") or 0)))
+
+
+def _num_rows(splits: list[dict[str, Any]]) -> dict[str, int]:
+    return {
+        str(each["name"]): each["num_examples"]
+        for each in splits
+        if "name" in each and isinstance(each.get("num_examples"), int) and each["num_examples"] > 0
+    }
+
+
+def _legacy_infos(text: str) -> dict[str, Info]:
+    try:
+        found = json.loads(text)
+        infos = {name: info_from_json(each) for name, each in found.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{LEGACY} cannot be parsed ({error}): correct it, or remove it") from error
+    return {DEFAULT: next(iter(infos.values()))} if len(infos) == 1 else infos
+
+
+def info_from_json(found: Mapping[str, Any]) -> Info:
+    """Return what `datasets.DatasetInfo` says as JSON: in dataset_infos.json, dataset_info.json, parquet metadata.
+
+    Raises one of ValueError, TypeError, AttributeError where it has another shape.
+    """
+    splits = found.get("splits") or {}
+    features = {str(name): _json_feature(each) for name, each in (found.get("features") or {}).items()}
+    return Info(features, _num_rows([{"name": name, **each} for name, each in splits.items()]))
+
+
+def _json_feature(found: Any) -> Feature:
+    if not isinstance(found, dict):
+        return Feature("list" if isinstance(found, list) else "struct")
+    kind = found.get("_type")
+    if kind == "ClassLabel":
+        return Feature("label", _class_names(found))
+    return Feature({"Image": "image", "Value": str(found.get("dtype"))}.get(str(kind), str(kind or "struct")))
+
+
+def _configuration(entry: dict[str, Any]) -> Configuration:
+    folder = str(entry.get("data_dir") or "").strip("/")
+    declared = entry.get("data_files")
+    if declared is None:
+        return Configuration(None, folder)
+    if isinstance(declared, list) and any(isinstance(each, dict) for each in declared):
+        pairs = [(str(each.get("split")), each.get("path")) for each in _dicts(declared)]
+    elif isinstance(declared, dict):
+        pairs = [(str(split), path) for split, path in declared.items()]
+    else:
+        pairs = [("train", declared)]
+    return Configuration({split: _patterns(path) for split, path in pairs}, folder)
+
+
+def _patterns(found: Any) -> tuple[str, ...]:
+    return tuple(str(each).removeprefix("./") for each in (found if isinstance(found, list) else [found]))
