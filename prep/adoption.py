@@ -1,9 +1,11 @@
 """Adopting WebDataset tars that already exist: they are read once, indexed and linked to, never written or copied."""
 
+import errno
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,44 +19,40 @@ from prep.dataset import (
     InputError,
     Manifest,
     Origin,
-    sync_folder,
 )
+from prep.files import replace_file, sync_folder, unfinished_name
 from prep.pools import Pool
 from prep.progress import Meter
-from prep.store import WORK_FOLDER, LocalStore
+from prep.store import PARTIAL, WORK_FOLDER, LocalStore
 from prep.tar_index import TarJob, index_tar, read_record
+from prep.tar_sample import ANY, Fields
+from prep.tar_sets import TarSet
 
 ADOPTED = "adopted"  # the source's name in the manifest
+MOST_LINES = 20  # of the summary about members that were passed over
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # FAT, exFAT, CIFS, some FUSE
 ESTIMATE_TOLERANCE = 0.05  # how many images are to come is known by the bytes of those that came
 Names = tuple[str, ...]
 
 
-def find_tars(given: Sequence[str], store: LocalStore, decode_check: bool) -> list[TarJob]:
-    """The tars that a user means, in the order given; a folder stands for its *.tar, sorted.
+@dataclass(frozen=True)
+class Adoption:
+    """What is adopted, and how: the tars of one split, and what flags of `prep/adopt.py` say."""
 
-    Raises:
-        InputError: one is not there, two have the same base name, or a folder holds none.
-    """
-    jobs: dict[str, TarJob] = {}
-    for path in chain.from_iterable(_expand(Path(text)) for text in given):
-        if not path.is_file():
-            raise InputError(f"{path} is no file: give tars, or a folder of them, on this machine's file systems")
-        if path.suffix != ".tar":
-            raise InputError(f"{path} is not named *.tar: unpack it if it is compressed, else rename it")
-        if path.name in jobs:
-            raise InputError(f"{jobs[path.name].path} and {path.absolute()} have one base name: rename one of them")
-        state = path.stat()
-        jobs[path.name] = TarJob(path.absolute(), state.st_size, state.st_mtime_ns, decode_check, store)
-    return list(jobs.values())
+    tars: TarSet
+    class_names: Names | None = None  # None: the labels as text
+    decode_check: bool = True
+    allow_missing: bool = False
+    fields: Fields = ANY
 
-
-def _expand(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    tars = sorted(path.glob("*.tar"))
-    if not tars:
-        raise InputError(f"{path} holds no *.tar: give WebDataset tars, or a folder of them")
-    return tars
+    def list_jobs(self, out: LocalStore) -> list[TarJob]:
+        """Return a job for each tar, to be indexed below `out`."""
+        store, jobs = out.child(self.tars.split), []
+        for path in self.tars.paths:
+            state = path.stat()
+            size_bytes, modified_ns = state.st_size, state.st_mtime_ns
+            jobs.append(TarJob(path.absolute(), size_bytes, modified_ns, self.decode_check, store, self.fields))
+        return jobs
 
 
 def read_class_names(path: Path) -> Names:
@@ -72,52 +70,74 @@ def read_class_names(path: Path) -> Names:
     return names
 
 
-def adopt_split(jobs: list[TarJob], split: str, class_names: Names | None, out: LocalStore, pool: Pool[TarJob]) -> bool:
-    """Index tars as `out/split`, or go on where an earlier run stopped; whether it was whole already.
+def adopt_split(adoption: Adoption, out: LocalStore, pool: Pool[TarJob]) -> bool:
+    """Index tars as a split of `out`, or go on where an earlier run stopped; whether it was whole already.
 
     One that was whole only gets its links and indexes back, where the tars were moved or an index was lost.
 
     Raises:
-        InputError: a tar or label is unusable, or the folder holds anything else.
+        InputError: parts are missing, a tar or label is unusable, or the folder holds anything else.
     """
-    store = out.child(split)
-    check_folder(jobs, class_names, store)
+    if adoption.tars.missing and not adoption.allow_missing:
+        raise InputError(_describe_missing(adoption.tars.missing))
+    jobs = adoption.list_jobs(out)
+    store = jobs[0].store
+    check_folder(jobs, adoption, store)
     with store.lock():
         manifest = find_manifest(store)
         if manifest:
             _mend(jobs, manifest, pool)
         else:
-            _index([job for job in jobs if read_record(job) is None], split, pool)
-            _close(jobs, split, class_names, store)
+            _remove_unfinished(jobs, store)
+            _index([job for job in jobs if read_record(job) is None], adoption.tars.split, pool)
+            _close(jobs, adoption, store)
         store.remove(WORK_FOLDER)
     close_dataset(out)
     return manifest is not None
 
 
-def check_folder(jobs: list[TarJob], class_names: Names | None, store: LocalStore) -> None:
+def _describe_missing(lines: Iterable[str]) -> str:
+    return f"parts are missing, {'; '.join(lines)}: fetch them, or give --allow-missing to go on without them"
+
+
+def check_folder(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> None:
     """Raises InputError where a split's folder holds anything but (part of) what adopting these very tars makes."""
     if manifest := find_manifest(store):
-        _check_manifest(jobs, class_names, manifest, store)
+        _check_manifest(jobs, adoption, manifest, store)
         return
     if store.size(f"{WORK_FOLDER}/job.json") is not None:
         raise InputError(f"{store} was begun by prep/shard.py: choose another --out or delete it")
     ours = {LEDGER, SAMPLES, *(job.index_name for job in jobs)}
-    partial = {f".{name}.partial" for name in (*ours, MANIFEST, *(job.name for job in jobs))}
     links = {job.name for job in jobs if _is_linked(job)}
+    unfinished = _list_unfinished(jobs, store)
     for name in store.names():
-        if name not in {WORK_FOLDER, *ours, *partial, *links}:
+        if name not in {WORK_FOLDER, *ours, *unfinished, *links}:
             raise InputError(f"{store} holds {name}, which is not of these tars: choose another --out or delete it")
 
 
-def _check_manifest(jobs: list[TarJob], class_names: Names | None, manifest: Manifest, store: LocalStore) -> None:
+def _list_unfinished(jobs: list[TarJob], store: LocalStore) -> list[str]:
+    """Return the names of files that a run which was killed has not finished."""
+    ours = {LEDGER, SAMPLES, MANIFEST, *(job.index_name for job in jobs), *(job.name for job in jobs)}
+    return [name for name in store.names() if unfinished_name(name) in ours]
+
+
+def _remove_unfinished(jobs: list[TarJob], store: LocalStore) -> None:
+    for name in _list_unfinished(jobs, store):
+        store.remove(name)
+
+
+def _check_manifest(jobs: list[TarJob], adoption: Adoption, manifest: Manifest, store: LocalStore) -> None:
     if manifest.options is not None or manifest.source.name != ADOPTED:
         raise InputError(f"{store} was prepared from {manifest.source.name}: choose another --out")
     listed = [(shard.name, shard.size_bytes) for shard in manifest.shards]
     unlisted = _rejected_tars(store) - {name for name, _ in listed}
     if [(job.name, job.size_bytes) for job in jobs if job.name not in unlisted] != listed:
         raise InputError(f"{store} was adopted from other tars: give those, choose another --out, or delete it")
-    if class_names not in (None, manifest.class_names):
+    if adoption.class_names not in (None, manifest.class_names):
         raise InputError(f"{store} was adopted with other class names: give those, or delete it and run again")
+    if (fields := Fields.from_reading(manifest.reading)) != adoption.fields:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fields.to_reading().items())
+        raise InputError(f"{store} was adopted with {flags or 'no flag for members'}: give that, or delete it")
 
 
 def _rejected_tars(store: LocalStore) -> set[str]:
@@ -154,9 +174,13 @@ def _index(jobs: list[TarJob], split: str, pool: Pool[TarJob]) -> None:
             meter.add(num_samples, job.size_bytes)
 
 
-def _close(jobs: list[TarJob], split: str, class_names: Names | None, store: LocalStore) -> None:
+def _close(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> None:
     """Link to the tars that have usable images, then write what makes a split of them."""
     records = [_record(job) for job in jobs]
+    missing = [*adoption.tars.missing, *_find_short(jobs, records, adoption.tars.num_expected)]
+    if missing and not adoption.allow_missing:
+        raise InputError(_describe_missing(missing))
+    class_names = adoption.class_names
     labels = [record["columns"]["label"] for record in records]
     if class_names is None:
         class_names = tuple(str(label) for label in range(max(chain([-1], *labels)) + 1))
@@ -168,7 +192,35 @@ def _close(jobs: list[TarJob], split: str, class_names: Names | None, store: Loc
         _link(job)
     sync_folder(store.folder)
     revision = hashlib.sha256("".join(shard["composite_sha256"] for _, shard in usable).encode()).hexdigest()
-    close_split(store, SplitFacts(split, Origin(ADOPTED, revision), None, class_names), records)
+    reading: dict[str, Any] = dict(adoption.fields.to_reading())
+    if passed_over := [*adoption.tars.passed_over, *_count_passed_over(records)]:
+        reading["passed_over"] = passed_over
+    if missing:
+        reading["missing"] = missing
+    facts = SplitFacts(adoption.tars.split, Origin(ADOPTED, revision), None, class_names, reading)
+    close_split(store, facts, records)
+
+
+def _find_short(jobs: list[TarJob], records: list[dict[str, Any]], num_expected: dict[str, int]) -> list[str]:
+    """Return a line for each tar that holds fewer samples than a file next to it says."""
+    return [
+        f"{job.name} holds {record['num_samples']:,} samples, {num_expected[job.name]:,} are listed"
+        for job, record in zip(jobs, records, strict=True)
+        if record["num_samples"] < num_expected.get(job.name, 0)
+    ]
+
+
+def _count_passed_over(records: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each kind of member that was not taken: in how many samples, and in which first."""
+    counts: dict[str, tuple[int, str]] = {}
+    for record in records:
+        for text, (count, first) in record["passed_over"].items():
+            before = counts.get(text, (0, first))
+            counts[text] = before[0] + count, before[1]
+    lines = [f"{text}, in {count:,} samples ({first})" for text, (count, first) in sorted(counts.items())]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES:,} more kinds of members"]
+    return lines
 
 
 def _record(job: TarJob) -> dict[str, Any]:
@@ -219,8 +271,16 @@ def _is_linked(job: TarJob) -> bool:
 
 def _link(job: TarJob) -> None:
     """Have the tar under its name in the split's folder."""
-    link, partial = job.store.folder / job.name, job.store.folder / f".{job.name}.partial"
-    partial.unlink(missing_ok=True)
-    if not _is_linked(job):
+    if _is_linked(job):
+        return
+    link, partial = job.store.folder / job.name, job.store.folder / f".{job.name}.{secrets.token_hex(8)}{PARTIAL}"
+    try:
         partial.symlink_to(job.target)
-        os.replace(partial, link)
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            raise InputError(
+                f"{job.store.folder} is on a file system without symbolic links ({error.strerror}): choose an --out "
+                "on another one, such as this machine's own disk; the tars stay where they are"
+            ) from error
+        raise
+    replace_file(partial, link)

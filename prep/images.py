@@ -2,18 +2,35 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from prep.dataset import Options
-from prep.jpeg import Bytes, JpegHeader, can_shrink, decode, read_header, shrink, target_size
+from prep.foreign import describe_no_image
+from prep.jpeg import (
+    Bytes,
+    JpegHeader,
+    UnsupportedJpegError,
+    can_shrink,
+    check_frame,
+    decode,
+    read_header,
+    shrink,
+    target_size,
+)
 from prep.ledger import EXIF_ORIENTATION, PROGRESSIVE, REPAIRED, SUSPECT, TRAILING_BYTES
 
 # ImageNet's largest is about 30 megapixels; more than this is a decompression bomb (Pillow's own bound).
 MAX_PIXELS = 89_478_485
 REENCODE_QUALITY = 95  # only for what is no RGB or grey JPEG: 23 images of ImageNet
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF 6.0
+WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
+OPAQUE = 255  # of an alpha channel
+PAPER = (255, 255, 255)  # behind what is transparent, as serve/ shows it
 
 
 class UnusableImageError(ValueError):
@@ -53,8 +70,10 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
                 return _store_by_pillow(image, data, header, options)
     except (UnusableImageError, ModuleNotFoundError):  # a missing decoder says nothing about the image
         raise
+    except UnsupportedJpegError as error:
+        raise UnusableImageError(str(error)) from error
     except UnidentifiedImageError as error:
-        raise UnusableImageError("not an image") from error
+        raise UnusableImageError(describe_no_image(data)) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise UnusableImageError(f"damaged: {error}") from error
 
@@ -68,8 +87,9 @@ def _store_by_pillow(
     if header and header.is_common:
         return _store(data, header, findings, options)
     kind = " ".join(filter(None, (image.format, image.mode, header and header.coding)))
-    findings.append((REPAIRED, f"{kind} made RGB JPEG"))
-    stored = _encode_anew(image)
+    rgb, notes = to_rgb(image)
+    findings.append((REPAIRED, ", ".join((f"{kind} made RGB JPEG", *notes))))
+    stored = _encode_anew(rgb)
     fresh = read_header(stored, thorough=False)
     assert fresh
     return _store(stored, fresh, findings, replace(options, decode_check=False))
@@ -107,8 +127,85 @@ def _find_orientation(image: ImageFile.ImageFile) -> list[tuple[str, str]]:
     return [(EXIF_ORIENTATION, str(orientation))] if orientation in range(2, 9) else []
 
 
+def describe_undecodable(data: Bytes, error: Exception) -> str:
+    """Return in words for users why an image cannot be decoded, where a decoder failed with `error`."""
+    try:
+        check_frame(data)
+    except UnsupportedJpegError as found:
+        return str(found)
+    return describe_no_image(data) if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
+    """Return the first frame of an image as RGB, 8 bits per value, and what a user might wonder at, in words.
+
+    White lies behind what is transparent. Values are scaled only where the format defines their range.
+
+    Raises:
+        UnusableImageError: the range of its values is not defined (32 bits, floating point), so that it could become
+            black or white.
+    """
+    rgb, notes = _to_opaque_rgb(image)
+    if (num_frames := _count_frames(image)) > 1:  # counted last: it may leave the image at another frame
+        notes.append(f"the first of {num_frames:,} frames")
+    return rgb, notes
+
+
+def _to_opaque_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
+    kind = f"{image.format} {image.mode}"
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scale_to_eight_bits(image, kind), []
+    if image.mode in ("LAB", "HSV"):
+        raise UnusableImageError(f"mode {kind}, which is not converted here: save it as an RGB image")
+    if not image.has_transparency_data and image.mode not in ("La", "RGBa"):
+        return image.convert("RGB"), []
+    layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    alpha = layer.getchannel("A")
+    least, most = alpha.getextrema()
+    if least == OPAQUE:
+        return layer.convert("RGB"), []
+    if most == 0:
+        raise UnusableImageError(f"every pixel of this {kind} is transparent: save it without alpha")
+    paper = Image.new("RGB", layer.size, PAPER)
+    paper.paste(layer, mask=alpha)
+    return paper, ["white behind what is transparent"]
+
+
+def _count_frames(image: ImageFile.ImageFile) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # Pillow walks through all frames to count them, and any of them may be damaged
+        return 1
+
+
+def _scale_to_eight_bits(image: ImageFile.ImageFile, kind: str) -> Image.Image:
+    """Return a grey image of more than 8 bits as RGB, where the format says which value is white."""
+    if image.format == "PPM" and image.mode == "I":
+        largest, is_inverted = 65535, False  # to which Pillow scales, whatever the file's maximum
+    elif image.format in ("PNG", "JPEG2000") and image.mode.startswith("I;16"):
+        largest, is_inverted = 65535, False
+    elif image.format == "TIFF" and image.mode.startswith("I;16"):
+        largest = 2 ** _first(_read_tag(image, BITS_PER_SAMPLE), 16) - 1
+        is_inverted = _first(_read_tag(image, PHOTOMETRIC), 1) == WHITE_IS_ZERO
+    else:
+        raise UnusableImageError(f"mode {kind}: which of its values is white is not known, save it with 8 bits")
+    values_HW = np.asarray(image).astype(np.uint32)
+    values_HW = np.minimum(values_HW * 255 // largest, 255).astype(np.uint8)
+    return Image.fromarray(255 - values_HW if is_inverted else values_HW).convert("RGB")
+
+
+def _read_tag(image: Image.Image, tag: int) -> object:
+    return image.tag_v2.get(tag)  # type: ignore[attr-defined] # of TIFFs alone
+
+
+def _first(value: object, default: int) -> int:
+    if isinstance(value, Sequence):
+        value = value[0] if value else default
+    return value if isinstance(value, int) else default
+
+
 def _encode_anew(image: Image.Image) -> bytes:
     encoded = io.BytesIO()
-    eight_bit = image.point(lambda value: value / 257) if image.mode.startswith("I;16") else image  # else all is white
-    eight_bit.convert("RGB").save(encoded, "JPEG", quality=REENCODE_QUALITY, subsampling=0)
+    image.save(encoded, "JPEG", quality=REENCODE_QUALITY, subsampling=0)
     return encoded.getvalue()

@@ -13,6 +13,8 @@ from prep.dataset import Options
 
 START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 SEGMENT = struct.Struct(">BBH")  # 0xFF, the marker, and the length of what follows it
+FRAME = struct.Struct(">BHHB")  # of a frame header: bits per sample, height, width, number of components
+SAMPLE_BITS, NUM_COMPONENTS = 8, (1, 3, 4)  # what libjpeg-turbo is built for, in Pillow and in DALI
 APP1 = 0xE1  # EXIF, or XMP, which may give an orientation too
 # ITU-T T.81, table B.1: start-of-frame markers; the others are lossless, hierarchical or arithmetic.
 CODINGS = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
@@ -20,6 +22,10 @@ START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # less DHT, JPG an
 MAX_SCANS = 500  # a progressive file of thousands takes minutes to decode, whatever its size
 Bytes = bytes | memoryview
 SHRINK_QUALITY = 90  # where a size is asked for and no quality
+
+
+class UnsupportedJpegError(ValueError):
+    """A JPEG whose samples or components are not what any decoder here takes; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,15 @@ def read_header(data: Bytes, thorough: bool) -> JpegHeader | None:
     None: these are no JPEG's bytes, or they are damaged before the first scan.
 
     Raises:
+        UnsupportedJpegError: it has other than 8 bits per sample, or a number of components that no decoder takes.
         ValueError: there are too many scans in it.
     """
     try:
         markers, scan = _find_markers(data)
         height, width, colours, subsampling = _turbo().decode_jpeg_header(data)
         size = int(width), int(height)
+    except UnsupportedJpegError:
+        raise
     except ValueError:
         return None
     frame = next((marker for marker in markers if marker in START_OF_FRAME), 0)
@@ -83,7 +92,12 @@ def _find_end(data: Bytes, scan: int) -> int:
 
 
 def _find_markers(data: Bytes) -> tuple[list[int], int]:
-    """The markers before the first scan, and its offset: ITU-T T.81, B.1.1.4."""
+    """The markers before the first scan, and its offset: ITU-T T.81, B.1.1.4.
+
+    Raises:
+        UnsupportedJpegError: as its frame header says.
+        ValueError: these are no JPEG's bytes, or they have no scan.
+    """
     if data[:2] != START_OF_IMAGE:
         raise ValueError("no JPEG")
     markers, position = [], 2
@@ -95,8 +109,33 @@ def _find_markers(data: Bytes) -> tuple[list[int], int]:
             return markers, position
         else:
             markers.append(marker)
+            if marker in START_OF_FRAME:
+                _check_frame(data, position)
             position += 2 + length
     raise ValueError("no scan")
+
+
+def _check_frame(data: Bytes, position: int) -> None:
+    """Raises UnsupportedJpegError for a frame header, ITU-T T.81, B.2.2: bits per sample, size, components."""
+    if position + SEGMENT.size + FRAME.size > len(data):
+        return
+    bits, height, width, num_components = FRAME.unpack_from(data, position + SEGMENT.size)
+    if bits != SAMPLE_BITS:
+        raise UnsupportedJpegError(f"{bits} bits per sample: {SAMPLE_BITS} expected")
+    if num_components not in NUM_COMPONENTS:
+        raise UnsupportedJpegError(f"{num_components} colour components: 1, 3 or 4 expected")
+    if not height or not width:
+        raise UnsupportedJpegError(f"{width}x{height} pixels in its header: at least 1x1 expected")
+
+
+def check_frame(data: Bytes) -> None:
+    """Raises UnsupportedJpegError as `read_header` does; other damage is not looked for."""
+    try:
+        _find_markers(data)
+    except UnsupportedJpegError:
+        raise
+    except ValueError:
+        return
 
 
 def decode(data: Bytes, colours: str, width: int = 0, height: int = 0) -> tuple[np.ndarray[Any, Any], str]:

@@ -4,25 +4,20 @@ What cannot be trained on as it lies there is left out of the sample index and l
 """
 
 import json
-import re
-from collections.abc import Collection
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import REJECTED, Options, Shard
+from prep.dataset import REJECTED, InputError, Options, Shard
 from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import REPAIRED, entry
 from prep.shards import Contents
 from prep.store import WORK_FOLDER, LocalStore
 from prep.tar import dali_index, index_name
 from prep.tar_reader import Component, TarSample, TarStream, read_samples
+from prep.tar_sample import ANY, Fields, choose, has_label_member, last_part, list_images
 
-IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "bmp", "gif", "tif", "tiff", "jp2", "avif"])
-LABELS = ("cls", "json")
-JSON_LABELS = ("label", "cls")
-MAX_LABEL = 999_999  # a larger one is a mistake: names are made up to the largest label
+UNPACK = "unpack its images to FOLDER/train/CLASS/ and run prep/shard.py --source FOLDER"
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class TarJob:
     modified_ns: int
     decode_check: bool
     store: LocalStore
+    fields: Fields = ANY
 
     @property
     def name(self) -> str:
@@ -54,7 +50,23 @@ class TarJob:
     @property
     def state(self) -> list[Any]:
         """What a record of the tar is good for."""
-        return [str(self.path), self.size_bytes, self.modified_ns, self.decode_check]
+        given = sorted(self.fields.to_reading().items())
+        return [str(self.path), self.size_bytes, self.modified_ns, self.decode_check, *map(list, given)]
+
+
+@dataclass
+class Findings:
+    """What is found in a tar besides its usable images.
+
+    `passed_over` counts the samples with a candidate that was not taken, and names the first. `halves` holds, for each
+    key, whether samples of that key have an image and a label member: two halves were one sample.
+    """
+
+    passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
+    halves: dict[str, dict[tuple[bool, bool], str]] = field(default_factory=dict)
+    num_images: int = 0  # offered, whether usable or not
+    num_labels: int = 0  # samples with a member for one
+    several: str = ""  # about the first sample with several images
 
 
 def index_tar(job: TarJob) -> int:
@@ -63,22 +75,63 @@ def index_tar(job: TarJob) -> int:
     The rows in the record are the samples' numbers in the tar.
 
     Raises:
-        InputError: the tar is cut off, damaged, compressed or empty.
+        InputError: the tar is cut off, damaged, compressed or empty, or what it holds is no set of WebDataset samples.
     """
-    contents = Contents()
+    contents, findings = Contents(), Findings()
     with job.path.open("rb") as stream:
         file = TarStream(stream, str(job.path))
-        for sample in read_samples(file, _is_wanted):
-            _add_sample(contents, sample, job)
+        for sample in read_samples(file, job.fields.is_wanted):
+            _note_members(findings, sample, job)
+            _add_sample(contents, findings, sample, job)
+    _check_structure(contents, findings, job)
     shard = Shard(job.name, len(contents.columns["key"]), file.size_bytes, file.composite_sha256)
     if shard.num_images:
         job.store.write(job.index_name, dali_index(contents.components))
     else:
         job.store.remove(job.index_name)
     num_samples = len(contents.components)
-    facts = {"state": job.state, "num_samples": num_samples, **contents.record(shard)}
-    job.store.write(job.record_name, json.dumps(facts).encode())
+    facts = {"state": job.state, "num_samples": num_samples, "passed_over": findings.passed_over}
+    job.store.write(job.record_name, json.dumps({**facts, **contents.record(shard)}).encode())
     return num_samples
+
+
+def _note_members(findings: Findings, sample: TarSample, job: TarJob) -> None:
+    """Count what a sample offers.
+
+    Raises:
+        InputError: it is a tar in the tar.
+    """
+    images, has_label = list_images(sample, job.fields), has_label_member(sample, job.fields)
+    inner = [component.name for component in sample.components if last_part(component.extension) == "tar"]
+    if inner and not images:
+        raise InputError(
+            f"{job.path} is a tar of tars ({inner[0]}, ...), as ILSVRC2012_img_train.tar is: "
+            f"unpack each to FOLDER/train/NAME/ and run prep/shard.py --source FOLDER"
+        )
+    kind = bool(images), has_label
+    findings.halves.setdefault(sample.key, {}).setdefault(kind, sample.components[0].name)
+    findings.num_images += len(images)
+    findings.num_labels += has_label
+
+
+def _check_structure(contents: Contents, findings: Findings, job: TarJob) -> None:
+    """Raises InputError where a tar as a whole is not what it is taken for: no label at all, samples torn apart."""
+    for kinds in findings.halves.values():
+        if (True, False) in kinds and (False, True) in kinds:
+            names = f"{kinds[True, False]}, {kinds[False, True]}"
+            raise InputError(
+                f"{job.path} has the members of a sample apart ({names}), where no reader joins them: write it again "
+                "in the order of the names, `tar -xf TAR -C FOLDER` and `tar --sort=name -cf TAR -C FOLDER .`"
+            )
+    if contents.columns["key"]:
+        return
+    if findings.num_images and not findings.num_labels:
+        raise InputError(
+            f"{job.path} holds {findings.num_images:,} images and no labels, neither a .cls nor a .json "
+            f"(say --label-ext if they are in other members): {UNPACK}"
+        )
+    if findings.several:
+        raise InputError(f"{job.path} has no usable image: {findings.several}")
 
 
 def read_record(job: TarJob) -> dict[str, Any] | None:
@@ -87,77 +140,35 @@ def read_record(job: TarJob) -> dict[str, Any] | None:
     return record if record.get("state") == job.state else None
 
 
-def _add_sample(contents: Contents, sample: TarSample, job: TarJob) -> None:
-    row, name = len(contents.components), f"{job.name}/{sample.components[0].name}"
+def _add_sample(contents: Contents, findings: Findings, sample: TarSample, job: TarJob) -> None:
+    row = len(contents.components)
     contents.components.append(sample.index_entries())
     try:
-        component, label = _find_image(sample), find_label(sample)
-        image = _check_image(component, job.decode_check)
+        choice = choose(sample, job.fields)
+        image = _check_image(choice.image, job.decode_check)
     except UnusableImageError as reason:
-        contents.ledger.append(entry(row, name, REJECTED, str(reason)))
+        _reject(contents, findings, sample, job, str(reason))
         return
+    name = f"{job.name}/{sample.components[0].name}"
+    for text in choice.passed_over:
+        count, first = findings.passed_over.get(text, (0, name))
+        findings.passed_over[text] = (count + 1, first)
     contents.ledger += [entry(row, name, event, reason) for event, reason in image.findings]
-    contents.source_size_bytes += component.size
-    values = (sample.key, component.offset, component.size, label, image.width, image.height)
-    values += (component.sha256.hex(), row)
+    contents.source_size_bytes += choice.image.size
+    values = (sample.key, choice.image.offset, choice.image.size, choice.label, image.width, image.height)
+    values += (choice.image.sha256.hex(), row)
     for column, value in zip(contents.columns.values(), values, strict=True):
         column.append(value)
 
 
-def _is_wanted(extension: str) -> bool:
-    return _last_part(extension) in IMAGES or _last_part(extension) in LABELS
-
-
-def _last_part(extension: str) -> str:
-    return extension.lower().rpartition(".")[2]
-
-
-def _pick(sample: TarSample, extensions: Collection[str]) -> Component | None:
-    """The first component with one of the extensions, else the first whose extension ends in one (`img.jpg`)."""
-    whole = (component for component in sample.components if component.extension.lower() in extensions)
-    ending = (component for component in sample.components if _last_part(component.extension) in extensions)
-    return next(chain(whole, ending), None)
-
-
-def _find_image(sample: TarSample) -> Component:
-    extensions = [component.extension.lower() for component in sample.components]
-    if len(set(extensions)) < len(extensions):
-        raise UnusableImageError("two members of one name")  # which webdataset refuses as well
-    component = _pick(sample, IMAGES)
-    if component is None:
-        raise UnusableImageError("no image among its members")
-    return component
-
-
-def find_label(sample: TarSample) -> int:
-    """The label in a sample's `cls`, an integer in ASCII, else in its `json`, an integer "label" or "cls".
-
-    Raises:
-        UnusableImageError: it has none, or one that no class can have.
-    """
-    text, fields = (_pick(sample, [extension]) for extension in LABELS)
-    label = _read_integer(text.data) if text else None
-    if label is None and fields:
-        label = _read_field(fields.data)
-    if label is None:
-        raise UnusableImageError("no label: it has neither an integer .cls nor an integer label in .json")
-    if not 0 <= label <= MAX_LABEL:
-        raise UnusableImageError(f"label {label} is outside 0 to {MAX_LABEL:,}")
-    return label
-
-
-def _read_integer(data: bytes | None) -> int | None:
-    found = re.fullmatch(rb"\s*([+-]?[0-9]{1,18})\s*", data or b"")
-    return int(found[1]) if found else None
-
-
-def _read_field(data: bytes | None) -> int | None:
-    try:
-        fields = json.loads(data or b"")
-    except (ValueError, RecursionError):
-        return None
-    values = [fields.get(name) for name in JSON_LABELS] if isinstance(fields, dict) else []
-    return next((value for value in values if type(value) is int), None)
+def _reject(contents: Contents, findings: Findings, sample: TarSample, job: TarJob, reason: str) -> None:
+    """Leave a sample out, with a line of the ledger for each of its images: kept and rejected count all of them."""
+    images = list_images(sample, job.fields)
+    if len(images) > 1 and not findings.several:
+        findings.several = reason
+    row = len(contents.components) - 1
+    for component in images or sample.components[:1]:
+        contents.ledger.append(entry(row, f"{job.name}/{component.name}", REJECTED, reason))
 
 
 def _check_image(component: Component, decode_check: bool) -> StoredImage:

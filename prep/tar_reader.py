@@ -13,10 +13,18 @@ from tarfile import EOFHeaderError as EndOfArchive  # type: ignore[attr-defined]
 from typing import Any, BinaryIO
 
 from prep.dataset import InputError
+from prep.foreign import FIRST_BYTES, describe_text
 
 CHUNK_BYTES = 1 << 22
 REGULAR = (REGTYPE, AREGTYPE)
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PK": "zip"}
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+    b"PK": "zip",
+    b'\x04"M\x18': "lz4",
+}
 AGAIN = "fetch or write it again"
 
 
@@ -102,7 +110,7 @@ class TarStream:
 
     def _take(self, most: int) -> bytes:
         chunk = self.stream.read(min(most, CHUNK_BYTES))
-        self.start = self.start or chunk[:8]
+        self.start = self.start or chunk[:FIRST_BYTES]
         self.size_bytes += len(chunk)
         return chunk
 
@@ -181,8 +189,11 @@ def _read_members(file: TarStream) -> Iterator[TarInfo]:
 def _explain(file: TarStream, error: TarError) -> InputError:
     kind = next((COMPRESSIONS[start] for start in COMPRESSIONS if file.start.startswith(start)), None)
     at_first_header = file.size_bytes <= BLOCKSIZE
+    text = describe_text(file.start)
     if not file.size_bytes:
         return InputError(f"{file.label} is empty (0 bytes): {AGAIN}")
+    if text and at_first_header:
+        return InputError(f"{file.label} is {text[0]}, not a tar: {text[1]}")
     if kind and at_first_header:
         return InputError(f"{file.label} is compressed ({kind}): unpack it to a plain .tar, images are read in place")
     if at_first_header:

@@ -9,16 +9,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.refusal import InputError
-from serve.source import MAX_PIXELS
+from serve.source import MAX_PIXELS, to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ANIMATED = ("GIF", "PNG", "WEBP")  # a phone's JPEG may hold a second picture too, but nothing in it moves
 MAX_SIDE_RATIO = 100  # a strip this thin would grow to gigabytes when its short side is resized
-PAPER = (255, 255, 255)  # behind what is transparent
 TOO_LARGE = f"more than the {MAX_PIXELS // 1_000_000} megapixels that are taken here. Make it smaller."
 WANTED = "Send a JPEG, PNG, WebP, GIF or BMP."
 
@@ -71,17 +69,4 @@ def _stand_upright(opened: Image.Image) -> Photo:
         notes.append("This picture is animated: what you see is its first frame.")
         opened.seek(0)
     ImageOps.exif_transpose(opened, in_place=True)  # a copy of the largest picture would be a third of a gigabyte
-    return Photo(_to_rgb(opened), tuple(notes))
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """As a viewer shows it: 16 bits scaled instead of cut off, and white behind what is transparent."""
-    if picture.mode.startswith("I"):
-        values_HW = np.asarray(picture)
-        return Image.fromarray((values_HW >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if not picture.has_transparency_data:
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    paper = Image.new("RGB", layer.size, PAPER)
-    paper.paste(layer, mask=layer.getchannel("A"))
-    return paper
+    return Photo(to_rgb(opened), tuple(notes))

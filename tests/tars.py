@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from PIL import Image
 from webdataset.writer import ShardWriter
 
-from prep.adoption import adopt_split, find_tars
+from prep.adoption import Adoption, adopt_split
 from prep.dataset import Split
 from prep.store import LocalStore
+from prep.tar_sets import find_tars
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -29,6 +31,7 @@ def tar_bytes(members: Members, tar_format: int = tarfile.USTAR_FORMAT) -> bytes
 
 
 def write_tar(path: Path, members: Members, tar_format: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tar_bytes(members, tar_format))
     return path
 
@@ -54,11 +57,14 @@ def one_by_one(function: Callable[[Any], Any], jobs: list[Any]) -> Iterator[tupl
         yield job, function(job)
 
 
-def adopt(out: Path, *given: object, split: str = "train", names: tuple[str, ...] | None = None) -> Split:
-    store = LocalStore(out)
-    jobs = find_tars([str(path) for path in given], store.child(split), decode_check=True)
-    adopt_split(jobs, split, names, store, one_by_one)
-    return Split(out, split)
+def adopt(out: Path, *given: object, split: str | None = None, names: tuple[str, ...] | None = None) -> Split:
+    adoption = Adoption(find_tars([str(path) for path in given], split), names)
+    adopt_split(adoption, LocalStore(out), one_by_one)
+    return Split(out, adoption.tars.split)
+
+
+def ledger(split: Split) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (split.folder / "ledger.jsonl").read_text().splitlines()]
 
 
 def images(*labels: int, start: int = 0) -> list[tuple[str, bytes]]:

@@ -5,22 +5,17 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import run_command
 from PIL import Image
-from tars import Members, adopt, encode_image, images, state, tree, write_tar
+from tars import Members, adopt, encode_image, images, ledger, state, tree, write_tar
 
 from prep.adoption import read_class_names
 from prep.dataset import REJECTED, InputError, Split
 from prep.ledger import PROGRESSIVE
 
 JPEG, CMYK, PNG = encode_image(), encode_image("CMYK"), encode_image("RGB", "PNG")
-
-
-def ledger(split: Split) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (split.folder / "ledger.jsonl").read_text().splitlines()]
 
 
 def test_moved_tars_and_lost_indexes_are_mended(tmp_path: Path) -> None:
@@ -84,6 +79,7 @@ def test_what_cannot_be_trained_on_in_place_is_listed_with_its_reason(tmp_path: 
         (4, "a.tar/unlabelled.jpg", "no label"),
         (5, "a.tar/negative.jpg", "label -1 is outside 0 to 999,999"),
         (6, "a.tar/twice.jpg", "two members of one name"),
+        (6, "a.tar/twice.JPG", "two members of one name"),
     ]
     assert "prep/shard.py" in ledger(split)[0]["reason"]
     assert (split.folder / "a.idx").read_text().startswith("v1.2 8\n")
@@ -142,8 +138,8 @@ def test_damaged_and_unusable_tars_are_refused_by_name(tmp_path: Path) -> None:
     for damaged, reason in ((content[:1536], "is cut off"), (gzip.compress(content), "unpack it"), (b"", "is empty")):
         tar.write_bytes(damaged)
         assert f"{tar} " in _refused(out, tar) and reason in _refused(out, tar)
-    write_tar(tar, [("1.jpg", JPEG), ("2.jpg", PNG)])
-    assert "no image of train is usable (a.tar/1.jpg: no label" in _refused(out, tar)
+    write_tar(tar, [("1.jpg", PNG), ("1.cls", b"0"), ("2.jpg", JPEG)])
+    assert "no image of train is usable (a.tar/1.jpg: PNG RGB is no RGB or grey JPEG" in _refused(out, tar)
     assert not (out / "train" / "manifest.json").exists()
     tar.write_bytes(content)
     assert len(adopt(out, tar)) == 2

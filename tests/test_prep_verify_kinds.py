@@ -9,10 +9,9 @@ import pytest
 from conftest import run_command
 from harm import cut, flip, run, serial, tree
 from PIL import Image
-from tars import encode_image, write_tar
+from tars import adopt, encode_image, write_tar
 
 from prep import verify
-from prep.adoption import adopt_split, find_tars
 from prep.checks import list_jobs, open_split
 from prep.dataset import Options
 from prep.prepare import prepare_split
@@ -83,8 +82,7 @@ def adopted(tmp_path: Path) -> Path:
             members.append((f"n{number}/a{i}.txt", b"a text"))
         members += [("z.png", encode_image(format_name="PNG")), ("z.cls", b"0")]
         write_tar(tmp_path / "tars" / f"{number}.tar", members)
-    out = LocalStore(tmp_path / "out")
-    adopt_split(find_tars([str(tmp_path / "tars")], out.child("train"), True), "train", None, out, serial)
+    adopt(tmp_path / "out", tmp_path / "tars")
     return tmp_path / "out"
 
 
