@@ -15,7 +15,7 @@ MOST_AHEAD = 4  # batches whose use is queued on a GPU before the training threa
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; made once and passed in, never asked of torch.distributed."""
+    """This process among those that train together. It is made once, by `loaders/ranks.py`, and passed in."""
 
     rank: int = 0
     size: int = 1
@@ -35,8 +35,11 @@ class World:
                 f"a batch of {batch_size} does not divide by {self.size} processes: "
                 f"the nearest that do are {lower} and {lower + self.size}"
             )
-        each = batch_size // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+        return self.share_evenly(batch_size)
+
+    def share_evenly(self, num_images: int) -> range:
+        """Return this rank's part of some images: all parts in a row, no two of them more than one image apart."""
+        return range(self.rank * num_images // self.size, (self.rank + 1) * num_images // self.size)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Finding the images that a decoder failed on: DALI ends its pipeline without saying which they were."""
 
+import re
 from collections.abc import Callable, Iterable
 
 from loaders.plan import Plan
@@ -59,6 +60,7 @@ def blame(
     """
     if shortage := explain_shortage(error):
         return shortage
+    reason = re.sub(r"cannot identify image file <[^>]*>", "these bytes are no JPEG of 8 bits per sample", reason)
     reason = " ".join(reason.split())[:MOST_CHARACTERS]
     for plan, encoded in pairs:
         if rows := sorted({int(plan.rows_B[i]) for i in find_failing(plan, encoded)}):

@@ -3,48 +3,71 @@
 import ctypes
 import importlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from loaders.batch import World
+from loaders.ranks import PlaceError, find_world
 from prep.dataset import InputError
 
 DRIVER = Path("/proc/driver/nvidia")
 
 
-def join_environment(device: str) -> World:
-    """This process's place in the world, as torchrun's environment variables tell it; a world of one without them.
+def join_environment(device: str | torch.device, rank: int | None = None, size: int | None = None) -> World:
+    """Return this process's place in the world, and its device.
+
+    Args:
+        device: as for `resolve_device`.
+        rank, size: of this process, among how many; by default `find_world` works them out.
 
     Raises:
-        InputError: as `resolve_device`.
+        InputError: as `find_world` and `resolve_device`.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return World(
-        rank=int(os.environ.get("RANK", "0")),
-        size=int(os.environ.get("WORLD_SIZE", "1")),
-        local_rank=local_rank,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        device=resolve_device(device, local_rank),
-    )
+    world = find_world(rank, size)
+    return replace(world, device=resolve_device(device, world.local_rank))
 
 
-def resolve_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device for `wanted`: auto (a GPU where there is one, else the CPU), cpu or cuda.
+def resolve_device(wanted: str | torch.device, local_rank: int = 0) -> torch.device:
+    """Return the device for `wanted`: auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+
+    cuda and auto mean the GPU whose number is `local_rank`.
 
     Raises:
         InputError: a GPU is there, or was asked for, and torch or DALI cannot use it.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"there is no device {wanted}: choose auto, cpu or cuda")
-    if wanted == "cpu" or (wanted == "auto" and not has_nvidia_gpu()):
+    kind, number = _parse_device(wanted)
+    if kind == "cpu" or (kind == "auto" and not has_nvidia_gpu()):
         return torch.device("cpu")
     if not has_nvidia_gpu():
-        raise InputError("device cuda was asked for and this machine shows no NVIDIA GPU: choose --device cpu")
-    if fault := _fault(local_rank):
+        raise InputError(f"device {wanted} was asked for and this machine shows no NVIDIA GPU: choose --device cpu")
+    if fault := _fault():
         raise InputError(f"{fault} ({_versions()}): update the driver or install matching wheels, or give --device cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    num_gpus = torch.cuda.device_count()
+    if number is not None and number >= num_gpus:
+        raise PlaceError(f"there is no device {wanted}: there are {num_gpus} GPUs, numbered from 0")
+    if number is None and local_rank >= num_gpus:
+        raise PlaceError(
+            f"process {local_rank} of this machine has no GPU of its own, there are {num_gpus}: start fewer processes, "
+            "or correct LOCAL_RANK, or pass device='cuda:N' to `build`"
+        )
+    number = local_rank if number is None else number
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _parse_device(wanted: str | torch.device) -> tuple[str, int | None]:
+    """Return auto, cpu or cuda, and the number of the GPU if it is given."""
+    if wanted == "auto":
+        return "auto", None
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or isinstance(wanted, int) or device.type not in ("cpu", "cuda"):
+        raise InputError(f"there is no device {wanted}: choose auto, cpu, cuda or cuda:N")
+    return device.type, device.index
 
 
 def has_nvidia_gpu() -> bool:
@@ -54,11 +77,9 @@ def has_nvidia_gpu() -> bool:
     return any((DRIVER / "gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _fault(local_rank: int) -> str | None:
+def _fault() -> str | None:
     if not torch.cuda.is_available():
         return "an NVIDIA GPU is here but torch cannot use it"
-    if local_rank >= torch.cuda.device_count():
-        return f"process {local_rank} has no GPU of its own, there are {torch.cuda.device_count()}"
     driver, dali = _driver_cuda(), _dali_cuda()
     if driver and dali and driver[0] < dali[0]:
         return "an NVIDIA GPU is here but its driver is too old for DALI"

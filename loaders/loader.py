@@ -10,7 +10,7 @@ pass in the index's order, the last batch padded.
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from functools import cache
 from itertools import count
@@ -24,7 +24,7 @@ from loaders.backend import BackendSpec, Pixels
 from loaders.backends import find_backend
 from loaders.batch import Batch, InUse, Ready, World
 from loaders.blame import DecodeError
-from loaders.checks import check_lowered, check_request
+from loaders.checks import check_lowered, check_request, check_state
 from loaders.config import LoaderConfig, default_num_threads, share_cores
 from loaders.order import Sampling
 from loaders.placement import Choice, choose_placement
@@ -99,7 +99,17 @@ class Loader:
         images = Images(self.widths, self.heights, self.quarantine.rows)
         if isinstance(self.transform, TrainTransform):
             return train_plan(self.sampling, position, self.slots, images, self.transform)
-        return eval_plan(position, self.slots, images, self.transform)
+        slots = self.slots_at(position)
+        return eval_plan(position, slots, images, self.transform, len(self.slots) - len(slots))
+
+    def slots_at(self, position: int) -> range:
+        """Return this rank's slots of the global batch at `position` that hold images.
+
+        What is left for evaluation's last batch is shared out evenly. A rank is then left without an image only if
+        there are fewer images than ranks, and not, as by its usual slots, for any batch that is half empty.
+        """
+        num_left = len(self.split) - position
+        return self.slots if self.trains or num_left >= self.batch_size else self.world.share_evenly(num_left)
 
     def stats(self) -> Stats:
         """What it has done since it was made, and where it stands."""
@@ -118,12 +128,13 @@ class Loader:
         """Where the stream stands after the batch last taken, and what it must not meet again."""
         return {**self._identity(), "position": self.position, "damaged": self.quarantine.keys()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, on any number of processes.
 
         Raises:
-            InputError: it belongs to another dataset, seed, order or number of repeats.
+            InputError: it is not a loader's state, or belongs to another dataset, seed, order or number of repeats.
         """
+        check_state(state)
         theirs = {"repeats": 1, **state}  # states of before there were any
         for name, ours in self._identity().items():
             if theirs[name] != ours:
@@ -131,7 +142,7 @@ class Loader:
                     f"the saved position is of {name} {theirs[name]}, not of {self.split.folder} with {name} {ours}"
                 )
         self.quarantine.add_keys(state["damaged"])
-        self.position = int(state["position"])
+        self.position = state["position"]
 
     def _identity(self) -> dict[str, Any]:
         """What a position means nothing without."""

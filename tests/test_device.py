@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from loaders import InputError, device
 from loaders.device import has_nvidia_gpu, resolve_device
+from loaders.ranks import PlaceError
 
 DRIVER_LINE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed Feb 26 02:04:57 UTC 2025"
 
@@ -83,10 +85,24 @@ def test_the_process_makes_its_gpu_the_current_one(
     assert chosen == [3]
 
 
-@pytest.mark.parametrize("wanted", ["gpu", "", "CUDA", "cuda:0"])
-def test_an_unknown_device_is_answered_with_those_there_are(wanted: str) -> None:
-    with pytest.raises(InputError, match=f"no device {wanted}: choose auto, cpu or cuda"):
+@pytest.mark.parametrize("wanted", ["gpu", "", "CUDA", "cuda:x", "mps", torch.device("meta"), 0, None])
+def test_an_unknown_device_is_answered_with_those_there_are(wanted: Any) -> None:
+    with pytest.raises(InputError, match=f"no device {wanted}: choose auto, cpu, cuda or cuda:N"):
         resolve_device(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["cpu", torch.device("cpu"), torch.device("cpu", 0)])
+def test_torchs_own_cpu_device_is_accepted(wanted: str | torch.device) -> None:
+    assert resolve_device(wanted) == torch.device("cpu")
+
+
+def test_a_numbered_gpu_is_taken_whatever_the_local_rank(machine: Callable[..., None]) -> None:
+    machine(num_gpus=2, torch_sees=2)
+    for wanted in ("cuda:1", torch.device("cuda", 1)):
+        assert resolve_device(wanted, local_rank=0) == torch.device("cuda", 1)
+    assert resolve_device("cuda:0", local_rank=5) == torch.device("cuda", 0)
+    with pytest.raises(InputError, match="there is no device cuda:2: there are 2 GPUs, numbered from 0"):
+        resolve_device("cuda:2")
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
@@ -124,7 +140,7 @@ def test_without_dali_only_torch_must_agree(machine: Callable[..., None]) -> Non
 
 def test_more_processes_than_gpus_are_refused(machine: Callable[..., None]) -> None:
     machine(num_gpus=2, torch_sees=2)
-    with pytest.raises(InputError, match="process 2 has no GPU of its own, there are 2"):
+    with pytest.raises(PlaceError, match="process 2 of this machine has no GPU of its own, there are 2"):
         resolve_device("auto", local_rank=2)
 
 

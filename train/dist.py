@@ -1,4 +1,4 @@
-"""The only file that speaks to torch.distributed: joins the processes that torchrun started, and adds up over them."""
+"""The only file of the trainer that speaks to torch.distributed: joins what torchrun started, and adds up over it."""
 
 import inspect
 import itertools
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from loaders import InputError, World
 from loaders.blame import DecodeError, MemoryShortageError, explain_shortage
 from loaders.device import join_environment
+from loaders.ranks import PlaceError
 from loaders.reader import ShardError
 
 # A process of an NCCL world is lost when it has given no sign of life for LOST_SECONDS (`PeerWatch`), whatever the
@@ -106,7 +107,7 @@ def describe_error(error: InputError, rank: int) -> str | None:
     """
     if isinstance(error, PeerLostError):
         return f"rank {rank}: {error}"
-    if rank == 0 or isinstance(error, DecodeError | ShardError | MemoryShortageError):
+    if rank == 0 or isinstance(error, DecodeError | MemoryShortageError | PlaceError | ShardError):
         return f"error: {f'rank {rank}: ' if rank else ''}{error}"
     return None
 
@@ -135,8 +136,20 @@ def find_store() -> dist.Store:
 
     On one node its store outlives an attempt, and the next one would wait for processes that are gone. Several nodes
     count their attempts apart: for them TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a store anew.
+
+    Raises:
+        PlaceError: MASTER_ADDR or MASTER_PORT is missing or wrong, or nobody answers there.
     """
-    store, _, _ = next(rendezvous("env://"))
+    try:
+        store, _, _ = next(rendezvous("env://"))
+    except (ValueError, dist.DistError) as error:
+        reason = (
+            str(error).splitlines()[0].removeprefix("Error initializing torch.distributed using env:// rendezvous: ")
+        )
+        raise PlaceError(
+            f"the processes cannot meet at MASTER_ADDR, MASTER_PORT ({reason}): start them with torchrun, "
+            "or with another --master-port if this one is in use"
+        ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else ""
     return dist.PrefixStore(f"attempt-{attempt}", store)
 
