@@ -18,6 +18,7 @@ FLIP_BLOCK = NUM_TRIES  # each try takes one Philox block of four words; the fli
 MOST_BLOCKS = 1 << 16  # of one image; those of its repeats follow
 CROP_STREAM, AUGMENT_STREAM = 0, 16  # of the random numbers; the trainer has others
 SIZE_STEP = 32  # pixels: the stride of most networks, and few shapes to compile for
+LONGEST_RATIO = 32  # of long to short side that evaluation resizes: ImageNet's images stay below
 DAMAGED_SIDE = 64  # pixels of the black image that stands in for a damaged one in evaluation
 
 
@@ -177,31 +178,65 @@ def _central_crops(heights_B: np.ndarray, widths_B: np.ndarray, ratio: tuple[flo
     return np.stack([(heights_B - h_B) // 2, (widths_B - w_B) // 2, h_B, w_B], axis=1)
 
 
-def eval_plan(position: int, slots: range, images: Images, transform: EvalTransform) -> Plan:
-    """The plan of `slots` of the batch at `position`, in the index's order; past its end the last row, not valid.
+def eval_plan(position: int, slots: range, images: Images, transform: EvalTransform, num_padding: int = 0) -> Plan:
+    """Return the plan of `slots` of the batch at `position`, in the index's order, and of some padding after them.
 
+    Padding, and what lies past the index's end, shows the last image before it and is not valid.
     Evaluation substitutes no other image for a damaged one: it shows a black one, to be counted as wrong.
     """
-    positions_B = position + np.arange(slots.start, slots.stop, dtype=np.int64)
-    rows_B = np.minimum(positions_B, len(images) - 1)
+    positions_B = position + np.arange(slots.start, slots.stop + num_padding, dtype=np.int64)
+    end = min(position + slots.stop, len(images))
+    rows_B = np.minimum(positions_B, max(0, end - 1))
     damaged_B = np.isin(rows_B, images.damaged_D)
     heights_B, widths_B = (np.where(damaged_B, DAMAGED_SIDE, sides_B) for sides_B in images.sides(rows_B))
-    resized_B2 = resized_sizes(heights_B, widths_B, transform.resize)
-    zeros_B = np.zeros_like(rows_B)
+    windows_B4 = central_windows(heights_B, widths_B, transform)
+    resized_B2 = resized_sizes(windows_B4[:, 2], windows_B4[:, 3], transform.resize)
     return Plan(
         position=position,
         size=transform.size,
         rows_B=rows_B,
-        windows_B4=np.stack([zeros_B, zeros_B, heights_B, widths_B], axis=1),
+        windows_B4=windows_B4,
         resized_B2=resized_B2,
         # torchvision.transforms.functional.center_crop rounds half to even
         crops_B2=np.rint((resized_B2 - transform.size) / 2).astype(np.int64),
         flips_B=np.zeros(len(rows_B), bool),
         ops_BL=np.zeros((len(rows_B), 0), np.int64),
         arguments_BL=np.zeros((len(rows_B), 0)),
-        valid_B=positions_B < len(images),
+        valid_B=positions_B < end,
         damaged_B=damaged_B,
     )
+
+
+def central_windows(heights_B: np.ndarray, widths_B: np.ndarray, transform: EvalTransform) -> np.ndarray:
+    """The part of each image that evaluation resizes, int64 [B, 4]: top, left, height, width. Nearly always all of it.
+
+    Of a strip, more than LONGEST_RATIO times as long as it is wide, it is a central part from which the crop comes out
+    the same: resized as a whole, an image of 1 x 60,000 pixels would take 12 GB.
+    """
+    longest = max(LONGEST_RATIO, 2 * math.ceil(transform.size / transform.resize))
+    windows_B4 = np.stack([np.zeros_like(heights_B), np.zeros_like(heights_B), heights_B, widths_B], axis=1)
+    sides_B2 = windows_B4[:, 2:]
+    for i in np.flatnonzero(sides_B2.max(axis=1) > longest * sides_B2.min(axis=1)):
+        axis = int(sides_B2[i].argmax())
+        short, whole = int(sides_B2[i].min()), int(sides_B2[i].max())
+        part = _central_part(short, whole, longest * short, transform.resize)
+        windows_B4[i, axis], windows_B4[i, 2 + axis] = (whole - part) // 2, part
+    return windows_B4
+
+
+def _central_part(short: int, whole: int, least: int, resize: int) -> int:
+    """The length of the central part of a strip, at least `least`, whose crop is nearest to that of the whole strip.
+
+    Both are resized to whole pixels, so their scales differ a little: of all lengths up to twice the least the one is
+    taken whose scale is nearest. The lengths have the parity of the whole, so that the middles agree; so do the
+    resized ones, where that can be, to 4 pixels, so that the crops' rounding to even agrees too.
+    """
+    parts_P = np.arange(whole - (whole - least) // 2 * 2, min(whole, 2 * least) + 1, 2)
+    resized_P, resized = resize * parts_P // short, resize * whole // short
+    aligned_P = (resized - resized_P) % 4 == 0
+    candidates_P = np.flatnonzero(aligned_P) if aligned_P.any() else np.arange(len(parts_P))
+    errors_P = np.abs(resized_P[candidates_P] / parts_P[candidates_P] - resized / whole)
+    return int(parts_P[candidates_P[errors_P.argmin()]])
 
 
 def resized_sizes(heights_B: np.ndarray, widths_B: np.ndarray, short_side: int) -> np.ndarray:

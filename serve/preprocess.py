@@ -3,6 +3,7 @@
 Between `serve/images.py` and the model. H, W are the crop's side.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from serve.refusal import InputError
 
 Channels = tuple[float, float, float]  # of RGB in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's and timm's defaults
+LONGEST_RATIO = 32  # of long to short side of a picture that is resized
 LARGEST_SIDE = 4096  # pixels; an artifact that asks for more is damaged
 
 
@@ -37,9 +39,30 @@ class Preprocessing:
             raise InputError(f"mean {self.mean} and std {self.std} are not three channels each: export the model anew")
 
 
+def cut_strip(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return the central part of a strip, from which the crop comes out the same, and any other picture as it is.
+
+    Resized as a whole, a picture of 1 x 60,000 pixels would take 12 GB. It is `central_windows` of loaders/plan.py.
+    """
+    short, whole = sorted(picture.size)
+    least = short * max(LONGEST_RATIO, 2 * math.ceil(preprocessing.crop / preprocessing.resize))
+    if whole <= least:
+        return picture
+    parts_P = np.arange(whole - (whole - least) // 2 * 2, min(whole, 2 * least) + 1, 2)
+    resized_P, resized = preprocessing.resize * parts_P // short, preprocessing.resize * whole // short
+    aligned_P = (resized - resized_P) % 4 == 0
+    candidates_P = np.flatnonzero(aligned_P) if aligned_P.any() else np.arange(len(parts_P))
+    errors_P = np.abs(resized_P[candidates_P] / parts_P[candidates_P] - resized / whole)
+    part = int(parts_P[candidates_P[errors_P.argmin()]])
+    start = (whole - part) // 2
+    wide = picture.width == whole
+    return picture.crop((start, 0, start + part, short) if wide else (0, start, short, start + part))
+
+
 def show_crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """The square of a picture that the network sees, RGB. The EXIF orientation is ignored, as in evaluation."""
-    resized = resize(picture.convert("RGB"), [preprocessing.resize], InterpolationMode.BILINEAR)  # pyright: ignore[reportArgumentType]
+    whole = cut_strip(picture, preprocessing).convert("RGB")
+    resized = resize(whole, [preprocessing.resize], InterpolationMode.BILINEAR)  # pyright: ignore[reportArgumentType]
     return center_crop(resized, [preprocessing.crop])  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
