@@ -14,7 +14,7 @@ from torch import nn
 
 from serve.preprocess import Preprocessing, draw_pattern, to_tensor
 from serve.refusal import InputError
-from serve.weights import build, fill, read_weights
+from serve.weights import build, build_for_size, fill, read_weights
 
 FORMAT = 1
 WEIGHTS, ARTIFACT = "model.safetensors", "artifact.json"
@@ -75,7 +75,7 @@ def _parse(folder: Path, facts: dict[str, Any]) -> tuple[Served, torch.Tensor]:
     path = folder / WEIGHTS
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != facts["weights_sha256"]:
         raise InputError(f"{path} is not what was exported (its SHA-256 differs): export it anew")
-    model = fill(build(facts["architecture"], len(golden_K)), read_weights(path), path)
+    model = fill(build(facts["architecture"], len(golden_K), facts.get("model_args")), read_weights(path), path)
     served = Served(
         model=model,
         name=f"{facts['architecture']}, {facts['weights']} of {facts['recipe']} after {facts['images_seen']:,} images",
@@ -144,5 +144,5 @@ def load_bare(path: Path, architecture: str, num_classes: int, preprocessing: Pr
     if (path.parent / ARTIFACT).is_file():
         raise InputError(f"{path} is part of an artifact, which says how good it is: give the folder {path.parent}")
     preprocessing.check()
-    model = fill(build(architecture, num_classes), read_weights(path), path)
+    model = fill(build_for_size(architecture, num_classes, preprocessing.crop), read_weights(path), path)
     return Served(model, f"{architecture} from {path.name}", num_classes, preprocessing)

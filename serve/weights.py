@@ -5,6 +5,7 @@ From a `.safetensors`, `.pth` or `.pth.tar` to the network that `serve/artifact.
 
 import argparse
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from serve.preprocess import LARGEST_SIDE
 from serve.refusal import InputError, list_some
 
 WRAPPED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's and torch's habits, averaged first
 PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # of torch.compile and of DDP, one around the other
+MODEL_ARGS = {"img_size": int, "dynamic_img_size": bool}  # what an artifact may give to timm, with their types
 Weights = dict[str, torch.Tensor]
 
 
@@ -69,15 +72,33 @@ def _strip(name: str) -> str:
     return name
 
 
-def build(architecture: str, num_classes: int) -> nn.Module:
+def build(architecture: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
     """A network of timm's by name, untrained; nothing is downloaded.
 
+    Args:
+        model_args: what an artifact says of the resolution: `img_size` and `dynamic_img_size`.
+
     Raises:
-        InputError: timm has none of that name, or none of it with so many classes.
+        InputError: timm has none of that name, or none of it with so many classes, or the arguments are others.
     """
+    sizes = dict(model_args or {})
+    fits = {name: type(value) is MODEL_ARGS.get(name) for name, value in sizes.items()}
+    if not all(fits.values()) or not 0 < sizes.get("img_size", 1) <= LARGEST_SIDE:
+        raise InputError(f"model_args {sizes} are not img_size, in pixels, and dynamic_img_size: export the model anew")
     if not timm.is_model(architecture):  # a name like hf-hub:… would be fetched
         raise InputError(f"timm has no model {architecture}: timm.list_models() names them")
-    return timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+    return timm.create_model(architecture, pretrained=False, num_classes=num_classes, **sizes)
+
+
+def build_for_size(architecture: str, num_classes: int, size: int) -> nn.Module:
+    """As `build`, where nobody says with which arguments: for pictures of `size` pixels, if it is made for one size."""
+    config = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+    if config is not None and config.fixed_input_size:
+        try:
+            return build(architecture, num_classes, {"img_size": size})
+        except (TypeError, AssertionError, RuntimeError, ValueError):
+            pass  # it takes no img_size, or not this one; whether it sees such pictures is found out before it is used
+    return build(architecture, num_classes)
 
 
 def fill(model: nn.Module, weights: Weights, path: Path) -> nn.Module:

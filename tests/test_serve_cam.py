@@ -122,11 +122,75 @@ def test_many_networks_have_maps(name: str) -> None:
     assert maps_THW.dim() == 3 and maps_THW.shape[0] == 2 and 4 <= maps_THW.shape[1] <= 24
 
 
-@pytest.mark.parametrize("name", ["test_vit"])
-def test_transformers_are_refused(name: str) -> None:
-    model: Any = timm.create_model(name, num_classes=5).eval()
-    with one_thread(), pytest.raises(InputError, match="gives no map of features"):
-        GradCam(model, model.pretrained_cfg["input_size"][1])
+class Patches(nn.Module):
+    """Means of patches of 8 pixels, as a transformer gives them: [B, tokens, C] or [B, h, w, C]."""
+
+    def __init__(self, num_others: int, as_tokens: bool) -> None:
+        super().__init__()
+        self.num_others, self.as_tokens = num_others, as_tokens
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        places_BHWC = functional.avg_pool2d(images_BCHW, 8).permute(0, 2, 3, 1)
+        if not self.as_tokens:
+            return places_BHWC
+        return functional.pad(places_BHWC.flatten(1, 2), (0, 0, self.num_others, 0))
+
+
+class Transformer(nn.Module):
+    """Logits are the mean of each channel over all places."""
+
+    def __init__(self, num_others: int, as_tokens: bool) -> None:
+        super().__init__()
+        self.stage, self.head = Patches(num_others, as_tokens), nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.head.weight)
+        self.feature_info, self.num_prefix_tokens = [{"module": "stage", "num_chs": 3}], num_others
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stage(images_BCHW).flatten(1, -2).mean(1))
+
+
+@pytest.mark.parametrize(("num_others", "as_tokens"), [(0, True), (1, True), (5, True), (0, False)])
+def test_a_map_of_tokens_lies_where_the_places_are(num_others: int, as_tokens: bool) -> None:
+    image_CHW = torch.zeros(3, SIDE, SIDE)
+    image_CHW[1, 8:16, 72:80] = 1  # row 1, column 9 of 12 x 12 patches
+    cam = GradCam(Transformer(num_others, as_tokens), SIDE)
+    assert (cam.stage.height, cam.stage.width) == (12, 12)
+    maps_THW = cam.raw(image_CHW, (0, 1))
+    assert not maps_THW[0].any()
+    assert maps_THW[1].nonzero().tolist() == [[1, 9]]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("test_vit", ("blocks.4", "tokens")),  # it looks at its class token: not the last of six blocks
+        ("test_vit2", ("blocks.7", "tokens")),
+        ("swin_tiny_patch4_window7_224", ("layers.2", "channels last")),
+    ],
+)
+@one_thread()
+def test_transformers_have_maps(name: str, stage: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, num_classes=5, img_size=64).eval()
+    cam = GradCam(model, 64)
+    maps_THW = cam.raw(torch.randn(3, 64, 64), (0, 4))
+    assert (cam.stage.name, cam.stage.layout) == stage
+    assert maps_THW.shape == (2, cam.stage.height, cam.stage.width) and min(maps_THW.shape[1:]) >= 4
+    assert maps_THW.isfinite().all() and maps_THW.any()
+
+
+def test_a_size_that_a_network_cannot_see_is_refused() -> None:
+    with one_thread(), pytest.raises(InputError, match="cannot see pictures of 64 pixels"):
+        find_stage(timm.create_model("test_vit_relpos", num_classes=5).eval(), 64)
+
+
+def test_stages_that_the_logits_do_not_look_at_are_refused() -> None:
+    model: Any = Transformer(1, as_tokens=True)
+    model.forward = lambda images_BCHW: model.head(
+        model.stage(images_BCHW)[:, 0]
+    )  # the class token, which sees no place
+    with pytest.raises(InputError, match="no stage of Transformer gives a map of features that reaches the logits"):
+        GradCam(model, SIDE)
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,14 @@ def test_a_run_that_is_killed_twice_ends_in_the_same_bits(
     finish(trainers, run, SIZE)
     assert_same_end(run, calm(SIZE))
     assert not list((run.folder / "checkpoints").glob(f"{PARTIAL}*"))
+
+
+@pytest.mark.skipif(not os.environ.get("PENSTOCK_SOAK_OPTIMIZERS"), reason="a soak: PENSTOCK_SOAK_OPTIMIZERS=1")
+def test_a_run_with_adamw_that_is_killed_ends_in_the_same_bits(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
+    flags = ("--optim.name", "adamw", "--optim.lr", "0.004", "--optim.betas", "0.9", "0.95")
+    run, left_alone = (Run(digits, tmp_path / name, (*SAVE_OFTEN, *flags)) for name in ("killed", "alone"))
+    finish(trainers, left_alone, SIZE)
+    _kill_at_some_moment(trainers, run, random.Random(7))
+    assert run.checkpoints
+    finish(trainers, run, SIZE)
+    assert_same_end(run, left_alone)

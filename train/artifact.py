@@ -11,6 +11,7 @@ from torch import nn
 from loaders import EvalTransform
 from loaders.normalize import Normalize
 from train.config import Recipe
+from train.model import size_options
 from train.provenance import Provenance
 
 FORMAT = 1
@@ -46,6 +47,7 @@ def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: st
     return {
         "format": FORMAT,
         "architecture": recipe.model.name,
+        "model_args": size_options(recipe.model, recipe.image_sizes()),  # of timm.create_model, as in config.json
         "weights": facts.which,
         "weights_sha256": weights_sha256,
         "recipe": recipe.name,

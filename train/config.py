@@ -1,15 +1,17 @@
 """What a recipe is made of: everything that decides a training run, as values. The recipes are in `train/recipe.py`."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loaders import EvalTransform, InputError, LoaderConfig, OrderKind, TrainTransform
+from loaders.plan import sizes
 from train.erase import EraseConfig
 from train.mix import MixConfig
-from train.model import ModelConfig
+from train.model import ModelConfig, Sizes
 from train.optim import OptimConfig
 from train.speed import SpeedConfig
 
@@ -17,6 +19,7 @@ NOT_COMPARED = ("run", "data", "loader", "speed")  # where and how fast, not wha
 
 
 SpotKind = Literal["auto", "on", "off"]
+HeadKind = Literal["auto", "keep", "new"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,24 @@ class RunConfig:
     most_bad_steps: int = 20  # in a row whose loss is not finite, before the run stops
     hang_minutes: float = 10.0  # without a step on some process, before the run is ended and that process named
     spot: SpotKind = "auto"  # watch for EC2's notice that a spot instance is about to end
+    start_from: Path | None = None  # run, checkpoint or export whose weights a new run starts with (--run.from)
+    from_optimizer: bool = False  # take over its optimizer's state (momentum) too
+    from_head: HeadKind = "auto"  # its classifier: keep it, start a new one, or keep it if the classes are the same
 
     def check(self) -> None:
-        """Raises InputError for what cannot work."""
-        for name in ("keep", "most_bad_steps"):
+        """Check each setting on its own; raise InputError for one that cannot work."""
+        for name in ("keep", "most_bad_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is too few: take 1 or more")
+        for name in ("evaluate_every", "save_every"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be more than 0 epochs, got {getattr(self, name)}: inf means never")
         if not self.hang_minutes > 0:
             raise InputError(f"hang_minutes {self.hang_minutes} is too short: take more than 0, or inf to never end")
+        if self.start_from is None and (self.from_optimizer or self.from_head != "auto"):
+            raise InputError(
+                "--run.from-optimizer and --run.from-head need --run.from PATH: give it, or leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,10 +93,35 @@ class Recipe:
     def run_dir(self) -> Path:
         return self.run.dir or Path("runs") / self.name
 
+    def check(self) -> None:
+        """Check the settings of a run's length and pace; raise InputError for one that cannot work."""
+        self.run.check()
+        if not 0 < self.epochs < math.inf:
+            raise InputError(f"epochs must be a number above 0, got {self.epochs}: give --epochs 1 or more")
+        warmup = self.optim.warmup_epochs
+        if not 0 <= warmup <= self.epochs:  # the rate would never reach its peak
+            raise InputError(
+                f"warmup_epochs must be 0 to epochs, which is {self.epochs:g}, got {warmup:g}: "
+                f"give --optim.warmup-epochs {self.epochs / 10:g}"
+            )
+        for name in ("ema_decay", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+
+    def image_sizes(self, images_at_once: int = 2) -> Sizes:
+        """The resolutions of training and evaluation.
+
+        Args:
+            images_at_once: in training, on a process.
+        """
+        train = (*(each for each in sizes(self.transform, self.epochs) if each != self.transform.size),)
+        return Sizes((*train, self.transform.size), self.evaluation.size, images_at_once)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON can hold it."""
         fields = dataclasses.asdict(self)
         fields["data"]["root"], fields["run"]["dir"] = str(self.data.root), str(self.run_dir)
+        fields["run"]["start_from"] = self.run.start_from and str(self.run.start_from)
         fields["loader"]["tuned"] = self.loader.tuned and str(self.loader.tuned)
         return fields
 
@@ -92,7 +130,8 @@ class Recipe:
         """The recipe that `to_dict` gave, also when it has been through JSON."""
         recipe = _from_dict(cls, fields)
         data = replace(recipe.data, root=Path(recipe.data.root))
-        run = replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir))
+        start_from = recipe.run.start_from and Path(recipe.run.start_from)
+        run = replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir), start_from=start_from)
         loader = replace(recipe.loader, tuned=recipe.loader.tuned and Path(recipe.loader.tuned))
         return replace(recipe, data=data, run=run, loader=loader)
 
@@ -109,6 +148,17 @@ def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
         for name, value in values.items()
     }
     return kind(**arguments)
+
+
+def complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's dict as this version writes it, with defaults for fields that an older version did not have.
+
+    So a run that an older version began goes on. Fields of a newer version stay as they are, to be found different.
+    """
+    try:
+        return Recipe.from_dict(fields).to_dict()
+    except (TypeError, KeyError):
+        return fields
 
 
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:

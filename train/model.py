@@ -1,15 +1,27 @@
-"""The network: any of timm's, in channels_last."""
+"""The network: any of timm's, in channels_last, built for the resolutions at which it will run.
+
+Before a network is built for good, its shape is tried: on torch's `meta` device, which computes shapes and no numbers,
+each resolution takes a fraction of a second and no memory. What cannot run is refused here in one line, instead of by
+an assertion of timm's in the first step. docs/models.md has a table of what was tried.
+"""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from loaders import InputError
 from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Channels
+
+TRIED_CLASSES = 7  # of networks that are only tried
+SIZE_STEPS = (16, 28, 32)  # pixels: patches and windows of most networks divide multiples of one of these
+MOST_TRIES = 8  # of resolutions to suggest: each takes up to a second
+ENOUGH_SIZES = 2  # to suggest
 
 
 @dataclass(frozen=True)
@@ -22,15 +34,174 @@ class ModelConfig:
     std: Channels = IMAGENET_STD
 
 
-def build_model(config: ModelConfig, num_classes: int, device: torch.device) -> nn.Module:
+@dataclass(frozen=True)
+class Sizes:
+    """The resolutions at which a network runs, in pixels of the square that it sees."""
+
+    train: tuple[int, ...]  # in the order in which they come; the weights are made for the last one
+    evaluate: int
+    images_at_once: int = 2  # in training, on a process: BatchNorm needs more than one value for each channel
+
+    @property
+    def main(self) -> int:
+        return self.train[-1]
+
+    @property
+    def differ(self) -> bool:
+        return {*self.train, self.evaluate} != {self.main}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a model does not run at a resolution."""
+
+    size: int
+    evaluates: bool  # else it trains
+    reason: str
+
+
+def build_model(config: ModelConfig, num_classes: int, device: torch.device, sizes: Sizes | None = None) -> nn.Module:
     """A freshly initialised model; its weights depend on torch's seed alone.
 
+    Args:
+        sizes: None: timm's own resolution, and nothing is tried.
+
     Raises:
-        InputError: timm has no model of that name.
+        InputError: timm has no model of that name, or it cannot run as asked.
     """
-    if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-        raise InputError(f"timm has no model {config.name}" + (f": did you mean {', '.join(near)}?" if near else ""))
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    model = timm.create_model(config.name, pretrained=False, num_classes=num_classes, **options)
+    check_name(config.name)
+    model = _create(config, num_classes, size_options(config, sizes) if sizes else {})
     return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def check_name(name: str) -> None:
+    """Raises InputError where timm has no model of that name, or the name is that of pretrained weights."""
+    architecture, _, tag = name.partition(".")
+    if tag and timm.is_model(architecture):
+        raise InputError(
+            f"{name} names pretrained weights ({tag}), and training starts from random ones: "
+            f"give --model.name {architecture}"
+        )
+    names = timm.list_models()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        raise InputError(f"timm has no model {name}" + (f": did you mean {', '.join(near)}?" if near else ""))
+
+
+@cache
+def size_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any]:
+    """Return the arguments with which timm builds a model for these resolutions; {} for most.
+
+    `img_size` where the weights depend on the resolution (position embeddings, windows): that of the end of training,
+    which `train/evaluate.py` cannot change. `dynamic_img_size` where others are seen too: then timm interpolates
+    position embeddings and makes attention masks as each batch needs.
+
+    Raises:
+        InputError: the model cannot run at one of them.
+    """
+    found = _choose_options(config, sizes)
+    if not isinstance(found, Fault):
+        return found
+    # Advice comes from trials too, so that it holds.
+    main, at_once = sizes.main, sizes.images_at_once
+    if isinstance(_choose_options(config, Sizes((main,), main, at_once)), Fault):
+        line = f"{config.name} does not train at {main} pixels ({found.reason})"
+        if at_once == 1 and not isinstance(_choose_options(config, Sizes((main,), main)), Fault):
+            raise InputError(f"{line} with one image at once: give a larger --batch-size or --speed.microbatch")
+        others = _suggest_sizes(config, main, at_once)
+        if not others:
+            raise InputError(f"{line}: choose another --model.name")
+        raise InputError(f"{line}: give --transform.size and --evaluation.size one of {', '.join(map(str, others))}")
+    line = f"{config.name} whose training ends at {main} pixels"
+    if found.evaluates:
+        raise InputError(
+            f"{line} cannot be evaluated at {found.size} ({found.reason}): "
+            f"evaluate at {main} (--evaluation.size {main}, of train/evaluate.py --size {main})"
+        )
+    raise InputError(f"{line} cannot train at {found.size} before ({found.reason}): give --transform.first-size {main}")
+
+
+def _choose_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any] | Fault:
+    """Return the arguments with which a model runs at all of the resolutions, or why there are none."""
+    pretrained_cfg, main = get_pretrained_cfg(config.name), sizes.main
+    alone = replace(sizes, train=(main,), evaluate=main)
+    options: dict[str, Any] = {}
+    if pretrained_cfg and pretrained_cfg.fixed_input_size:
+        options = {"img_size": main}
+        if fault := _find_fault(config, alone, options):
+            if _find_fault(config, alone, {}):
+                return fault
+            options = {}  # it takes no img_size, or cuts each image to its own
+    fault = _find_fault(config, sizes, options)
+    if fault and options and sizes.differ:
+        options = options | {"dynamic_img_size": True}
+        fault = _find_fault(config, sizes, options) and fault
+    return fault or options
+
+
+def _find_fault(config: ModelConfig, sizes: Sizes, options: dict[str, Any]) -> Fault | None:
+    """Try a model at all of the resolutions, in training and evaluation."""
+    fault = _try_on("meta", config, sizes, options)
+    if fault and "meta" in fault.reason.lower():  # what has no shapes without numbers
+        return _try_on("cpu", config, sizes, options)
+    return fault
+
+
+def _try_on(device: str, config: ModelConfig, sizes: Sizes, options: dict[str, Any]) -> Fault | None:
+    size, evaluates = sizes.main, False
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
+            model = _create(config, TRIED_CLASSES, options)
+            if "img_size" in options:
+                _check_patches(model, sizes)
+            for size in dict.fromkeys(sizes.train):
+                _check_output(model.train()(torch.zeros(sizes.images_at_once, 3, size, size)), sizes.images_at_once)
+            size, evaluates = sizes.evaluate, True
+            _check_output(model.eval()(torch.zeros(1, 3, size, size)), 1)
+    except InputError:
+        raise
+    except Exception as error:  # networks fail on a wrong size in any way
+        return Fault(size, evaluates, " ".join(str(error).split())[:120] or type(error).__name__)
+    return None
+
+
+def _check_patches(model: nn.Module, sizes: Sizes) -> None:
+    """Raises ValueError where patches do not cover an image: timm would leave its last rows and columns out."""
+    patch_size: Any = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    side = max(patch_size) if isinstance(patch_size, tuple | list) else patch_size
+    for size in (*sizes.train, sizes.evaluate):
+        if size % side:
+            raise ValueError(f"{size} is no multiple of its patches of {side} pixels")
+
+
+def _create(config: ModelConfig, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    drop_path = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    try:
+        return timm.create_model(config.name, pretrained=False, num_classes=num_classes, **drop_path, **options)
+    except TypeError as error:
+        if "drop_path_rate" in str(error):
+            raise InputError(f"{config.name} has no stochastic depth: give --model.drop-path 0") from error
+        raise
+
+
+def _check_output(logits_BK: Any, num_images: int) -> None:
+    """Raises ValueError where a network gives anything but a logit of each class for each image."""
+    if not isinstance(logits_BK, torch.Tensor):
+        raise ValueError(f"it gives a {type(logits_BK).__name__}, not one tensor of logits")
+    if logits_BK.shape != (num_images, TRIED_CLASSES):
+        raise ValueError(f"of {TRIED_CLASSES} classes it gives {list(logits_BK.shape)} numbers, not a logit of each")
+
+
+def _suggest_sizes(config: ModelConfig, size: int, images_at_once: int) -> list[int]:
+    """Return a few resolutions at which a model runs: timm's own, and those closest to the one that was asked for."""
+    pretrained_cfg = get_pretrained_cfg(config.name)
+    usual = [pretrained_cfg.input_size[1]] if pretrained_cfg else []
+    steps = {step * count for step in SIZE_STEPS for count in range(1, 17)}
+    near = sorted(steps - {size, *usual}, key=lambda other: (abs(other - size), other))
+    found: list[int] = []
+    for other in [*usual, *near[:MOST_TRIES]]:
+        if other != size and not isinstance(_choose_options(config, Sizes((other,), other, images_at_once)), Fault):
+            found.append(other)
+        if len(found) == ENOUGH_SIZES:
+            break
+    return sorted(found)

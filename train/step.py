@@ -15,7 +15,7 @@ from train.dist import add_up, alone, wrap
 from train.ema import Ema
 from train.guard import Guard
 from train.mix import mixed_loss
-from train.optim import lr_factor, peak_lr, set_lr
+from train.optim import check_optimizer, lr_factor, peak_lr, set_lr
 from train.speed import compiled
 
 SEED_STRIDE = 1 << 40  # a run sees fewer images
@@ -135,6 +135,7 @@ def check_step(recipe: Recipe, world: World) -> None:
         InputError: the batch cannot be shared or cut as asked, settings exclude each other, or the GPU lacks bfloat16.
     """
     recipe.speed.check()
+    check_optimizer(recipe.optim)
     recipe.speed.num_parts(len(world.share(recipe.batch_size)))
     check_amp(recipe, world.device)
 

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from loaders import InputError
 from loaders.plan import sizes
 from train.step import Step
 
@@ -37,3 +38,14 @@ def rehearse(step: Step, size: int) -> None:
     with step.amp:
         outputs_BK = step.model(images_BCHW)
     outputs_BK.float().sum().backward()
+    check_gradients(step)
+
+
+def check_gradients(step: Step) -> None:
+    """Raises InputError where a parameter of several processes' network got no gradient, for which DDP would wait."""
+    unused = [name for name, each in step.state.model.named_parameters() if each.requires_grad and each.grad is None]
+    if unused and step.world.size > 1:
+        raise InputError(
+            f"{step.recipe.model.name} does not use {unused[0]}{' and others' if len(unused) > 1 else ''} in training, "
+            "and such a model trains in one process alone: start one, or choose another --model.name"
+        )
