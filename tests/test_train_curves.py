@@ -9,7 +9,7 @@ from conftest import run_command
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from loaders import EvalTransform, TrainTransform, World
+from loaders import EvalTransform, InputError, TrainTransform, World
 from train.curves import draw, read_metrics
 from train.fit import fit
 from train.recipe import demo
@@ -56,6 +56,41 @@ def test_a_folder_without_metrics_is_refused_in_one_line(tmp_path: Path) -> None
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}") and done.stderr.count("\n") == 1
     assert not (tmp_path / "curves.png").exists()
+
+
+ENDS = {
+    "half a line": b'{"kind": "validation", "ep',
+    "half a line that is a number": b"12",
+    "half a character": '{"kind": "validaté'.encode()[:-1],
+    "zeros of a power failure": b"\0" * 300,
+    "half a line and zeros": b'{"kind": "val' + b"\0" * 300,
+    "zeros and a newline": b"\0" * 300 + b"\n",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_an_end_that_is_not_whole_is_passed_over_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: bytes
+) -> None:
+    run = _write_run(tmp_path / "one", 20.0)
+    expected, path = read_metrics(run), run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\n \n\n", 1) + end)
+    assert read_metrics(run) == expected  # blank lines are nothing
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}, line 7 is not whole") and warning.count("\n") == 1
+    path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n" + path.read_bytes()[: -len(end)])
+    with pytest.raises(InputError, match=r"line 7 is not whole .*not the last line: repair or delete that line"):
+        read_metrics(run)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:6], *lines[7:]]))  # as advised
+    assert read_metrics(run) == expected * 2
+
+
+def test_a_whole_last_line_without_its_newline_counts(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "one", 20.0)
+    expected, path = read_metrics(run), run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_metrics(run) == expected
 
 
 def test_tensorboard_holds_the_same_accuracy_as_the_metrics(digits: Path, tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 """The parts of evaluation by hand: transforms, mirror images, calibration, counts of a batch, refusals."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from evaluations import CPU, save, tiny_recipe
+from ranks import Ranks
 from torch import nn
 from torch.nn import functional
+from train_runs import PATIENCE, assert_ended, free_port
 
 from loaders import Batch, EvalTransform, InputError
 from train.calibration import expected_error, sort_into_bins
 from train.evaluate import choose_transform, make_folder
-from train.restore import find_checkpoint
+from train.model import build_model
+from train.restore import find_checkpoint, restore
 from train.validate import Mirrored, score, to_scores
+
+pytest_plugins = ["train_fixtures"]
 
 
 @pytest.mark.parametrize(
@@ -83,3 +90,19 @@ def test_a_padded_image_that_claims_to_be_valid_changes_the_count() -> None:
 def test_fewer_classes_than_five_guesses() -> None:
     sums = score(torch.eye(3), _batch([0, 2, 2], [True] * 3)).tolist()
     assert sums[:4] == [3, 0, 2, 3]
+
+
+def test_of_a_run_in_progress_all_processes_evaluate_one_checkpoint(
+    trainers: Ranks, digits: Path, tmp_path: Path
+) -> None:
+    """A later process finds a newer checkpoint, or none of those that the first one found."""
+    recipe, model = tiny_recipe(digits), build_model(tiny_recipe(digits).model, 10, CPU)
+    path = save(tmp_path / "run", recipe, model, model)
+    flags = ["--data", str(digits), "--backend", "reference", "--device", "cpu"]
+    arguments = [[str(path), *flags], [str(tmp_path / "deleted"), *flags]]
+    group = trainers.start("evaluate-newest", 2, tmp_path / "groups", arguments=arguments, port=free_port())
+    assert_ended(trainers.wait(PATIENCE), 0)
+    assert json.loads((group / "stdout-0").read_text())["checkpoint"] == str(path)
+    (path / "ema.safetensors").unlink()
+    with pytest.raises(InputError, match=r"can no longer be read .*start again to take a newer one"):
+        restore(path, recipe, 10, CPU)

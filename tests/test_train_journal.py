@@ -1,6 +1,8 @@
 """What a run tells beside its metrics: each start, its settings for TensorBoard, pictures."""
 
 import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +11,22 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train_guard import build_step, small
 
-from loaders import EvalTransform, Split, World, build_loader
+from loaders import EvalTransform, InputError, Split, World, build_loader
 from loaders.normalize import Normalize
 from train.config import Recipe
 from train.journal import Journal
 from train.pictures import NUM_PICTURES, show_mistakes
 from train.recipe import demo
+from train.start import Start, find_start
 
 EPOCH_SIZE = 1000
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    return replace(demo(), run=replace(demo().run, dir=tmp_path))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return replace(demo(), run=replace(demo().run, dir=folder))
 
 
 def events(recipe: Recipe) -> EventAccumulator:
@@ -47,6 +52,65 @@ def test_tensorboard_gets_the_settings_and_no_figure_that_was_not_measured(recip
     assert found.Tags()["scalars"] == ["validation/top1"]
     settings = found.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     assert b"optim.lr" in settings and b"resnet10t" in settings
+
+
+def _clocks(recipe: Recipe) -> list[tuple[str, int]]:
+    lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
+    return sorted((entry["kind"], entry["clock"]) for entry in map(json.loads, lines))
+
+
+def _points(recipe: Recipe, kind: str) -> list[int]:
+    return [event.step for event in events(recipe).Scalars(f"{kind}/loss")]
+
+
+def _log(journal: Journal, *clocks: int, kind: str = "train") -> None:
+    for clock in clocks:
+        journal.log(kind, clock, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("skew", [0, -3600, 3600])
+@pytest.mark.parametrize("end", [b"", b'{"kind": "train", "clo', b"\0" * 9], ids=["whole", "half a line", "zeros"])
+def test_a_run_that_is_killed_and_goes_on_has_each_point_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, skew: int, end: bytes
+) -> None:
+    """Also where the clock is an hour behind or ahead; TensorBoard's file ends in the middle of a record."""
+    now = time.time()
+    for number, (clock, logged) in enumerate(((0, (64, 128, 192)), (128, (192, 256)), (256, (320,)))):
+        monkeypatch.setattr(time, "time", lambda number=number: now + number * skew)
+        journal = Journal(recipe, clock, EPOCH_SIZE, World())
+        _log(journal, *logged)
+        journal.file.close()
+        folder = shutil.copytree(recipe.run_dir, recipe.run_dir.with_name(f"killed-{number}"))  # what a kill leaves
+        journal.tensorboard.close()
+        for path in (folder / "metrics.jsonl", folder / "starts.jsonl", max((folder / "tensorboard").iterdir())):
+            path.write_bytes(path.read_bytes() + (end if path.suffix == ".jsonl" else b"\x18\0\0\0"))
+        recipe = replace(recipe, run=replace(recipe.run, dir=folder))
+    with Journal(recipe, 320, EPOCH_SIZE, World()):
+        pass
+    assert _clocks(recipe) == [("train", clock) for clock in (64, 128, 192, 256, 320)]
+    assert _points(recipe, "train") == [64, 128, 192, 256, 320]
+    starts = [json.loads(line)["clock"] for line in (recipe.run_dir / "starts.jsonl").read_text().splitlines()]
+    assert starts == [0, 128, 256, 320]
+
+
+@pytest.mark.parametrize("owes_evaluation", [True, False])
+def test_an_evaluation_that_was_logged_and_not_saved_is_not_there_twice(recipe: Recipe, owes_evaluation: bool) -> None:
+    with Journal(recipe, 0, EPOCH_SIZE, World()) as journal:
+        _log(journal, 64, 128)
+        _log(journal, 64, 128, kind="validation")
+    start = Start(clock=128, owes_evaluation=owes_evaluation)
+    with Journal(recipe, 128, EPOCH_SIZE, World(), start=start) as journal:
+        if owes_evaluation:
+            _log(journal, 128, kind="validation")
+        _log(journal, 192)
+    assert _clocks(recipe) == [*(("train", clock) for clock in (64, 128, 192)), ("validation", 64), ("validation", 128)]
+    assert (_points(recipe, "train"), _points(recipe, "validation")) == ([64, 128, 192], [64, 128])
+
+
+def test_a_journal_that_is_damaged_in_the_middle_is_refused(recipe: Recipe) -> None:
+    (recipe.run_dir / "metrics.jsonl").write_bytes(b'{"kind": "train"\n{"kind": "train", "clock": 64}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1 is not whole"):
+        find_start(recipe, EPOCH_SIZE)
 
 
 def test_pictures_are_shown_and_only_by_rank_0(recipe: Recipe) -> None:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,16 @@ from train_runs import (
     assert_same_end,
     await_that,
     count_logs,
+    find_workers,
     finish,
     start,
     torchrun,
 )
 
-from loaders import World
+from loaders import InputError, World
 from train.checkpoint import read_meta
+from train.command import speak
+from train.launcher import is_orphan, watch_launcher
 from train.preemption import LEFT_EARLY, Notices, Reason
 
 pytest_plugins = ["train_fixtures"]
@@ -72,14 +78,32 @@ def test_sigterm_to_torchrun_is_saved_in_time(trainers: Ranks, calm: Calm, digit
     assert_same_end(run, calm(SIZE))
 
 
-def test_ctrl_c_and_again(trainers: Ranks, calm: Calm, digits: Path, tmp_path: Path) -> None:
+def test_processes_of_a_torchrun_that_hangs_up_or_is_killed_save_and_leave(digits: Path, tmp_path: Path) -> None:
+    run, size = Run(digits, tmp_path / "run", ("--epochs", "200")), 2
+    metrics, num_logs = run.folder / "metrics.jsonl", 0
+    for number, reason in ((signal.SIGHUP, "SIGHUP"), (signal.SIGKILL, "SIGTERM")):
+        launcher = torchrun(run, size, "--standalone")
+        await_that(lambda least=num_logs: metrics.exists() and metrics.read_text().count("\n") > least, "a log")
+        workers = [os.pidfd_open(pid) for pid in find_workers(launcher).values()]
+        assert len(workers) == size
+        launcher.send_signal(number)
+        for worker in workers:
+            assert select.select([worker], [], [], PATIENCE)[0], "a process of torchrun's does not end"
+            os.close(worker)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+        _assert_left(run, reason, said)
+        assert ("has ended: so does this process" in said) == (number == signal.SIGKILL)
+        num_logs = metrics.read_text().count("\n")
+
+
+def test_ctrl_c_and_the_end_of_the_terminal(trainers: Ranks, calm: Calm, digits: Path, tmp_path: Path) -> None:
     run = Run(digits, tmp_path / "run")
-    for _ in range(2):
+    for number in (signal.SIGINT, signal.SIGHUP):
         group = start(trainers, run, 1)
         await_that(lambda group=group: count_logs(group) > 0, "a log")
-        trainers.signal(0, signal.SIGINT)
+        trainers.signal(0, number)
         assert_ended(trainers.wait(PATIENCE), LEFT_EARLY)
-        _assert_left(run, "SIGINT", (group / "stdout-0").read_text())
+        _assert_left(run, number.name, (group / "stdout-0").read_text())
     finish(trainers, run, 1)
     assert_same_end(run, calm(1))
 
@@ -98,6 +122,20 @@ def test_nothing_is_lost_while_it_evaluates_starts_or_saves(
     assert_same_end(run, calm(SIZE))
 
 
+def test_an_owed_evaluation_is_logged_once_when_a_kill_comes_before_its_save(
+    trainers: Ranks, calm: Calm, digits: Path, tmp_path: Path
+) -> None:
+    run = Run(digits, tmp_path / "run")
+    start(trainers, run, 1, "fit-interrupted", moment="evaluate")
+    assert_ended(trainers.wait(PATIENCE), 0)
+    num_entries = len(run.metrics())
+    start(trainers, run, 1, "fit-killed")
+    assert_ended(trainers.wait(PATIENCE), -signal.SIGKILL)
+    assert len(run.metrics()) == num_entries + 1  # it was logged
+    finish(trainers, run, 1)
+    assert_same_end(run, calm(1))
+
+
 def test_a_second_ctrl_c_interrupts_and_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Notices("off", World()) as notices:
@@ -107,3 +145,48 @@ def test_a_second_ctrl_c_interrupts_and_handlers_are_put_back() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_signals_that_come_again_while_it_saves_change_nothing() -> None:
+    with Notices("off", World()) as notices:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert notices.agreed() == Reason.SIGTERM
+
+
+def test_a_run_under_nohup_does_not_hear_the_end_of_the_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Notices("off", World()) as notices:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert notices.agreed() == Reason.NONE
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        speak("lost")
+        speak("lost, too")  # and what is still in the buffer does not fail when it is closed
+
+
+def test_a_process_whose_torchrun_ended_before_it_looked_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_orphan(os.getpid())  # a Python process could be torchrun
+    read, write = os.pipe()
+    script = f"sh -c 'while [ $(ps -o ppid= $$) != 1 ]; do :; done; echo $$ > /proc/self/fd/{write}; sleep 60' &"
+    subprocess.run(["sh", "-c", script], pass_fds=[write], check=True)
+    os.close(write)
+    with os.fdopen(read) as lines:
+        adopted = int(lines.readline())
+    try:
+        assert is_orphan(adopted)
+        monkeypatch.setattr(os, "getppid", lambda: adopted)
+        watch_launcher()  # not one of torchrun's: nothing to watch
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+        with pytest.raises(InputError, match="torchrun that started this process has ended"):
+            watch_launcher()
+    finally:
+        os.kill(adopted, signal.SIGKILL)

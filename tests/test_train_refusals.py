@@ -1,6 +1,7 @@
 """What cannot be trained is refused in one line, before a run folder exists."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -13,6 +14,7 @@ import torch
 from conftest import CHECKOUT, run_command
 
 from loaders import InputError, World
+from train.arguments import parse_command
 from train.fit import fit
 from train.recipe import demo
 
@@ -97,6 +99,61 @@ def test_a_run_that_cannot_be_kept_or_watched_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--epochs", ("0", "-1", "nan", "inf")),
+        ("--optim.warmup-epochs", ("-1", "nan", "0.2")),
+        ("--run.log-every", ("0", "-5")),
+        ("--run.evaluate-every", ("0", "-1", "nan")),
+        ("--run.save-every", ("0", "-1", "nan")),
+        ("--ema-decay", ("1", "-0.1", "nan")),
+        ("--label-smoothing", ("1", "nan")),
+        ("--batch-size", ("0", "-8")),
+        ("--data.fraction", ("0", "nan", "1.5")),
+    ],
+)
+def test_lengths_and_shares_that_mean_nothing_are_refused(
+    refusal: Main, digits: Path, tmp_path: Path, flag: str, values: tuple[str, ...]
+) -> None:
+    for value in values:
+        line = refusal("demo", *_flags(digits, tmp_path / "run"), flag, value)
+        name = flag.strip("-").rpartition(".")[2].replace("-", "_")
+        assert (name if name != "batch_size" else "batch") in line and value in line, line
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (("--data.fraction", "0.01"), r"at least one batch of 32 images, and has 20, of 1,437"),
+        (("--data.fraction", "0.01", "--data.classes", "0-3"), r"has 8, of \d+ .*in the chosen classes"),
+        (("--batch-size", "2000"), r"one batch of 2000 images, and has 1437"),
+        (("--epochs", "0.01", "--optim.warmup-epochs", "0"), r"--epochs 0.01 are 14"),
+        (("--optim.warmup-epochs", "5"), r"warmup_epochs must be 0 to epochs, which is 1, got 5"),
+    ],
+)
+def test_a_run_that_is_too_short_is_refused_and_each_advice_trains(
+    refusal: Main, digits: Path, tmp_path: Path, flags: tuple[str, ...], found: str
+) -> None:
+    given = [*_flags(digits, tmp_path / "run"), "--epochs", "1", *flags]
+    line = refusal("demo", *given)
+    assert re.search(found, line), line
+    assert list(tmp_path.iterdir()) == []
+    advised = re.findall(r"(--[a-z.-]+) ([\d.]+)(?: or|$)", line.partition(": give ")[2])
+    assert advised, line
+    for number, advice in enumerate(advised):
+        command = parse_command(["demo", *given, *advice, "--run.dir", str(tmp_path / str(number))])
+        assert fit(command.recipe, World())
+
+
+def test_the_run_to_start_from_is_a_flag(tmp_path: Path) -> None:
+    run = parse_command(["demo", "--run.from", str(tmp_path), "--run.from-optimizer"]).recipe.run
+    assert (run.start_from, run.from_optimizer) == (tmp_path, True)
+    with pytest.raises(InputError, match=r"no flag --run.form, did you mean --run.from"):
+        parse_command(["demo", "--run.form", str(tmp_path)])
+
+
 def test_cuda_without_a_gpu_is_refused(
     refusal: Main, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,3 +209,20 @@ def test_dry_run_prints_the_recipe_and_does_nothing(
     expected = replace(recipe, optim=replace(recipe.optim, lr=0.3), run=replace(recipe.run, dir=run))
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
     assert not run.exists()
+
+
+def test_a_size_or_an_optimizer_that_cannot_be_is_refused_before_a_run_folder_exists(
+    refusal: Main, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    usual = ["demo", *_flags(digits, run), "--model.name", "test_vit"]
+    line = refusal(*usual, "--transform.size", 40)
+    assert "40 is no multiple of its patches of 16 pixels" in line
+    advised = line.rpartition("one of ")[2].split(",")[0]
+    sizes = ["--transform.size", advised, "--evaluation.size", advised, "--evaluation.resize", advised]
+    assert "did you mean adamw" in refusal(*usual, *sizes, "--optim.name", "adamww", "--optim.lr", "0.001")
+    assert "give --optim.lr" in refusal(*usual, *sizes, "--optim.name", "adamw")
+    assert not run.exists()
+    monkeypatch.setattr(sys, "argv", ["train/main.py", *usual, *sizes, "--optim.name", "adamw", "--optim.lr", "0.001"])
+    runpy.run_path(str(CHECKOUT / "train/main.py"), run_name="__main__")
+    assert run.exists()

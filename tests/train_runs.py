@@ -136,7 +136,9 @@ def assert_same_end(ours: Run, theirs: Run) -> None:
     assert one["param_groups"] == two["param_groups"]
     assert one["state"].keys() == two["state"].keys() != set()
     for index, state in one["state"].items():
-        assert torch.equal(state["momentum_buffer"], two["state"][index]["momentum_buffer"])
+        assert state.keys() == two["state"][index].keys() != set()
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(two["state"][index][name])), name
     assert ours.metrics() == theirs.metrics() != []
 
 

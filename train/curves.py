@@ -1,7 +1,6 @@
 """`python train/curves.py RUN… --out curves.png`: accuracy, loss and learning rate of runs, over each other."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 from prep.dataset import InputError
+from train.json_lines import read_json_lines
 from train.run_folder import METRICS
 
 mpl.use("Agg")
@@ -25,16 +25,18 @@ PANELS = (
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """A run's entries, in order.
+    """A run's entries, in order. A last line that is not whole is passed over, in a line on standard error.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or another line is damaged.
     """
     path = run / METRICS
-    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not entries:
+    lines = read_json_lines(path, "kind", "epoch")
+    if lines.skipped:
+        print(f"warning: {lines.skipped}", file=sys.stderr)
+    if not lines.entries:
         raise InputError(f"{path} holds no metrics: give a run folder of train/main.py that has logged something")
-    return entries
+    return lines.entries
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
@@ -43,7 +45,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
     for ax, (title, unit, lines) in zip(axes.flat, PANELS, strict=True):
         for color, (run, entries) in enumerate(runs.items()):
             for kind, metric, name, style in lines:
-                points = [(e["epoch"], e[metric]) for e in entries if e["kind"] == kind]
+                points = [(e["epoch"], e[metric]) for e in entries if e["kind"] == kind and metric in e]
                 if points:
                     label = f"{run} {name}" if len(lines) > 1 else run
                     ax.plot(*zip(*points, strict=True), style, color=f"C{color}", label=label, marker=".", markersize=4)
@@ -73,5 +75,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

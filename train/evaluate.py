@@ -17,15 +17,16 @@ from loaders.normalize import Normalize
 from loaders.placement import Choice
 from train.calibration import expected_error
 from train.checkpoint import read_meta
-from train.command import exit_with
+from train.command import run
 from train.config import Recipe
 from train.dist import join_world
+from train.launcher import watch_launcher
 from train.outcomes import Outcomes, to_outcomes
 from train.restore import find_checkpoint, restore
 from train.score_files import write_files
 from train.speed import set_precision
 from train.step import autocast, check_amp
-from train.tuned import agree_on_placement
+from train.tuned import agree_on_placement, resolve_on_rank_0
 from train.validate import Mirrored, judge_images
 
 
@@ -50,14 +51,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Evaluate; print one JSON object from rank 0."""
     arguments = parse_arguments()
-    path = find_checkpoint(arguments.checkpoint)
-    meta = read_meta(path)
-    recipe = Recipe.from_dict(meta["recipe"])
-    recipe = replace(recipe, evaluation=choose_transform(recipe.evaluation, arguments.size, arguments.resize))
-    whole = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
-    split = select(whole, classes=recipe.data.classes)
-    make_folder(arguments.out)
+    watch_launcher()
     with join_world(arguments.device) as world:
+        # Of a run in progress every process could find another checkpoint to be the newest: rank 0's holds for all.
+        path, meta = resolve_on_rank_0(lambda: find_newest(arguments.checkpoint), world)
+        recipe = Recipe.from_dict(meta["recipe"])
+        recipe = replace(recipe, evaluation=choose_transform(recipe.evaluation, arguments.size, arguments.resize))
+        whole = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
+        split = select(whole, classes=recipe.data.classes)
+        make_folder(arguments.out)
         # The sides decode with small differences: rank 0's choice holds for all, and stands in the results.
         placement = agree_on_placement(LoaderConfig(arguments.backend, placement=arguments.placement), world)
         outcomes = evaluate_checkpoint(path, recipe, split, arguments, placement, world)
@@ -67,6 +69,12 @@ def main() -> None:
             if arguments.out is not None:
                 write_files(arguments.out, split, outcomes, summary)
             print(json.dumps(summary, indent=1))
+
+
+def find_newest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint that is meant, and its meta.json."""
+    checkpoint = find_checkpoint(path)
+    return checkpoint, read_meta(checkpoint)
 
 
 def choose_transform(usual: EvalTransform, size: int | None, resize: int | None) -> EvalTransform:
@@ -123,7 +131,4 @@ def summarise(outcomes: Mapping[str, Outcomes]) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
+    run(main)

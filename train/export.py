@@ -9,9 +9,7 @@ CHECKPOINT is a run folder (its newest whole checkpoint is taken) or one checkpo
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import timm
@@ -21,10 +19,11 @@ from timm.models import get_pretrained_cfg, save_for_hf
 from torch import nn
 
 from loaders import InputError
-from prep.dataset import sync_folder
+from prep.dataset import sync_file, sync_folder
 from train.artifact import describe_for_servers, describe_for_timm, golden_logits
 from train.card import write_card
 from train.checkpoint import read_meta
+from train.command import run
 from train.config import Recipe
 from train.measured import FILES
 from train.provenance import Provenance, trace
@@ -112,7 +111,7 @@ def write_export(out: Path, model: nn.Module, facts: Provenance) -> None:
     (partial / CARD).write_text(write_card(facts))
     for path in partial.iterdir():
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            sync_file(file.fileno(), path)
     sync_folder(partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
@@ -126,7 +125,4 @@ def check_loads(folder: Path, model: nn.Module, recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

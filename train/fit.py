@@ -2,31 +2,38 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from loaders import Batch, InputError, Loader, Sampling, Split, World, build_loader, select
 from loaders.placement import Choice
+from loaders.subset import Subset
 from prep.dataset import write_whole
-from train.checkpoint import TrainState, load_checkpoint, newest_whole
-from train.config import Recipe, first_difference
-from train.dist import from_every_rank, from_rank_0, meet
+from train.checkpoint import TrainState, load_checkpoint
+from train.config import Recipe
+from train.dist import from_every_rank, meet
 from train.guard import NotFiniteError
 from train.journal import Journal
 from train.metrics import Meter, train_metrics, validation_metrics
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
+from train.origin import check_paths, hash_classes, load_origin
 from train.pictures import show_augmented, show_mistakes
 from train.preemption import Notices, Reason, remove_marker, write_marker
 from train.run_folder import BAD_BATCHES, CHECKPOINTS, RECIPE
+from train.run_lock import RunLock
 from train.saver import Saver
 from train.speed import set_precision
+from train.start import Start, find_start, read_recipe
 from train.starvation import Starvation
 from train.step import Step, Sums, check_step, new_state
-from train.tuned import keep_file, settle_on_every_rank
+from train.tuned import keep_file, resolve_on_rank_0, settle_on_every_rank
 from train.validate import validate
 from train.warmup import warm_up
 from train.watchdog import Watchdog
@@ -45,24 +52,37 @@ def fit(recipe: Recipe, world: World) -> bool:
     set_precision(recipe.speed)
     recipe, tuned, placement = settle_on_every_rank(recipe, world)
     training, validation = open_loaders(recipe, placement, world)
-    epoch_size = len(training.split)
+    check_length(recipe, training)
+    with RunLock(recipe.run_dir, world) as lock:  # no other run writes into the folder, or reads what this one writes
+        start = resolve_on_rank_0(lambda: lock.confirm() or find_start(recipe, len(training.split)), world)
+        return train(recipe, tuned, training, validation, start)
+
+
+def train(recipe: Recipe, tuned: Path | None, training: Loader, validation: Loader, start: Start) -> bool:
+    """Train from a start to the end, in a run folder that this run holds; return whether it is finished."""
+    world, epoch_size = training.world, len(training.split)
     total_images = round(recipe.epochs * epoch_size)
-    state, sums, saved = start_state(recipe, training, world)
-    metrics, owes_evaluation = saved.get("metrics", {}), saved.get("owes_evaluation", False)
+    state, sums, saved, start = start_state(recipe, training, start)
+    metrics, owes_evaluation = saved.get("metrics", {}), start.owes_evaluation
     claim_run_folder(recipe, tuned, world)
     step, meter, starvation = Step(recipe, state, total_images, world), Meter(training), Starvation(training)
 
     with (
-        Journal(recipe, state.clock, epoch_size, world, placement) as journal,
+        Journal(recipe, state.clock, epoch_size, world, training.placement, start) as journal,
         Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world) as saver,
         Watchdog(recipe.run.hang_minutes, recipe.run_dir, world) as watchdog,
         Notices(recipe.run.spot, world) as notices,
     ):
         remove_marker(recipe.run_dir)
         journal.say(describe(recipe, training, total_images, state.clock, world))
+        for line in (*start.warnings, start.epochs, start.found):
+            if line is not None:
+                journal.say(str(line))
         if state.clock >= total_images and not owes_evaluation:
             journal.say(f"{recipe.run_dir} is finished: nothing left to train")
             return True
+        if start.found is not None:  # the weights of another run are needed only once
+            saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, start))
         warm_up(step)
         reason, batches = Reason.NONE, iter(training)
         while not reason and (owes_evaluation or state.clock < total_images):
@@ -89,7 +109,8 @@ def fit(recipe: Recipe, world: World) -> bool:
             reason = notices.agreed()
             if saves or reason:
                 watchdog.beat(state.clock, "saving")
-                saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, world))
+                journal.sync()  # before the checkpoint: what it has logged must not be lost behind it
+                saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, start))
         saver.wait()
         is_finished = state.clock >= total_images and not owes_evaluation
         if not is_finished:
@@ -106,31 +127,52 @@ def due(every: float, before: int, now: int) -> bool:
 
 def check_recipe(recipe: Recipe, world: World) -> None:
     """Raise InputError for what needs neither data nor other processes to be found wrong."""
-    recipe.run.check()
+    recipe.check()
     check_step(recipe, world)
-    check_run_folder(recipe)
+    check_paths(recipe)
 
 
-def check_run_folder(recipe: Recipe) -> None:
-    """Raises InputError where the run folder holds a run of another recipe."""
-    path = recipe.run_dir / RECIPE
-    if path.exists():
-        theirs: dict[str, Any] = json.loads(path.read_text())
-        if field := first_difference(recipe.to_dict(), theirs):
-            raise InputError(
-                f"{recipe.run_dir} holds a run of another recipe, {field} differs: choose another --run.dir"
-            )
+def check_length(recipe: Recipe, training: Loader) -> None:
+    """Check that an epoch, and the run, hold at least one batch.
+
+    Raises:
+        InputError: they do not. A batch would be of several epochs, and the run longer than it was asked to be.
+    """
+    split, num_processes = training.split, training.world.size
+    num_images, batch_size = len(split), recipe.batch_size
+    if num_images < batch_size:
+        parent = split.split if isinstance(split, Subset) else split
+        labels = split.labels if isinstance(split, Subset) else range(len(split.class_names))
+        available = int(np.isin(parent.column("label"), labels).sum())
+        each = num_images // num_processes
+        each -= each % min(recipe.speed.microbatch or 1, max(each, 1))
+        remedies = [f"--batch-size {each * num_processes}"] if each > 1 else []
+        if available >= batch_size:
+            remedies.append(f"--data.fraction {math.ceil(1000 * batch_size / available) / 1000:g}")
+        raise InputError(
+            f"an epoch must have at least one batch of {batch_size} images, and has {num_images}, of {available:,} in "
+            f"{parent.folder}{' in the chosen classes' if recipe.data.classes else ''}: "
+            f"give {' or '.join(remedies) or 'more images, or start fewer processes'}"
+        )
+    if (total := round(recipe.epochs * num_images)) < batch_size:
+        raise InputError(
+            f"a run must have at least one batch of {batch_size} images, and --epochs {recipe.epochs:g} are {total}: "
+            f"give --epochs {math.ceil(1000 * batch_size / num_images) / 1000:g} or more"
+        )
 
 
 def claim_run_folder(recipe: Recipe, tuned: Path | None, world: World) -> None:
     """Write the resolved recipe into the run folder, once everything that it needs was found to be there.
 
+    It is written again where a run goes on with another number of epochs.
+
     Args:
         tuned: where the loader's settings are from; a copy is written too.
     """
-    if world.rank == 0 and not (path := recipe.run_dir / RECIPE).exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(recipe.to_dict(), indent=1) + "\n").encode())
+    if world.rank == 0:
+        theirs = read_recipe(recipe.run_dir)
+        if theirs is None or theirs["epochs"] != recipe.epochs:
+            write_whole(recipe.run_dir / RECIPE, (json.dumps(recipe.to_dict(), indent=1) + "\n").encode())
     keep_file(tuned, recipe, world)
 
 
@@ -149,28 +191,31 @@ def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loade
     return training, validation
 
 
-def start_state(recipe: Recipe, training: Loader, world: World) -> tuple[TrainState, Sums, dict[str, Any]]:
-    """A fresh state and what it has added up since the last log, or the newest whole checkpoint's; and the loader's.
+def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainState, Sums, dict[str, Any], Start]:
+    """Build the state of a new run, or load that of its newest checkpoint, and the loader's with it.
 
     Returns:
-        Beside these what the checkpoint says of itself.
+        The state, what it has added up since the last log, what the checkpoint says of itself, and the start with what
+        was found out about the weights of another run.
     """
+    world, class_names = training.world, training.split.class_names
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(training.split.class_names), world.device)
+    at_once = len(training.slots) // recipe.speed.num_parts(len(training.slots))
+    model = build_model(recipe.model, len(class_names), world.device, recipe.image_sizes(at_once))
     ema = copy.deepcopy(model).requires_grad_(False)
-    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
+    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
     sums, saved = Sums.zero(world.device), {}
-    path, damaged = from_rank_0(newest_whole(recipe.run_dir / CHECKPOINTS), world)
-    if world.rank == 0 and damaged:
-        print("\n".join(damaged), flush=True)
-    if path is not None:
-        saved = load_checkpoint(path, state)
+    if start.checkpoint is not None:
+        saved = load_checkpoint(start.checkpoint, state)
         try:
             training.load_state_dict(saved["loader"])
         except InputError as error:
             raise InputError(f"{recipe.run_dir} cannot go on: {error}; choose another --run.dir") from error
         sums.restore(saved.get("since_log"), world)
-    return state, sums, saved
+    elif start.found is not None:
+        found = load_origin(start.found, recipe, class_names, state)
+        start = replace(start, found=found, origin=found.to_dict())
+    return state, sums, saved, start
 
 
 def log_training(
@@ -228,11 +273,11 @@ def evaluate(
 
 
 def gather_facts(
-    step: Step, training: Loader, sums: Sums, metrics: dict[str, float], owes_evaluation: bool, world: World
+    step: Step, training: Loader, sums: Sums, metrics: dict[str, float], owes_evaluation: bool, start: Start
 ) -> dict[str, Any]:
     """What a checkpoint holds beside the state; every rank must call it, and then knows of all damaged images."""
-    since_log = sums.over(world)
-    training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), world))
+    since_log = sums.over(step.world)
+    training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), step.world))
     return {
         "recipe": step.recipe.to_dict(),
         "loader": training.state_dict(),
@@ -240,6 +285,8 @@ def gather_facts(
         "owes_evaluation": owes_evaluation,
         "since_log": since_log,
         "placement": training.placement.to_dict(),
+        "classes_sha256": hash_classes(training.split.class_names),
+        "origin": start.origin,
     }
 
 
@@ -249,8 +296,8 @@ def describe(recipe: Recipe, training: Loader, total_images: int, clock: int, wo
     resumed = f", going on at image {clock:,}" if clock else ""
     return (
         f"{recipe.name}: {recipe.model.name}, {len(training.split):,} images of {len(training.split.class_names):,} "
-        f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), peak lr {lr:g}, "
-        f"{recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
+        f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), {recipe.optim.name}, "
+        f"peak lr {lr:g}, {recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
     )
 
 

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard and a progress line. Rank 0 alone speaks; the x axis is images seen."""
 
+import errno
 import json
 import os
 import platform
@@ -20,29 +21,46 @@ from loaders import World
 from loaders.placement import Choice
 from prep.dataset import write_whole
 from train.checkpoint import describe_commit, describe_versions
+from train.command import speak
 from train.config import Recipe
+from train.json_lines import cut_to_whole_lines, read_json_lines
 from train.run_folder import METRICS, STARTS, TENSORBOARD
+from train.start import Start
 
 IMAGES_A_ROW = 4
+EVENTS = "events.out.tfevents."  # how the names of TensorBoard's files begin; ten digits of seconds follow
+NOT_METRICS = ("kind", "clock", "epoch")  # of a line in metrics.jsonl
 
 
 class Journal:
-    """Writes a run's metrics, from `clock` on: what an interrupted run wrote beyond its checkpoint is dropped."""
+    """Writes a run's metrics, from `clock` on: what an interrupted run wrote beyond its checkpoint is dropped.
+
+    So is an evaluation at `clock` that is owed by the checkpoint: the run was killed after it had logged it and before
+    it had saved that, and evaluates again.
+    """
 
     def __init__(
-        self, recipe: Recipe, clock: int, epoch_size: int, world: World, placement: Choice | None = None
+        self,
+        recipe: Recipe,
+        clock: int,
+        epoch_size: int,
+        world: World,
+        placement: Choice | None = None,
+        start: Start | None = None,
     ) -> None:
-        self.placement = placement
+        self.placement, self.start = placement, start or Start(clock=clock)
         self.epoch_size, self.world = epoch_size, world
         self.epochs = recipe.epochs
         self.first_clock, self.started = clock, time.monotonic()
         self.speaks = world.rank == 0
         if self.speaks:
-            path = recipe.run_dir / METRICS
-            kept = [line for line in _lines(path) if json.loads(line)["clock"] <= clock]
-            write_whole(path, "".join(line + "\n" for line in kept).encode())
-            self.file = path.open("a", encoding="utf-8")
-            self.tensorboard = SummaryWriter(str(recipe.run_dir / TENSORBOARD), purge_step=clock + 1)
+            again, is_redone = self._rewind(recipe.run_dir / METRICS, clock)
+            self.file = (recipe.run_dir / METRICS).open("a", encoding="utf-8")
+            sort_before_now(recipe.run_dir / TENSORBOARD)
+            purge_step = clock if is_redone else clock + 1
+            self.tensorboard = SummaryWriter(str(recipe.run_dir / TENSORBOARD), purge_step=purge_step)
+            for entry in again if is_redone else []:
+                self._add_scalars(entry)
             self._start(recipe, clock)
 
     def __enter__(self) -> "Journal":
@@ -56,7 +74,35 @@ class Journal:
     def say(self, text: str) -> None:
         """A line for the person watching."""
         if self.speaks:
-            print(text, flush=True)
+            speak(text)
+
+    def sync(self) -> None:
+        """Wait until the metrics are on disk, on file systems that can do so."""
+        if self.speaks:
+            try:
+                os.fsync(self.file.fileno())
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+
+    def _rewind(self, path: Path, clock: int) -> tuple[list[dict[str, Any]], bool]:
+        """Drop the lines that are to come again.
+
+        Returns:
+            The entries at `clock` that stay, and whether an evaluation at `clock` was dropped.
+        """
+        lines = read_json_lines(path, "kind", "clock")
+        redone = [
+            self.start.owes_evaluation and entry["clock"] == clock and entry["kind"] == "validation"
+            for entry in lines.entries
+        ]
+        kept = [
+            (entry, text)
+            for entry, text, is_redone in zip(lines.entries, lines.texts, redone, strict=True)
+            if entry["clock"] <= clock and not is_redone
+        ]
+        write_whole(path, "".join(text + "\n" for _, text in kept).encode())
+        return [entry for entry, _ in kept if entry["clock"] == clock], any(redone)
 
     def _start(self, recipe: Recipe, clock: int) -> None:
         """Record what a run is started with: commit, versions, devices, recipe."""
@@ -70,9 +116,11 @@ class Journal:
             "device": describe_device(self.world.device),
             "recipe": recipe.to_dict(),
             "loader": self.placement.to_dict() if self.placement else None,
+            **self.start.to_dict(),
         }
-        with (recipe.run_dir / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(header) + "\n")
+        path = recipe.run_dir / STARTS
+        before = cut_to_whole_lines(path.read_bytes()) if path.exists() else b""
+        write_whole(path, before + json.dumps(header).encode() + b"\n")
         experiment, session, _ = hparams(_flat(recipe.to_dict()), {"validation/top1": 0, "validation/ema_top1": 0})
         for summary in (experiment, session):  # SummaryWriter.add_hparams would log the made-up zeros too
             self.tensorboard._get_file_writer().add_summary(summary)
@@ -92,11 +140,16 @@ class Journal:
         entry: dict[str, Any] = {"kind": kind, "clock": clock, "epoch": clock / self.epoch_size, **metrics}
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
-        for name, value in metrics.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, clock)
+        self._add_scalars(entry)
+        self.tensorboard.flush()  # or a kill would lose what metrics.jsonl keeps
         shown = "  ".join(filter(None, (_show(name, value) for name, value in metrics.items())))
         eta = f"  ETA {self._eta(clock)}" if kind == "train" else ""
         self.say(f"epoch {clock / self.epoch_size:.2f}/{self.epochs:g}  {kind}  {shown}{eta}")
+
+    def _add_scalars(self, entry: dict[str, Any]) -> None:
+        for name, value in entry.items():
+            if name not in NOT_METRICS:
+                self.tensorboard.add_scalar(f"{entry['kind']}/{name}", value, entry["clock"])
 
     def _eta(self, clock: int) -> str:
         done, left = clock - self.first_clock, self.epochs * self.epoch_size - clock
@@ -122,12 +175,19 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file that a killed process may have left with half a line at its end."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def sort_before_now(folder: Path) -> None:
+    """Rename TensorBoard's files so that a new one comes after them by name, as TensorBoard reads them.
+
+    Names begin with the time. Where the clock was set back, or the run moved to a machine whose clock is behind, a new
+    file would be read first: what it takes back and writes again would then be there twice.
+    """
+    paths = sorted(folder.glob(f"{EVENTS}*"))
+    now = int(time.time())
+    if not paths or paths[-1].name < f"{EVENTS}{now:010d}":
+        return
+    for number, path in enumerate(paths):
+        rest = path.name.removeprefix(EVENTS).partition(".")[2]
+        path.rename(folder / f"{EVENTS}{now - len(paths) + number:010d}.{rest}")
 
 
 def _show(name: str, value: float) -> str:

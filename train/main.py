@@ -1,19 +1,19 @@
 """`torchrun train/main.py [RECIPE] [--data.root DIR] [--run.dir RUN] …`: train a recipe; run it again to go on.
 
 Every field of a recipe is a flag: `--help` lists them. `--dry-run` prints the resolved recipe and stops.
-Asked to leave (SIGTERM, Ctrl-C, a spot notice) it saves first and exits with status 75.
+Asked to leave (SIGTERM, SIGHUP, Ctrl-C, a spot notice) it saves first and exits with status 75.
 """
 
 import json
 import sys
 
-from loaders import InputError
 from loaders.device import join_environment
 from train.arguments import Command, parse_command
-from train.command import exit_with
+from train.command import run
 from train.config import Recipe
 from train.dist import join_world
 from train.fit import fit
+from train.launcher import watch_launcher
 from train.preemption import LEFT_EARLY
 from train.tuned import settle_loader
 
@@ -24,6 +24,7 @@ def main() -> None:
     if command.dry_run:
         print(json.dumps(resolve(command).to_dict(), indent=1))
         return
+    watch_launcher()
     with join_world(command.device) as world:
         is_finished = fit(command.recipe, world)
     if not is_finished:
@@ -38,7 +39,4 @@ def resolve(command: Command) -> Recipe:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
+    run(main)

@@ -1,6 +1,7 @@
 """Leaving early without losing anything: signals and spot notices become one answer, the same on every rank.
 
-Whoever learns of a notice only takes it down; the trainer asks once a step, saves and leaves.
+Whoever learns of a notice only takes it down; the trainer asks once a step, saves and leaves. A signal that comes again
+while it saves changes nothing, except for a second Ctrl-C.
 """
 
 import json
@@ -28,8 +29,9 @@ class Reason(IntEnum):
 
     NONE = 0
     SIGINT = 1
-    SIGTERM = 2
-    SPOT_NOTICE = 3
+    SIGHUP = 2
+    SIGTERM = 3
+    SPOT_NOTICE = 4
 
 
 class Notices:
@@ -38,12 +40,15 @@ class Notices:
     def __init__(self, spot: SpotKind, world: World) -> None:
         self.reason = Reason.NONE  # agreed upon
         self.given = Reason.NONE  # known to this process
+        self.was_interrupted = False  # by Ctrl-C
         self.agreement = Agreement(world)
         self.spot = SpotWatch(spot if world.local_rank == 0 else "off", self._take_down_spot)
         self.stack = ExitStack()
 
     def __enter__(self) -> "Notices":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the end of the terminal is not the end of the run
             before = signal.signal(number, self._take_down_signal)
             self.stack.callback(signal.signal, number, before)
         self.stack.enter_context(self.spot)
@@ -60,8 +65,10 @@ class Notices:
         return self.reason
 
     def _take_down_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.given:
-            signal.default_int_handler(number, frame)  # asked twice: at once
+        if number == signal.SIGINT:
+            if self.was_interrupted:
+                signal.default_int_handler(number, frame)  # asked twice: at once
+            self.was_interrupted = True
         self._take_down(Reason[signal.Signals(number).name])
 
     def _take_down_spot(self) -> None:

@@ -35,9 +35,12 @@ def restore(path: Path, recipe: Recipe, num_classes: int, device: torch.device) 
     """A checkpoint's two networks by name: `model`, as trained, and `ema`, its averaged weights.
 
     Raises:
-        InputError: the weights are not those of such a model.
+        InputError: the weights are not those of such a model, or a run that is in progress has deleted them meanwhile.
     """
-    model = build_model(recipe.model, num_classes, device)
+    model = build_model(recipe.model, num_classes, device, recipe.image_sizes())
     models = {"model": model, "ema": copy.deepcopy(model)}
-    load_weights(path, **models)
+    try:
+        load_weights(path, **models)
+    except OSError as error:
+        raise InputError(f"{path} can no longer be read ({error}): start again to take a newer one") from error
     return models

@@ -9,3 +9,5 @@ TENSORBOARD = "tensorboard"
 CONTINUE = "continue.json"  # there as long as a run was asked to leave and has not gone on
 HANG = "hang.txt"  # who did not move, and where each process stood
 BAD_BATCHES = "bad_batches.json"  # those whose loss was not finite
+LOCK = "run.lock"  # locked by the process that writes into the folder, and removed when it ends in order
+HOLDER = "holder.json"  # the heartbeat of that process

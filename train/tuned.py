@@ -13,6 +13,7 @@ from loaders import InputError, LoaderConfig, World
 from loaders.placement import Choice, choose_placement
 from loaders.tuned import SETTINGS, TunedFileError
 from prep.dataset import write_whole
+from train.command import speak
 from train.config import Recipe
 from train.dist import from_rank_0
 from train.run_folder import TUNED
@@ -36,7 +37,7 @@ def settle_loader(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Ch
     except TunedFileError as error:
         if not copy.exists():
             raise
-        print(f"{error}; going on with {copy}", flush=True)
+        speak(f"{error}; going on with {copy}")
         given, choice = copy, choose_placement(replace(recipe.loader, tuned=copy), world)
     return replace(recipe, loader=choice.config), given, choice
 
@@ -47,9 +48,9 @@ def settle_on_every_rank(recipe: Recipe, world: World) -> tuple[Recipe, Path | N
     The file may lie on rank 0's machine alone; and machines with different numbers of cores must not decode on
     different sides, since the pixels of the two differ a little.
     """
-    outcome = _resolve_on_rank_0(lambda: settle_loader(recipe, world), world)
+    outcome = resolve_on_rank_0(lambda: settle_loader(recipe, world), world)
     if world.rank == 0 and recipe.loader.tuned is not None:
-        print(f"loader: {describe(outcome[0].loader)}", flush=True)
+        speak(f"loader: {describe(outcome[0].loader)}")
     return outcome
 
 
@@ -71,10 +72,10 @@ def agree_on_placement(config: LoaderConfig, world: World) -> Choice:
     Raises:
         InputError: the settings cannot work on rank 0's machine.
     """
-    return _resolve_on_rank_0(lambda: choose_placement(config, world), world)
+    return resolve_on_rank_0(lambda: choose_placement(config, world), world)
 
 
-def _resolve_on_rank_0(resolve: Callable[[], T], world: World) -> T:
+def resolve_on_rank_0(resolve: Callable[[], T], world: World) -> T:
     """Return on every rank what rank 0 resolves, or raise there the InputError that rank 0 met."""
     outcome: T | InputError | None = None
     if world.rank == 0:

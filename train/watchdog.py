@@ -92,7 +92,8 @@ class Watchdog:
         beats = [sight.beat for sight in self.seen]
         beats[self.board.rank] = self.last
         line = f"hung: no step in {self.minutes:g} minutes; {blame(beats, silent)}"
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print(line, file=sys.stderr, flush=True)
         writer = threading.Thread(target=self._write_down, args=(line,), daemon=True)
         writer.start()
         writer.join(SECONDS_TO_WRITE)
