@@ -32,9 +32,12 @@ test: env
 
 soak: env
 	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/test_prep_crash.py tests/test_prep_verify.py
+	PENSTOCK_SOAK_LAYOUTS=2000 $(BIN)/pytest tests/test_prep_hostile_layouts.py tests/test_prep_tables_hostile.py
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/test_loader_harm.py tests/test_loader_elastic.py
 	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/test_train_resume.py
 	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/test_serve_oracle.py tests/test_serve_cam.py
+	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/test_train_optim.py tests/test_train_resume.py
+	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/test_train_models.py tests/test_model_families.py
 	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/test_throughput.py tests/test_tune_measured.py
 
 clean:

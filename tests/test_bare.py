@@ -60,11 +60,11 @@ def find_gpu_tests() -> list[Path]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_starts_without_what_it_does_not_need(command: str) -> None:
+def test_a_command_starts_without_what_it_does_not_need(command: str, tmp_path: Path) -> None:
     needed = NEEDED.get(command)
     if needed and not is_installed(needed):
         pytest.skip(f"needs {needed}, which is not installed")
-    done = run_hiding(OPTIONAL - {needed}, CHECKOUT / command, "--help")
+    done = run_hiding(OPTIONAL - {needed}, CHECKOUT / command, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 from conftest import CHECKOUT
 
+from train.arguments import RENAMED
 from train.config import Recipe
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
@@ -29,7 +30,8 @@ def _recipe_flags(kind: Any, prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _recipe_flags(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}".replace("_", "-")
+            flag = f"{prefix}{field.name}".replace("_", "-")
+            yield RENAMED.get(flag, flag)
 
 
 RECIPE_FLAGS = {"help", "dry-run", "device", *_recipe_flags(Recipe)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT, run_command
+from test_bare import COMMANDS as STARTED_ELSEWHERE
 
 PACKAGES = ("prep", "loaders", "train", "serve", "benchmarks")
 MAY_IMPORT = {
@@ -112,7 +113,11 @@ def test_no_class_is_defined_in_a_command(command: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(each, marks=pytest.mark.needs("gradio") if each in SERVE_PAGES else ()) for each in COMMANDS],
+    [
+        pytest.param(each, marks=pytest.mark.needs("gradio") if each in SERVE_PAGES else ())
+        for each in COMMANDS
+        if each not in STARTED_ELSEWHERE  # in tests/test_bare.py, from another folder too
+    ],
 )
 def test_every_command_starts_from_another_folder(command: str, tmp_path: Path) -> None:
     done = run_command(CHECKOUT / command, "--help", cwd=tmp_path)
