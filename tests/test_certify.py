@@ -147,7 +147,7 @@ def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
         (["--buffer", 0], "must be 1 or more"),
         (["--out", "nowhere/record.json"], "nowhere does not exist"),
         (["--model", "nowhere"], "nowhere is no folder"),
-        (["--split", "test"], "prepare the data with"),
+        (["--split", "test"], "or prepare test too"),
         (["--device", "cpu", "--placement", "gpu"], "placement gpu needs a GPU"),
         (["--placement", "hybrid"], "there is no placement hybrid"),
     ],

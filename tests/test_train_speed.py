@@ -1,9 +1,11 @@
 """Settings of speed change no result: precision on a GPU is set on purpose, a compiled network trains alike."""
 
 import copy
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,11 @@ from train.optim import build_optimizer
 from train.speed import CompileMode, SpeedConfig, set_precision
 from train.step import Step, Sums, check_amp, check_step, new_state
 from train.warmup import warm_up
+
+# torch's compiler imports setuptools, which replaces the standard library's distutils and checks that it could. That
+# has failed in a process in which other tests had run before; here no test has run yet.
+if find_spec("setuptools"):
+    importlib.import_module("setuptools")
 
 READERS: dict[str, Callable[[], bool | str]] = {
     "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
