@@ -67,7 +67,7 @@ def find_cases(patterns: list[str]) -> list[Case]:
     cases = build_cases()
     for pattern in patterns:
         if not choose_cases(cases, [pattern]):
-            raise InputError(f"there is no case {pattern}: --list names them")
+            raise InputError(f"unknown case {pattern}: --list names all cases")
     return choose_cases(cases, patterns)
 
 

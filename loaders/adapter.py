@@ -147,7 +147,7 @@ def find_dtype(dtype: object) -> torch.dtype:
     """
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or found not in DTYPES.values():
-        raise InputError(f"there is no dtype {dtype}: choose from {', '.join(DTYPES)}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     return found
 
 

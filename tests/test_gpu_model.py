@@ -130,7 +130,7 @@ def test_the_command_runs_on_a_cpu_without_dali_tyro_or_data(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--only", "nosuch*"), "there is no case nosuch*: --list names them"),
+        (("--only", "nosuch*"), "unknown case nosuch*: --list names all cases"),
         (("--minutes", "0"), "--minutes must be more than 0, got 0.0"),
         (("--minutes", "nan"), "--minutes must be more than 0, got nan"),
         (("--seconds", "-1"), "--seconds must be more than 0, got -1.0"),

@@ -272,7 +272,7 @@ def call(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     ("arguments", "words"),
     [
         (("--repetitions", "0"), "--repetitions must be more than 0, got 0"),
-        (("--only", "nothing"), "there is no case nothing: --list names all cases"),
+        (("--only", "nothing"), "unknown case nothing: --list names all cases"),
         (("--batch-size", "5000"), "has 1437 images, and a batch needs 5000"),
         (("--batch-size", "1"), "--batch-size must be at least 2, got 1"),
         (("--minutes", "0"), "--minutes must be more than 0, got 0"),

@@ -122,7 +122,7 @@ def test_a_dataloader_may_wrap_it_but_not_in_workers(digits: Path) -> None:
 
 
 def test_an_unknown_dtype_or_option_is_refused(digits: Path) -> None:
-    with pytest.raises(InputError, match="no dtype fp8: choose from uint8, fp32, fp16, bf16"):
+    with pytest.raises(InputError, match="dtype must be one of uint8, fp32, fp16, bf16, got fp8"):
         build(digits, "train", 8, dtype="fp8")
     with pytest.raises(InputError, match="build has no option num_workers"):
         build(digits, "train", 8, num_workers=4)

@@ -261,7 +261,7 @@ def choose(cases: list[Case], patterns: list[str], results: Results) -> list[Cas
     """
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in cases):
-            raise InputError(f"there is no case {pattern}: --list names all cases")
+            raise InputError(f"unknown case {pattern}: --list names all cases")
     named = {case.name: case for case in cases}
     wanted = {case.name for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)}
     waiting = list(wanted)

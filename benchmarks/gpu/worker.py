@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def main() -> int:
-    """Answer requests until there are no more; the exit status is 1 after an exception that no case expects."""
+    """Answer requests until the input ends. Return the exit status: 1 after an unexpected exception, else 0."""
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL)
     # A suite that is killed must leave no worker which measures next to its successor.
@@ -58,7 +58,7 @@ def main() -> int:
         except InputError as error:
             tell(failed=str(error))
         except Exception as error:
-            # A failed CUDA call may have spoiled this process for every later case: the suite starts another one.
+            # After a failed CUDA call, later calls in this process may fail too. The suite starts a new process.
             traceback.print_exc()
             tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return 1

@@ -61,7 +61,7 @@ def measure_errors(amp: str, device: torch.device, build: Build = build_fused) -
 
 
 def describe_excess(result: dict[str, Any]) -> str:
-    """Return the errors above their limits in words, "" where there is none; an error that is no number is one."""
+    """Describe the errors that are above their limits or not a number; return "" if there are none."""
     limits = result["limits"]
     return ", ".join(
         f"{name} is off by {error:.1e} in {result['type']}, {limits[name]:.1e} is allowed"

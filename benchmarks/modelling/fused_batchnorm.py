@@ -314,7 +314,7 @@ class FusedFunction(torch.autograd.Function):
         apply_forward[grid.tiles](
             y, y if residual is None else residual, z, table, num_rows, num_channels, **flags, **tile
         )
-        # ReLU's mask: from y where there is no residual, else from z.
+        # ReLU's mask is derived from y without a residual, and from z with one.
         ctx.save_for_backward(y, z if layer.relu and residual is not None else y, table)
         ctx.grid, ctx.flags, ctx.tile, ctx.end = grid, flags, tile, end
         return z

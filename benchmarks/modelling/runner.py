@@ -167,7 +167,7 @@ class Runner:
         """Wait for the process; why it cannot be used, "" where it can be.
 
         Raises:
-            InputError: the same, of the first process: without one there is no record.
+            InputError: the first process failed in this way, so no record can be written.
         """
         began, first = time.monotonic(), None
         try:

@@ -92,7 +92,7 @@ def probe_size(loader: Loader, setting: Setting) -> Probe | None:
 
 
 def probe_placement(loader: Loader, setting: Setting, report: Report) -> OtherPlacement | None:
-    """Measure training with the images decoded in the other place; None where there is no other place.
+    """Measure training with the other placement. Return None if only one placement is possible.
 
     The other placement decodes as is usual there: whole images on a GPU, where decoding of regions may end the process.
     """

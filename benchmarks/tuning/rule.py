@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 LEAST_GAIN = 0.01  # of the median ratio; less is not worth a setting of its own
 WINS, WINS_AFTER_LOSS, MOST_LOSSES = 5, 7, 1
-MOST_PAIRS = WINS_AFTER_LOSS + MOST_LOSSES
 
 Pair = tuple[float, float]  # images/s of the candidate, and of what it wants to replace
 

@@ -41,7 +41,7 @@ class Space:
         return tuple(self.tables) if name == "placement" else self.tables[placement].get(name, ())
 
     def find_neighbour(self, config: LoaderConfig, name: str, step: int) -> LoaderConfig | None:
-        """Return `config` with the value of one setting moved `step` places; None where there is no such place."""
+        """Return `config` with one setting moved `step` values along its list; None beyond the ends of the list."""
         assert config.placement != "auto", "a search moves between settings that are explicit"
         values = self.find_values(name, config.placement)
         place = values.index(getattr(config, name)) + step if values else -1
