@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 Job = dict[str, Any]
 

@@ -21,11 +21,11 @@ from certificates.take import ENTRIES
 from certificates.verdict import list_failed
 from record import describe_dali, describe_origin, describe_placement, label_source, publish
 
-from loaders import InputError, LoaderConfig, Split, World
+from loaders import LoaderConfig, Split, World
 from loaders.device import resolve_device
 from loaders.placement import Choice, choose_placement
+from prep.errors import InputError, exit_with
 from train.checkpoint import describe_versions
-from train.command import exit_with
 
 PEERS = {
     "webdataset": "WebDataset(split_by_node, shardshuffle=100, detshuffle=True).shuffle(buffer)",

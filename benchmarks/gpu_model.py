@@ -19,7 +19,8 @@ from modelling.cases import Case, build_cases, choose_cases
 from modelling.runner import Options, Runner
 from modelling.table import describe_case, describe_results
 
-from prep.dataset import InputError, write_whole
+from prep.errors import InputError
+from prep.files import write_whole
 
 LEAST_REPETITIONS = 3
 LEAST_SIZE = 32  # pixels: a ResNet halves them five times

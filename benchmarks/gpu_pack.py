@@ -18,7 +18,8 @@ from pathlib import Path
 from gpu.pieces import MIB, Limits, collect, compress, write_pieces
 from gpu.wheels import PACKAGES, Target, download, unpack
 
-from prep.dataset import MANIFEST, InputError, read_manifest
+from prep.dataset import MANIFEST, read_manifest
+from prep.errors import InputError
 
 TOOLS = {"readelf": "binutils", "strip": "binutils", "xz": "xz-utils"}  # and the Debian packages that hold them
 

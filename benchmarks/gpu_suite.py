@@ -19,7 +19,8 @@ from gpu.kept import Kept, describe_origin, describe_settings
 from gpu.runner import run_cases
 from gpu.table import describe
 
-from prep.dataset import InputError, read_manifest
+from prep.dataset import read_manifest
+from prep.errors import InputError
 
 LOG = "workers.log"
 LEAST_BATCH = 2  # BatchNorm needs a variance

@@ -19,8 +19,8 @@ from record import describe_default_placement, describe_origin, label_source, pu
 from stores import measure_bytes, write_stores
 from windows import Entrant, hold
 
-from prep.dataset import InputError, Split
-from train.command import run
+from prep.dataset import Split
+from prep.errors import InputError, run
 
 RACES = {"original bytes": ORIGINAL, "max side 500, quality 90": SMALLER}
 IMAGES = 10_000  # 1 GiB of ImageNet in each format: nobody's epoch is over in a few seconds

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from reports.reading import PICTURES, RECORDS, Record, read_record, read_records
 from rich.console import Console
 
-from prep.dataset import InputError
-from train.command import run
+from prep.errors import InputError, run
 
 
 def parse_arguments() -> argparse.Namespace:

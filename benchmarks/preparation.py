@@ -14,8 +14,7 @@ from typing import Any
 from race import LEAST_REPETITIONS, Contender, Race, check_places, hold, make_source, split_missing
 from record import describe_origin, label_source, publish, say, summarize
 
-from prep.dataset import InputError
-from train.command import run
+from prep.errors import InputError, run
 
 IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and as many as keep the slower races short
 OURS = "penstock"

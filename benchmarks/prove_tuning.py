@@ -17,10 +17,10 @@ from tuning.rule import WINS, judge
 from tuning.search import Comparison
 from tuning.turns import Turns, Workload
 
-from loaders import InputError, LoaderConfig, Split, World
+from loaders import LoaderConfig, Split, World
 from loaders.device import join_environment
 from loaders.placement import choose_placement
-from train.command import exit_with
+from prep.errors import InputError, exit_with
 
 DEFAULTS, BAD_START = LoaderConfig(), LoaderConfig(num_threads=1, batches_ahead=1)
 SAME, FASTER, EQUAL, SLOWER = "the defaults", "faster", "equal but for the noise", "slower"

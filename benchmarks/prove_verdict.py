@@ -22,8 +22,8 @@ from record import describe_origin, publish, say
 from stores import prepare
 from verdict.advice import MAX_SIDE, QUALITY, Advice
 
-from loaders import InputError, Split
-from train.command import exit_with
+from loaders import Split
+from prep.errors import InputError, exit_with
 
 BENCHMARKS = Path(__file__).resolve().parent
 MOST_ERROR = 0.2  # of a promised gain against the gain that was measured

@@ -18,7 +18,7 @@ from typing import Any
 
 from record import summarize
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 CONTENDERS = Path(__file__).resolve().parent / "contenders"
 RUN, MAKE_SOURCE = CONTENDERS / "run.py", CONTENDERS / "source.py"

@@ -13,8 +13,7 @@ from reports.document import write_document
 from reports.quoted import find_unfounded, write_quotes
 from reports.reading import CHECKOUT, PICTURES, RECORDS, Records, read_records
 
-from prep.dataset import InputError
-from train.command import run
+from prep.errors import InputError, run
 
 README, RESULTS = CHECKOUT / "README.md", CHECKOUT / "benchmarks" / "RESULTS.md"
 AGAIN = "run `python benchmarks/results.py`"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from record import describe_origin, publish, say, summarize
 
-from loaders import InputError
+from prep.errors import InputError, exit_with
 from serve.app_answer import answer, prepare
 from serve.app_page import write_answer
 from serve.app_photo import open_photo
@@ -25,7 +25,6 @@ from serve.artifact import DEFAULT_ARCHITECTURE, Served
 from serve.cam import GradCam
 from serve.preprocess import Preprocessing
 from serve.weights import build
-from train.command import exit_with
 
 LEAST_REPETITIONS, WARMUP = 5, 2
 PHOTO = (4000, 3000)  # pixels, of a phone

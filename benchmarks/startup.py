@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from record import describe_default_placement, describe_origin, label_source, publish, say, summarize
 
-from loaders import InputError, Split, TrainTransform, build_loader
-from prep.dataset import MANIFEST, SAMPLES, encode_samples, sha256_of
-from train.command import exit_with
+from loaders import Split, TrainTransform, build_loader
+from prep.dataset import MANIFEST, SAMPLES, encode_samples
+from prep.errors import InputError, exit_with
+from prep.files import sha256_of
 
 IMAGENET_IMAGES, IMAGES_PER_SHARD = 1_281_167, 2000
 LEAST_REPETITIONS = 5

@@ -13,7 +13,7 @@ from feeding.contenders import SHARDS, SMALLER_SHARDS, Contender
 from feeding.job import SPLIT
 from race import FailedError, last_line
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PREPARE, WRITE_FORMAT = CHECKOUT / "prep" / "shard.py", CHECKOUT / "benchmarks" / "feeding" / "formats.py"

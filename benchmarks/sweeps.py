@@ -20,8 +20,7 @@ from record import describe_default_placement, describe_origin, label_source, pu
 from stores import measure_bytes, prepare
 from windows import Entrant, hold
 
-from prep.dataset import InputError
-from train.command import run
+from prep.errors import InputError, run
 
 ORIGINAL = "original"
 STORES = {  # options of prep/shard.py, by the folder that they write

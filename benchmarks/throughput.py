@@ -25,11 +25,11 @@ from tuning.command import Request, run
 from tuning.turns import Workload
 from verdict.cost import Cost
 
-from loaders import InputError, Loader, LoaderConfig, TrainTransform, World, build_loader
+from loaders import Loader, LoaderConfig, TrainTransform, World, build_loader
 from loaders.backends import BACKENDS
-from train.command import DEFAULT_RECIPE, exit_with
+from prep.errors import InputError, exit_with
 from train.dist import join_world
-from train.recipe import RECIPES
+from train.recipe import DEFAULT_RECIPE, RECIPES
 from train.speed import CompileMode
 from train.step import AMP_TYPES
 from train.tuned import agree_on_placement

@@ -9,7 +9,8 @@ from loaders.order import OrderKind, Sampling
 from loaders.plan import EvalTransform, TrainTransform
 from loaders.stats import Stats
 from loaders.subset import select
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 __all__ = [
     "AugmentConfig",

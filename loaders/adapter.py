@@ -25,7 +25,8 @@ from loaders.normalize import Normalize
 from loaders.order import Sampling
 from loaders.plan import EvalTransform, TrainTransform
 from loaders.ranks import check_group
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 DTYPES = {"uint8": torch.uint8, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Accelerate's wrappers that take one rank's batches, or each rank's own, and give every rank a part of them.

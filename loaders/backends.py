@@ -5,7 +5,7 @@ from collections.abc import Callable
 from loaders.backend import Backend
 from loaders.reference import ReferenceBackend
 from loaders.synthetic import SyntheticBackend
-from prep.dataset import InputError
+from prep.errors import InputError
 
 
 def _dali() -> type[Backend]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from loaders.stats import Counters
-from prep.dataset import InputError
+from prep.errors import InputError
 
 MOST_AHEAD = 4  # batches whose use is queued on a GPU before the training thread waits for the oldest
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 
 from loaders.plan import Plan
 from loaders.reader import Encoded
-from prep.dataset import InputError
+from prep.errors import InputError, RankError
 
 MOST_CHARACTERS = 500
 # What allocators say, in the words of CUDA, DALI, torch and the C++ library. It says nothing about the image.
 SHORTAGES = ("out of memory", "memoryallocation", "bad_alloc", "t allocate memory", "not allocate memory")
 
 
-class DecodeError(InputError):
+class DecodeError(RankError):
     """Images of these rows cannot be decoded; without rows, decoding failed for another reason."""
 
     def __init__(self, rows: list[int], message: str) -> None:
@@ -20,7 +20,7 @@ class DecodeError(InputError):
         self.rows = rows
 
 
-class MemoryShortageError(InputError):
+class MemoryShortageError(RankError):
     """There was too little memory, on the GPU or the host; no image is to blame."""
 
     def __init__(self, found: str) -> None:

@@ -15,7 +15,8 @@ from loaders.augment import MOST, OPS, AugmentConfig
 from loaders.config import LoaderConfig
 from loaders.order import OrderKind, Sampling
 from loaders.plan import SIZE_STEP, EvalTransform, TrainTransform, sizes
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 STATE = ("dataset", "seed", "order", "position", "damaged")  # what a loader's state holds, besides later additions
 MOST_IMAGES = 1 << 53  # seen in a run: far beyond any, and what JSON keeps exactly

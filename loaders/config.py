@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.batch import World
-from prep.dataset import InputError
+from prep.errors import InputError
 
 MOST_THREADS = 16
 DecodeKind = Literal["auto", "roi", "full"]

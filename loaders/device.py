@@ -10,7 +10,7 @@ import torch
 
 from loaders.batch import World
 from loaders.ranks import PlaceError, find_world
-from prep.dataset import InputError
+from prep.errors import InputError
 
 DRIVER = Path("/proc/driver/nvidia")
 

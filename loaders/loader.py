@@ -35,7 +35,8 @@ from loaders.readahead import ReadAhead
 from loaders.reader import NOTHING, Encoded, Reader
 from loaders.stats import Counters, Stats
 from loaders.upload import allocate_host, upload
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 Transform = TrainTransform | EvalTransform
 USUAL_SHARE = 0.999  # of the images, which a decoder's memory is made for

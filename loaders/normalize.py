@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-Channels = tuple[float, float, float]  # of RGB in [0, 1]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's and timm's defaults
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 
 class Normalize(nn.Module):

@@ -17,7 +17,7 @@ from loaders.backends import find_backend
 from loaders.batch import World
 from loaders.config import DecodeKind, LoaderConfig, default_num_threads, share_cores
 from loaders.tuned import settle
-from prep.dataset import InputError
+from prep.errors import InputError
 
 DecoderSide = Literal["cpu", "gpu"]
 

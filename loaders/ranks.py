@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from loaders.batch import World
-from prep.dataset import InputError
+from prep.errors import RankError
 
 # Variables by which launchers tell a process its rank and the number of processes, the innermost launcher first:
 # mpirun inside of a Slurm job starts its own processes through srun. None of them says how to meet the others.
@@ -43,7 +43,7 @@ REMEDY = (
 log = logging.getLogger("penstock")
 
 
-class PlaceError(InputError):
+class PlaceError(RankError):
     """This process cannot tell which rank it has, or has no device; other processes may have found nothing wrong."""
 
 

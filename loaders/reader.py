@@ -20,7 +20,8 @@ from PIL import Image
 
 from loaders.plan import DAMAGED_SIDE, Plan
 from loaders.stats import Counters
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError, RankError
 
 SPARE_DESCRIPTORS = 256  # for everything else that this process opens
 
@@ -33,7 +34,7 @@ class Encoded:
     buffer: np.ndarray
 
 
-class ShardError(InputError):
+class ShardError(RankError):
     """A shard that one process finds unreadable, and the others may not."""
 
 

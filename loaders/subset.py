@@ -10,7 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001, which is 7 images and not 8
 

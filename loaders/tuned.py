@@ -14,7 +14,7 @@ import torch
 
 from loaders.batch import World
 from loaders.config import LoaderConfig
-from prep.dataset import InputError
+from prep.errors import InputError
 
 KIND, FORMAT = "loader settings", 1  # of such a file
 SETTINGS = ("placement", "num_threads", "batches_ahead", "decode", "hw_decoder_load", "pin_threads")

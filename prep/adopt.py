@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from prep.adoption import Adoption, adopt_split, read_class_names
-from prep.command import positive_count, run, warn
 from prep.dataset import read_manifest
+from prep.errors import positive_count, run, warn
 from prep.pools import local_pool
 from prep.report import describe_leaks, describe_rejects, summarize
 from prep.store import LocalStore
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="run the same command again to continue")

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prep.closing import SplitFacts, close_dataset, close_split, find_manifest
-from prep.dataset import (
-    LEDGER,
-    MANIFEST,
-    REJECTED,
-    SAMPLES,
-    InputError,
-    Manifest,
-    Origin,
-)
+from prep.dataset import LEDGER, MANIFEST, REJECTED, SAMPLES, Manifest, Origin
+from prep.errors import InputError
 from prep.files import replace_file, sync_folder, unfinished_name
 from prep.pools import Pool
 from prep.progress import Meter

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from prep.card import README
 from prep.columns import Columns, Table, choose_columns
 from prep.completeness import check_parts, check_rows
-from prep.dataset import InputError, Origin
+from prep.dataset import Origin
+from prep.errors import InputError
 from prep.parquet_files import SplitFiles
 from prep.source import Item, Reading
 from prep.table_splits import SplitNames, name_some, name_splits

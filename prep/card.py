@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 README, STANDALONE, LEGACY = "README.md", ".huggingface.yaml", "dataset_infos.json"
 CARD_FILES = (README, STANDALONE, LEGACY)

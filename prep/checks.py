@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from prep.closing import LEAKS, TIMM_INFO, list_leaks, timm_info
-from prep.command import one_line
-from prep.dataset import LEDGER, MANIFEST, SAMPLES, InputError, Manifest, encode_samples, parse_manifest, sha256_of
+from prep.dataset import LEDGER, MANIFEST, SAMPLES, Manifest, encode_samples, parse_manifest
+from prep.errors import InputError, one_line
 from prep.faults import CLEAN, DATASET, INDEX, PREPARE, Cure, Fault, Remedy, Report, shard_cure, split_cure
+from prep.files import sha256_of
 from prep.index_check import find_contradictions, read_samples_table
 from prep.ledger import to_lines
 from prep.pools import Pool

@@ -7,19 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from prep.dataset import (
-    LEDGER,
-    MANIFEST,
-    SAMPLES,
-    InputError,
-    Manifest,
-    Options,
-    Origin,
-    Shard,
-    encode_samples,
-    parse_manifest,
-    sha256_of,
-)
+from prep.dataset import LEDGER, MANIFEST, SAMPLES, Manifest, Options, Origin, Shard, encode_samples, parse_manifest
+from prep.errors import InputError
+from prep.files import sha256_of
 from prep.ledger import count_events, find_duplicates, find_leaks, to_lines
 from prep.store import Store
 

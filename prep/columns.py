@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from prep.card import Feature, info_from_json
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.source import Reading
 from prep.table_splits import name_some
 

@@ -5,7 +5,6 @@ image), `ledger.jsonl` and `manifest.json`. The manifest is written last: a spli
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.files import (  # noqa: F401 - for train, loaders and benchmarks, which take nothing else of prep
-    describe_os_error,
-    sync_file,
-    sync_folder,
-    write_whole,
-)
+from prep.errors import InputError
+from prep.files import sha256_of
 
 FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
@@ -42,10 +37,6 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("sha256", pa.binary(32), nullable=False),  # of the JPEG
     ]
 )
-
-
-class InputError(ValueError):
-    """Something a user gave cannot be used; the message is one line that names it and the fix."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +213,7 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """sha256 of the manifest, which itself holds the digests of the index and of every shard."""
-        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+        return sha256_of(self.manifest.to_json().encode())
 
     @cached_property
     def shard_paths(self) -> list[Path]:
@@ -282,8 +273,3 @@ def encode_samples(columns: Mapping[str, Sequence[Any]]) -> bytes:
     with pa.ipc.new_file(sink, SAMPLE_SCHEMA) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
     return sink.getvalue().to_pybytes()
-
-
-def sha256_of(content: bytes) -> str:
-    """The hex digest that manifests hold."""
-    return hashlib.sha256(content).hexdigest()

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from prep.command import run
+from prep.errors import run
 
 SIDE, QUALITY = 32, 95
 NUM_GREY_LEVELS = 17
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="run the same command again to continue")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from prep.command import one_line
 from prep.dataset import Manifest
+from prep.errors import one_line
 
 
 class Remedy(Enum):

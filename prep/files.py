@@ -1,16 +1,18 @@
-"""Writing files so that they appear whole and stay, on file systems that lack some of what that takes.
+"""Write files and folders so that they appear complete and survive a power cut; digests and locks.
 
-Network file systems, FUSE, and the mounts of containers and virtual machines may have no fsync, no lock or no rename
-over an existing file. What only adds safety against a power cut or a second process is then left out, with one warning;
-what would change the result is an error. Any package may import this module; it imports none.
+Network file systems, FUSE, and the mounts of containers and virtual machines may lack fsync, locks or a rename over an
+existing file. A step that only protects against a power cut or a second process is then left out, with one warning; a
+step that would change the result raises an error. Every package may import this module; it imports nothing of ours.
 """
 
 import errno
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,29 +25,6 @@ NO_FOLDER_SYNC = NOT_SUPPORTED | {errno.EBADF, errno.EACCES, errno.EPERM, errno.
 NO_LOCKS = NOT_SUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EPERM}
 LOCK_IS_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # flock's, and fcntl's, which NFS uses for it
 ATTEMPTS = 3  # of writing a file that another process takes away; only without locks
-
-WHAT_TO_DO = {  # about an error of the operating system that names a file
-    errno.ENOSPC: "free some space, then run the same command again",
-    errno.EDQUOT: "free some space or raise the quota, then run the same command again",
-    errno.EIO: "the disk or its network failed: see `dmesg`, then run the same command again",
-    errno.ESTALE: "the network file system changed under this process: mount it again, then run the same command again",
-    errno.EROFS: "mount it for writing, or choose another folder",
-    errno.EACCES: "give this user the right to (`ls -ld` shows who has it), or choose another folder",
-    errno.EPERM: "the file system or an attribute (`lsattr`) does not allow it: choose another folder",
-    errno.ENOENT: "check the path, then run the same command again",
-    errno.EEXIST: "move what has this name away, or choose another path",
-    errno.ENOTDIR: "a file is where a folder should be: choose another path",
-    errno.EISDIR: "a folder is where a file should be: choose another path",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "its links lead in a circle: repair them",
-    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
-    errno.ENFILE: "close other programs, this machine has too many open files",
-    errno.ENOMEM: "give fewer --workers, or free some memory",
-    errno.EBUSY: "end the program that uses it, then run the same command again",
-    errno.ETXTBSY: "end the program that uses it, then run the same command again",
-    errno.ENOTSUP: "the file system cannot do it: choose a folder on another one",
-    errno.ENOSYS: "the file system cannot do it: choose a folder on another one",
-}
 
 _warned: set[tuple[str, int]] = set()
 
@@ -73,6 +52,49 @@ def write_whole(path: Path, content: bytes, *, unique: bool = False) -> None:
             if not (unique and isinstance(error, FileNotFoundError) and path.parent.is_dir()) or attempt == ATTEMPTS:
                 raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
+
+
+@contextmanager
+def write_folder(out: Path, partial: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder to fill, which replaces `out` only when all of it is on disk; an error deletes it.
+
+    Args:
+        partial: the folder's path until then, on the same file system; `.NAME.partial` next to `out` by default.
+
+    Raises:
+        OSError: the disk's.
+    """
+    partial = partial or out.with_name(f".{out.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _sync_tree(partial)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(out.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names):
+            with path.open("rb") as file:
+                sync_file(file.fileno(), path)
+        sync_folder(Path(parent))
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unfinished_name(name: str) -> str | None:
@@ -157,14 +179,6 @@ def _lock(descriptor: int, folder: Path, wait: bool) -> bool:
         )
         return False
     return True
-
-
-def describe_os_error(error: OSError) -> str:
-    """Return an error of the disk in one line: the path, what is wrong with it, and what to do."""
-    path = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
-    advice = WHAT_TO_DO.get(error.errno or 0, "")
-    return ": ".join(filter(None, (path, reason[:1].lower() + reason[1:], advice)))
 
 
 def _warn_once(kind: str, folder: Path, message: str) -> None:

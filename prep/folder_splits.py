@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.flat_images import describe_flat, find_label_table
 from prep.folder_names import SPLIT_FOLDERS, guess_split, is_generic, is_split_name
 from prep.folder_tree import Folder, is_dangling

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from prep.dataset import MANIFEST, SAMPLES, WORK_FOLDER, InputError
+from prep.dataset import MANIFEST, SAMPLES, WORK_FOLDER
+from prep.errors import InputError
 from prep.source import is_lfs_pointer
 
 

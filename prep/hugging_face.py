@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from prep.assembly import assemble
 from prep.card import read_card
 from prep.columns import Columns, Table, declared_features, make_table
-from prep.dataset import InputError, Origin
+from prep.dataset import Origin
+from prep.errors import InputError
 from prep.listing import Listing, explain_hub, list_hub, list_local
 from prep.parquet import ParquetRows, open_parquet
 from prep.parquet_files import SplitFiles, choose_files

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from prep.dataset import InputError, Origin
+from prep.dataset import Origin
+from prep.errors import InputError
 from prep.folder_splits import MOST_NAMED, Splits, describe_empty, find_splits, relative_to
 from prep.folder_tree import Folder, check_no_pointer
 from prep.source import Item, Reading, oversize

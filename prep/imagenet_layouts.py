@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.folder_splits import MOST_NAMED, check_loose
 from prep.folder_tree import IMAGE_SUFFIXES, JUNK_FOLDERS, Folder, list_folder
 from prep.image_folder import (

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from prep.card import CARD_FILES
-from prep.dataset import InputError
+from prep.errors import InputError
 
 LARGEST_CARD_BYTES = 16 << 20
 # By name: the hub's client changed its HTTP library twice, and each has classes of its own.

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from prep.dataset import InputError, sha256_of
 from prep.direct_file import DirectFile
+from prep.errors import InputError
+from prep.files import sha256_of
 
 CHUNK_BYTES = 1 << 23
 ATTEMPTS = 3

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 
 def check_out(source: str, out: str) -> None:

@@ -9,7 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.source import Item
 from prep.tables import BYTES_PER_READ, ROWS_PER_READ, Spans, read_items
 

@@ -9,7 +9,7 @@ from fsspec.utils import glob_translate
 
 from prep.card import DEFAULT, README, Card, Configuration, Info
 from prep.completeness import absent_splits, partial_exports, unfinished_downloads
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.listing import Listing
 from prep.table_splits import Assignment, assign_files, name_some
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from prep.closing import SplitFacts, close_dataset, close_split, find_manifest
-from prep.dataset import REJECTED, InputError, Manifest, Options, Shard
+from prep.dataset import REJECTED, Manifest, Options, Shard
+from prep.errors import InputError
 from prep.ledger import SUSPECT
 from prep.pools import Pool
 from prep.progress import Meter

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.pools import Job, Pool
 
 try:

@@ -7,9 +7,9 @@ from typing import Any
 
 from prep.checks import Layout
 from prep.closing import close_dataset, find_manifest
-from prep.dataset import MANIFEST, InputError, Manifest, parse_manifest
+from prep.dataset import MANIFEST, Manifest, parse_manifest
+from prep.errors import InputError, describe_os_error
 from prep.faults import Fault, Remedy, is_hub_id
-from prep.files import describe_os_error
 from prep.folder_names import SPLIT_FOLDERS
 from prep.pools import Pool
 from prep.prepare import check_folder, list_jobs, rewrite_shards

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prep.closing import LEAKS
-from prep.command import one_line
 from prep.dataset import LEDGER, REJECTED, Manifest
+from prep.errors import one_line
 from prep.ledger import MEANINGS, REPAIRED
 from prep.progress import format_duration
 from prep.store import Store

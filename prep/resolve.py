@@ -10,7 +10,7 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.folder_tree import Folder, check_no_pointer, list_folder
 from prep.image_folder import open_image_folder
 from prep.imagenet_layouts import WNID, find_kaggle, is_tiny_imagenet, open_kaggle, open_tiny_imagenet

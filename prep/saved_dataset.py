@@ -19,7 +19,8 @@ from prep.assembly import assemble
 from prep.card import Info, info_from_json
 from prep.columns import Columns, Table, make_table
 from prep.completeness import PART, absent_splits, check_rows
-from prep.dataset import InputError, Origin
+from prep.dataset import Origin
+from prep.errors import InputError
 from prep.parquet_files import SplitFiles
 from prep.source import Item, Reading, is_lfs_pointer
 from prep.tables import ROWS_PER_READ, Spans, TableFile, TableSource, describe_labels, read_items

@@ -9,8 +9,8 @@ import re
 import time
 from typing import Any
 
-from prep.command import positive_count, run, say, warn
-from prep.dataset import InputError, Options
+from prep.dataset import Options
+from prep.errors import InputError, positive_count, print_lines, run, warn
 from prep.image_folder import ImageFolder
 from prep.out_folder import check_out
 from prep.pools import Pool, local_pool
@@ -105,7 +105,7 @@ def main() -> None:
     for split in splits:
         started = time.monotonic()
         manifest = prepare_split(source, split, out, options, pool, strict=arguments.strict)
-        say(summarize(manifest, out.child(split), time.monotonic() - started))
+        print_lines(summarize(manifest, out.child(split), time.monotonic() - started))
         warn(describe_rejects(out.child(split)))
     warn(describe_leaks(out))
 
@@ -131,9 +131,9 @@ def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[
     if not splits:
         raise InputError(f"{name} has the split test alone, which is left out by default: give --splits test")
     if not wanted and "test" in available:
-        say(f"split test left out: give --splits {' '.join(available)} to prepare it too")
+        print_lines(f"split test left out: give --splits {' '.join(available)} to prepare it too")
     return splits
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="run the same command again to continue")

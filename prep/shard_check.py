@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from prep.dataset import Shard
-from prep.files import describe_os_error
+from prep.errors import describe_os_error
 from prep.images import UnusableImageError, describe_undecodable
 from prep.jpeg import decode
 from prep.store import Store

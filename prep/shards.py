@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import REJECTED, InputError, Options, Shard
+from prep.dataset import REJECTED, Options, Shard
+from prep.errors import InputError
 from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import entry
 from prep.source import Item

@@ -2,7 +2,8 @@
 
 from itertools import islice
 
-from prep.dataset import InputError, Options
+from prep.dataset import Options
+from prep.errors import InputError
 from prep.images import UnusableImageError, as_jpeg
 from prep.prepare import list_jobs
 from prep.source import Source

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from prep.dataset import WORK_FOLDER, InputError
+from prep.dataset import WORK_FOLDER
 from prep.direct_file import DirectFile
+from prep.errors import InputError
 from prep.files import PARTIAL, hold_lock, replace_file, sync_folder, write_whole
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # what `LocalStore.write` leaves when its process is killed

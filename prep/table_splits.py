@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 # The words of `datasets` (data_files.py, SPLIT_KEYWORDS), which must stand between characters of SEPARATORS.
 KEYWORDS = {

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from prep.columns import Columns, Table
-from prep.dataset import InputError, Origin
+from prep.dataset import Origin
+from prep.errors import InputError
 from prep.source import Item, oversize
 
 Spans = tuple[tuple[str, int, int], ...]  # (file, first row, end row) of each file that a range touches

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import REJECTED, InputError, Options, Shard
+from prep.dataset import REJECTED, Options, Shard
+from prep.errors import InputError
 from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import REPAIRED, entry
 from prep.shards import Contents

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 INFO, SIZES = "_info.json", "sizes.json"
 STATS = "_stats.json"

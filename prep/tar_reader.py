@@ -12,7 +12,7 @@ from tarfile import AREGTYPE, BLOCKSIZE, REGTYPE, HeaderError, ReadError, TarErr
 from tarfile import EOFHeaderError as EndOfArchive  # type: ignore[attr-defined] # typeshed lacks it
 from typing import Any, BinaryIO
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.foreign import FIRST_BYTES, describe_text
 
 CHUNK_BYTES = 1 << 22

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.tar_parts import find_expected_samples, find_missing, list_info_splits
 
 SPLIT_WORDS = {

@@ -8,7 +8,7 @@ import os
 import time
 
 from prep.checks import check, find_layout
-from prep.command import one_line, positive_count, run, say
+from prep.errors import one_line, positive_count, print_lines, run
 from prep.faults import Report
 from prep.pools import local_pool
 from prep.repair import Repair
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     layout, pool = find_layout(options.directory), local_pool(options.workers)
     report = check(layout, options.decode, pool)
     for line in [*(fault.line for fault in report.faults), *(f"note: {note}" for note in report.notes)]:
-        say(line)
+        print_lines(line)
     faults = report.faults
     if faults and options.repair:
         repair = Repair(layout, options.source, pool)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         faults = check(layout, options.decode, pool, repair.written(faults)).faults
         for line in [*repair.complaints, *(fault.line for fault in faults)] if faults else []:
             print(f"not mended: {one_line(line)}")
-    say(f"{layout}: {_summarize(report, time.monotonic() - started, len(faults))}")
+    print_lines(f"{layout}: {_summarize(report, time.monotonic() - started, len(faults))}")
     return 1 if faults else 0
 
 

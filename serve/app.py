@@ -16,6 +16,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
+from prep.errors import InputError
+from prep.errors import run as run_command
 from serve.app_answer import answer, prepare, warm_up
 from serve.app_examples import draw_examples, list_examples
 from serve.app_guard import MAX_UPLOAD, Guard
@@ -24,8 +26,6 @@ from serve.app_photo import open_photo
 from serve.app_style import SCRIPT_OF_ANSWER, SCRIPT_OF_CHOOSER, STYLE
 from serve.app_sweep import keep_swept
 from serve.artifact import Served, load_artifact
-from serve.refusal import InputError
-from serve.refusal import run as run_command
 
 AT_ONCE, MAX_WAITING = 1, 64  # the network takes all cores for one picture; who comes after them is told so
 
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, interrupted="nothing was written")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from prep.errors import InputError
 from serve.app_digits import NAMES, draw_digits
-from serve.refusal import InputError
 
 SIDE, FINE = 448, 2  # pixels; drawn twice as large, for smooth edges
 Draw = ImageDraw.ImageDraw

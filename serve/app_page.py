@@ -13,12 +13,12 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from prep.errors import InputError
 from serve.app_answer import Answer, Guess
 from serve.app_guard import MAX_UPLOAD
 from serve.app_photo import FORMATS, open_photo
 from serve.artifact import Served
 from serve.honesty import count_recorded, describe
-from serve.refusal import InputError
 
 THUMBNAIL, SMALL = 160, 112  # pixels; a smaller view is shown in visible pixels
 OPACITY = 60  # percent, at first

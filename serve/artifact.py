@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
-from serve.preprocess import Preprocessing, draw_pattern, to_tensor
-from serve.refusal import InputError
+from prep.errors import InputError
+from prep.preprocess import draw_pattern
+from serve.preprocess import Preprocessing, to_tensor
 from serve.weights import build, build_for_size, fill, read_weights
 
 FORMAT = 1
@@ -123,7 +125,7 @@ def refuse_checkpoint(path: Path) -> None:
 
 def check_golden(served: Served, golden_K: torch.Tensor, folder: Path) -> None:
     """Raises InputError where the network computes other logits of the generated image than were recorded."""
-    picture = draw_pattern(served.preprocessing.crop)
+    picture = Image.fromarray(draw_pattern(served.preprocessing.crop))
     with torch.inference_mode():
         logits_K = served.model(to_tensor(picture, served.preprocessing)[None])[0]
     difference = (logits_K - golden_K).abs().max()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from serve.refusal import InputError
+from prep.errors import InputError
 
 ENOUGH_PLACES = 4  # along each side
 Layout = Literal["channels first", "channels last", "tokens"]  # [B, C, h, w], [B, h, w, C], [B, tokens, C]

@@ -7,8 +7,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from serve.refusal import InputError
-from serve.summary import Bin, expected_error
+from prep.calibration import Bin, expected_calibration_error
+from prep.errors import InputError
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -24,11 +24,13 @@ def draw_calibration(bins: Sequence[Bin], path: Path) -> None:
     """Accuracy over confidence; a dot's area is the share of the images."""
     figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
     num_images = sum(each.num_images for each in bins)
-    xs, ys = [100 * each.mean_confidence for each in bins], [100 * each.accuracy for each in bins]
+    filled = [each for each in bins if each.num_images]
+    xs = [100 * each.confidence_sum / each.num_images for each in filled]
+    ys = [100 * each.num_hits / each.num_images for each in filled]
     ax.plot([0, 100], [0, 100], ":", color="grey", label="as sure as right")
     ax.plot(xs, ys, color="C0", alpha=0.5)
-    ax.scatter(xs, ys, [20 + 600 * each.num_images / max(1, num_images) for each in bins], color="C0", alpha=0.8)
-    error = f"expected calibration error {expected_error(bins):.2f}%"
+    ax.scatter(xs, ys, [20 + 600 * each.num_images / max(1, num_images) for each in filled], color="C0", alpha=0.8)
+    error = f"expected calibration error {expected_calibration_error(bins):.2f}%"
     ax.set(title=error, xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(-2, 105))
     ax.grid(alpha=0.3)
     ax.legend(loc="lower right")

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from prep.errors import InputError
 from serve.judge import Verdict
-from serve.refusal import InputError
 from serve.wordnet import to_words
 
 Order = Literal["confidence", "class", "pair", "random"]

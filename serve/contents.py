@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serve.refusal import InputError
+from prep.errors import InputError
 
 CONTENTS = "contents.json"  # file -> SHA-256, of all the others
 LEFT_BEHIND = {"__pycache__", ".gradio"}  # by running it

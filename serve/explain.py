@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from prep.errors import InputError
 from serve.artifact import Served
 from serve.cam import GradCam
 from serve.gallery import Caption, Row, to_row
 from serve.honesty import count_recorded, describe
 from serve.judge import Verdict, count_hits
 from serve.preprocess import show_crop, to_tensor
-from serve.refusal import InputError
 from serve.source import Source, decode
 
 

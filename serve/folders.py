@@ -6,7 +6,7 @@ Labels follow the sorted folder names or WordNet ids, as everywhere for ImageNet
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
-from serve.refusal import InputError, list_some
+from prep.errors import InputError, list_some
 from serve.source import Encoded, Source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

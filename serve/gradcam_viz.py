@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from prep.errors import InputError, positive_count, run
 from serve.artifact import DEFAULT_ARCHITECTURE, Served, load_artifact, load_bare
 from serve.cam import GradCam
 from serve.choose import ORDERS, Choice, choose, find_class
@@ -20,7 +21,6 @@ from serve.honesty import find_doubts
 from serve.images import open_images
 from serve.judge import choose_rows, count_hits, judge
 from serve.preprocess import Preprocessing
-from serve.refusal import InputError, positive_count, run
 from serve.source import Source
 
 BARE_FLAGS = ("model", "size", "resize")  # an artifact says these itself
@@ -100,4 +100,4 @@ def make_choice(arguments: argparse.Namespace, source: Source) -> Choice:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="nothing was written")

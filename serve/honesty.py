@@ -6,8 +6,8 @@ Between `serve/judge.py`, which counts, and whatever draws.
 import math
 from dataclasses import dataclass
 
+from prep.errors import InputError
 from serve.artifact import Recorded
-from serve.refusal import InputError
 
 Z_99 = 2.5758293035489004  # two-sided 99% of a normal distribution
 

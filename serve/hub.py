@@ -8,7 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from serve.refusal import InputError
+from prep.errors import InputError
 
 Kind = Literal["space", "model"]
 LOG_IN = "`hf auth login`, or set HF_TOKEN, with a token that may write"

@@ -7,8 +7,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from prep.errors import InputError, list_some
 from serve.folders import is_tiny_imagenet, open_class_folders, open_tiny_imagenet
-from serve.refusal import InputError, list_some
 from serve.shards import MANIFEST, open_split
 from serve.source import Encoded, Source
 from serve.wordnet import to_words

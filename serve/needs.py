@@ -1,6 +1,7 @@
-"""What a module of serve needs: which others of serve, and which packages. For `serve/space.py`.
+"""Find what a module of serve needs: other modules of serve, modules of prep's common floor, and packages.
 
-Found in the source, imports inside functions too, so that nothing is forgotten and nothing is carried along.
+For `serve/space.py`. It reads the source, including imports inside of functions, so that the assembled Space holds
+all that it needs and nothing else.
 """
 
 import ast
@@ -17,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 class Needs:
     """All that a module imports, and what that imports."""
 
-    files: tuple[str, ...]  # of serve, relative to the checkout
+    files: tuple[str, ...]  # of serve and prep, relative to the checkout
     packages: tuple[str, ...]  # as pip names them
 
 
@@ -25,14 +26,14 @@ def find_needs(module: str) -> Needs:
     """Of a module of serve, `serve.app`."""
     files: set[str] = set()
     names: set[str] = set()
-    waiting = ["serve", module]
+    waiting = ["serve", "prep", module]
     while waiting:
         file = _to_file(waiting.pop())
         if file in files:
             continue
         files.add(file)
         for name in _list_imports(CHECKOUT / file):
-            if name.partition(".")[0] == "serve":
+            if name.partition(".")[0] in ("serve", "prep"):
                 waiting.append(name)
             else:
                 names.add(name.partition(".")[0])

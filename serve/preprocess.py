@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
-from serve.refusal import InputError
+from prep.errors import InputError
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
 
-Channels = tuple[float, float, float]  # of RGB in [0, 1]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's and timm's defaults
 LONGEST_RATIO = 32  # of long to short side of a picture that is resized
 LARGEST_SIDE = 4096  # pixels; an artifact that asks for more is damaged
 
@@ -71,9 +70,3 @@ def to_tensor(crop: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
     pixels_HWC = np.asarray(crop, dtype=np.float32)
     mean, std = (np.asarray(each, dtype=np.float32) for each in (preprocessing.mean, preprocessing.std))
     return torch.from_numpy(((pixels_HWC / 255 - mean) / std).transpose(2, 0, 1).copy())
-
-
-def draw_pattern(size: int) -> Image.Image:
-    """The generated image that an artifact's golden logits are of: (3 row + 5 column + 85 channel) % 256."""
-    row, column, channel = np.ogrid[:size, :size, :3]
-    return Image.fromarray(((3 * row + 5 * column + 85 * channel) % 256).astype(np.uint8))

@@ -5,16 +5,14 @@ once and has to answer before it gets its name. --push-model pushes ARTIFACT its
 """
 
 import argparse
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from prep.errors import InputError, run
+from prep.files import write_folder
 from serve.artifact import ARTIFACT, WEIGHTS, Served, load_artifact
 from serve.contents import check_replaceable
 from serve.honesty import count_recorded, find_doubts
 from serve.hub import check_push, push
-from serve.refusal import InputError, run
 from serve.space import CARD, CONFIG, write_space
 from serve.trial import try_space
 
@@ -43,7 +41,7 @@ def main() -> None:
     served = load_artifact(arguments.artifact)
     check_publishable(arguments.artifact, served)
     replaces = check_replaceable(out)
-    with whole_or_nothing(out) as partial:
+    with write_folder(out) as partial:
         write_space(partial, arguments.artifact, served, arguments.push_model)
         name, percent = try_space(partial, served)[0]
     print(f"tried: it starts, computes the recorded logits, and says {name}, {percent:.1f}%, of its first example")
@@ -64,19 +62,5 @@ def check_publishable(artifact: Path, served: Served) -> None:
             raise InputError(f"nothing was assembled: {doubt}")
 
 
-@contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name at the end, and is deleted on an error."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="nothing was written")

@@ -7,6 +7,7 @@ is written of a model that is no better than chance, or not as good as it says.
 import argparse
 from pathlib import Path
 
+from prep.errors import InputError, positive_count, run
 from serve.artifact import load_artifact
 from serve.cam import GradCam
 from serve.charts import read_run
@@ -16,7 +17,6 @@ from serve.honesty import find_doubts
 from serve.images import open_images
 from serve.judge import choose_rows, count_hits, judge
 from serve.page import write_page
-from serve.refusal import InputError, positive_count, run
 from serve.sections import (
     Measured,
     show_calibration,
@@ -79,4 +79,4 @@ def measure(arguments: argparse.Namespace) -> tuple[Measured, GradCam]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="nothing was written")

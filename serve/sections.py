@@ -14,7 +14,7 @@ from serve.gallery import Caption, draw_gallery, to_tile
 from serve.judge import Verdict
 from serve.page import paragraph, picture, table
 from serve.source import Source
-from serve.summary import ClassCount, count_classes, find_confusions, sort_into_bins
+from serve.summary import ClassCount, bin_confidences, count_classes, find_confusions
 
 NUM_CLASSES, NUM_PAIRS, NUM_EXAMPLES = 10, 10, 4  # shown of each
 
@@ -74,7 +74,7 @@ def show_confusions(measured: Measured, out: Path) -> str:
 
 def show_calibration(measured: Measured, out: Path) -> str:
     """Whether it is as sure as it is right."""
-    draw_calibration(sort_into_bins(measured.verdicts), out / "calibration.png")
+    draw_calibration(bin_confidences(measured.verdicts), out / "calibration.png")
     return picture(out / "calibration.png", "accuracy over confidence")
 
 

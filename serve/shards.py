@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from serve.refusal import InputError
+from prep.errors import InputError
 from serve.source import Encoded, Source
 
 MANIFEST, SAMPLES = "manifest.json", "samples.arrow"

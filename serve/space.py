@@ -1,7 +1,7 @@
 """A Hugging Face Space as a folder: the app, what it needs, and an artifact. For `serve/publish.py`.
 
 README.md  requirements.txt  app.py  LICENSE   what the hub reads, and starts
-serve/                                         the modules that the app needs, and no others
+serve/  prep/                                  the modules that the app needs, and no others
 artifact/  examples/                           the model, and drawn pictures to try it with
 """
 
@@ -41,7 +41,7 @@ def write_space(folder: Path, artifact: Path, served: Served, model_repo: str | 
         model_repo: OWNER/NAME of the model on the hub, for a link to it.
     """
     needs = find_needs("serve.app")
-    for name in ("serve", "artifact", "examples"):
+    for name in ("serve", "prep", "artifact", "examples"):
         (folder / name).mkdir(parents=True)
     for file in needs.files:
         shutil.copyfile(CHECKOUT / file, folder / file)

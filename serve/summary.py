@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve.judge import Verdict
+import numpy as np
 
-NUM_BINS = 15  # as in C. Guo et al., "On Calibration of Modern Neural Networks", 1706.04599
+from prep.calibration import Bin, sort_into_bins
+from serve.judge import Verdict
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,6 @@ class ClassCount:
     def top1(self) -> float:
         """Percent."""
         return 100 * self.num_hits / self.num_images
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The guesses of about one confidence."""
-
-    num_images: int
-    mean_confidence: float  # 0 to 1
-    accuracy: float  # 0 to 1
 
 
 def count_classes(verdicts: Sequence[Verdict]) -> list[ClassCount]:
@@ -56,21 +48,8 @@ def find_confusions(verdicts: Sequence[Verdict], most: int) -> list[tuple[int, i
     return [(*pair, sorted(found, key=lambda each: -each.confidence)) for pair, found in ordered]
 
 
-def sort_into_bins(verdicts: Sequence[Verdict]) -> list[Bin]:
-    """Fifteen bins of equal width of the confidence, those without images left out."""
-    members: dict[int, list[Verdict]] = {}
-    for each in verdicts:
-        if each.guess >= 0:
-            members.setdefault(min(int(each.confidence * NUM_BINS), NUM_BINS - 1), []).append(each)
-    return [_to_bin(members[number]) for number in sorted(members)]
-
-
-def _to_bin(members: Sequence[Verdict]) -> Bin:
-    count = len(members)
-    return Bin(count, sum(each.confidence for each in members) / count, sum(each.is_right for each in members) / count)
-
-
-def expected_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error in percent, equation 3 of 1706.04599."""
-    num_images = sum(each.num_images for each in bins)
-    return 100 * sum(each.num_images * abs(each.accuracy - each.mean_confidence) for each in bins) / max(1, num_images)
+def bin_confidences(verdicts: Sequence[Verdict]) -> list[Bin]:
+    """Return the calibration bins of the pictures that were decoded."""
+    guessed = [each for each in verdicts if each.guess >= 0]
+    confidences_N = np.array([each.confidence for each in guessed])
+    return sort_into_bins(confidences_N, np.array([each.is_right for each in guessed], dtype=bool))

@@ -20,12 +20,12 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 from urllib.request import ProxyHandler, Request, build_opener
 
+from prep.errors import InputError
 from serve.app_answer import answer, prepare
 from serve.app_examples import list_examples
 from serve.app_page import write_answer
 from serve.app_photo import open_photo
 from serve.artifact import Served
-from serve.refusal import InputError
 
 PATIENCE = 180  # seconds until the page is there; importing torch takes some
 LARGEST_DIFFERENCE = 0.1  # percent of confidence: the page shows as much

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from prep.errors import InputError, list_some
 from serve.preprocess import LARGEST_SIDE
-from serve.refusal import InputError, list_some
 
 WRAPPED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's and torch's habits, averaged first
 PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # of torch.compile and of DDP, one around the other

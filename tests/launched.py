@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from loaders import Epochs, EvalTransform, InputError, TrainTransform, World, build
+from loaders import Epochs, EvalTransform, TrainTransform, World, build
+from prep.errors import InputError
 
 STEP, FIRST = 25, 5  # between levels of a channel, and the lowest one: ten levels, a decimal digit each
 SAVE_AT, DIE_AT = 7, 9  # batches: the state is saved in the middle of an epoch, and more of it is trained on before

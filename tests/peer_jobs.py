@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from rank_jobs import JOBS, take_place
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train import dist as ours
 from train.dist import join_world
 

@@ -34,7 +34,7 @@ from loaders import (
     order,
     readahead,
 )
-from prep.dataset import write_whole
+from prep.files import write_whole
 from train.dist import from_every_rank
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)

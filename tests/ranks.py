@@ -163,7 +163,7 @@ def run_rank(rank: int, request: dict[str, Any]) -> int:
     """Run a job; the exit status. An InputError is one line, as commands end with."""
     from rank_jobs import JOBS, PeerLostError  # noqa: PLC0415  (the client needs none of it)
 
-    from loaders import InputError  # noqa: PLC0415
+    from prep.errors import InputError  # noqa: PLC0415
 
     group = Path(request["group"])
     for number, path in enumerate((os.devnull, group / f"stdout-{rank}", group / f"stderr-{rank}")):

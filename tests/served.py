@@ -21,7 +21,11 @@ class Exported:
 
 
 def run_here(script: str, *arguments: object) -> None:
-    """Run a command of the checkout in this process; it may end with SystemExit."""
+    """Run a command of the checkout in this process.
+
+    Raises:
+        SystemExit: its status is not 0; `code` is the status or the message.
+    """
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         runpy.run_path(str(CHECKOUT / script), run_name="__main__")

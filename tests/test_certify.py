@@ -16,7 +16,8 @@ from conftest import CHECKOUT, prepare_folder, run_command
 from PIL import Image
 
 from loaders import LoaderConfig, Split, TrainTransform, build_loader
-from prep.dataset import InputError, Options
+from prep.dataset import Options
+from prep.errors import InputError
 
 SCRIPT = CHECKOUT / "benchmarks" / "certify.py"
 NUM_IMAGES, BATCH_SIZE, BUFFER, PIXELS = 1437, 64, 100, 32

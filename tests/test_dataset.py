@@ -10,18 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from loaders import InputError, Split
-from prep.dataset import (
-    SAMPLE_SCHEMA,
-    Manifest,
-    Options,
-    Origin,
-    Shard,
-    encode_samples,
-    sha256_of,
-    sync_folder,
-    write_whole,
-)
+from loaders import Split
+from prep.dataset import SAMPLE_SCHEMA, Manifest, Options, Origin, Shard, encode_samples
+from prep.errors import InputError
+from prep.files import sha256_of, sync_folder, write_whole
 
 MANIFEST = Manifest(
     split="train",

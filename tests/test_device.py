@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from loaders import InputError, device
+from loaders import device
 from loaders.device import has_nvidia_gpu, resolve_device
 from loaders.ranks import PlaceError
+from prep.errors import InputError
 
 DRIVER_LINE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed Feb 26 02:04:57 UTC 2025"
 

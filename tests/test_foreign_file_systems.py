@@ -15,11 +15,12 @@ from no_locks import build_shim, preloading
 from tars import adopt, encode_image, images, one_by_one, tree, write_tar
 from train_runs import Run
 
-from prep import files
+from prep import errors, files
 from prep.adoption import NO_LINKS
 from prep.checks import check, find_layout
-from prep.dataset import InputError, Options
-from prep.files import NO_LOCKS, describe_os_error, hold_lock, replace_file, sync_folder, write_whole
+from prep.dataset import Options
+from prep.errors import InputError, describe_os_error
+from prep.files import NO_LOCKS, hold_lock, replace_file, sync_folder, write_whole
 from train.checkpoint import find_fault
 
 SHARDS = ("--images-per-shard", "20")
@@ -227,7 +228,7 @@ def test_a_file_that_cannot_be_renamed_over_replaces_the_other_one(
     assert tree(tmp_path) == {"old": b"new"}
 
 
-@pytest.mark.parametrize("number", sorted(files.WHAT_TO_DO))
+@pytest.mark.parametrize("number", sorted(errors.ADVICE))
 def test_an_error_of_the_disk_says_where_what_and_what_to_do(number: int) -> None:
     text = describe_os_error(OSError(number, os.strerror(number), "/data/x"))
-    assert text.startswith("/data/x: ") and os.strerror(number)[1:] in text and text.endswith(files.WHAT_TO_DO[number])
+    assert text.startswith("/data/x: ") and os.strerror(number)[1:] in text and text.endswith(errors.ADVICE[number])

@@ -19,7 +19,8 @@ import torch
 from conftest import CHECKOUT, run_command
 from torch import nn
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_model.py"

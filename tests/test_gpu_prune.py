@@ -12,7 +12,7 @@ from conftest import CHECKOUT
 from fat_binaries import MACHINE_CODE, OTHER, PTX, code, entry, fat_binary
 from numpy.random import bit_generator
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run_command
 
-from loaders import InputError
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_suite.py"

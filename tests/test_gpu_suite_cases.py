@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import CHECKOUT, prepare_folder
 
-from loaders import InputError, Split, World
+from loaders import Split, World
 from loaders.plan import Plan
 from prep.dataset import Options
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SMALL = {"split": "train", "device": "cpu", "batch_size": 16, "size": 32, "resize": 36, "repetitions": 3}

@@ -14,10 +14,11 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as torchvision
 
-from loaders import Epochs, EvalTransform, InputError, Sampling, Split, TrainTransform, build, build_loader
-from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD
+from loaders import Epochs, EvalTransform, Sampling, Split, TrainTransform, build, build_loader
 from loaders.order import epoch_order
 from prep.dataset import Options
+from prep.errors import InputError
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 

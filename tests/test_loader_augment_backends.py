@@ -13,7 +13,6 @@ from PIL import Image
 from loaders import (
     AugmentConfig,
     Batch,
-    InputError,
     Loader,
     LoaderConfig,
     Sampling,
@@ -26,6 +25,7 @@ from loaders import (
 from loaders.augment import OPS, Op
 from loaders.augment_pillow import FUNCTIONS, augment
 from loaders.backends import BACKENDS
+from prep.errors import InputError
 
 PLAIN = TrainTransform(size=32)
 RAND = replace(PLAIN, augment=AugmentConfig("rand", probability=1))

@@ -13,7 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from loaders import InputError, LoaderConfig, Split, World, build_loader, dali_graph
+from loaders import LoaderConfig, Split, World, build_loader, dali_graph
 from loaders.augment import AugmentConfig, Op, draw_ops
 from loaders.augment_dali import AFFINE_PARTS, LOWERINGS, augment, augment_arrays
 from loaders.augment_pillow import augment as augment_by_pillow
@@ -22,6 +22,7 @@ from loaders.order import Sampling
 from loaders.plan import Images, Plan, TrainTransform, train_plan
 from loaders.reader import Reader
 from loaders.stats import Counters
+from prep.errors import InputError
 
 SIZE = 224
 NUM_ARGUMENTS = 7

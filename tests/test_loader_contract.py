@@ -9,21 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import (
-    Batch,
-    EvalTransform,
-    InputError,
-    Loader,
-    LoaderConfig,
-    Sampling,
-    Split,
-    TrainTransform,
-    World,
-    build_loader,
-)
+from loaders import Batch, EvalTransform, Loader, LoaderConfig, Sampling, Split, TrainTransform, World, build_loader
 from loaders.backends import BACKENDS
 from loaders.config import default_num_threads
 from loaders.order import epoch_order
+from prep.errors import InputError
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 DECODING = sorted(set(BACKENDS) - {"synthetic"})  # those whose images are the split's

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loaders import EvalTransform, InputError, LoaderConfig, Split, build_loader
+from loaders import EvalTransform, LoaderConfig, Split, build_loader
 from prep.dataset import MANIFEST, SAMPLES
+from prep.errors import InputError
 
 EVAL = EvalTransform(size=24, resize=28)
 

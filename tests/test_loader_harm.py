@@ -17,7 +17,8 @@ import pytest
 from rank_jobs import harm_in_place
 from ranks import HUNG, PEER_LOST, Ended, Ranks
 
-from prep.dataset import MANIFEST, SAMPLES, InputError, Split
+from prep.dataset import MANIFEST, SAMPLES, Split
+from prep.errors import InputError
 
 NUM_TRIALS = int(os.environ.get("PENSTOCK_SOAK_HARM", "12"))
 TARS = ("validation-000000.tar", "validation-000001.tar")

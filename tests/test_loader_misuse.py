@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from loaders import AugmentConfig, Epochs, EvalTransform, InputError, TrainTransform, build
+from loaders import AugmentConfig, Epochs, EvalTransform, TrainTransform, build
+from prep.errors import InputError
 
 TRAIN = TrainTransform(size=16)
 Build = Callable[..., Epochs]

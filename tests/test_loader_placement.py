@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from pretend_gpu import GPU, FakeEvent, FakeStream, PretendGpu, pretend
 from tuned_files import tuned_record, write_tuned
 
-from loaders import AugmentConfig, EvalTransform, InputError, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import AugmentConfig, EvalTransform, LoaderConfig, Split, TrainTransform, World, build_loader
 from loaders import loader as loader_module
 from loaders.batch import MOST_AHEAD, InUse, Ready
 from loaders.loader import large_image
 from loaders.placement import CPU_SECONDS_PER_IMAGE, MIN_CORES_FOR_CPU, choose_placement
 from loaders.stats import Counters
+from prep.errors import InputError
 
 TRANSFORMS = [TrainTransform(32), EvalTransform(32, 36), TrainTransform(32, augment=AugmentConfig("rand"))]
 TWO = World(1, 2, 1, 2, torch.device("cuda", 1))

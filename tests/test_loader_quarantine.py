@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders import Batch, EvalTransform, InputError, Loader, LoaderConfig, Split, TrainTransform, build_loader
+from loaders import Batch, EvalTransform, Loader, LoaderConfig, Split, TrainTransform, build_loader
 from loaders.blame import DecodeError, blame, explain_shortage
 from loaders.order import Sampling, epoch_order, find_substitute
 from loaders.plan import Images, eval_plan, train_plan
+from prep.errors import InputError
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 DAMAGED = [17, 200, 201, 359]  # of 360; batches are begun while earlier ones are being consumed

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loaders import EvalTransform, InputError, Loader, Split, TrainTransform, build_loader
+from loaders import EvalTransform, Loader, Split, TrainTransform, build_loader
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
 from loaders.stats import Counters
+from prep.errors import InputError
 
 BATCH_SIZE = 32
 

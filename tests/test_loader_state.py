@@ -12,22 +12,12 @@ import pytest
 import torch
 from conftest import run_command
 
-from loaders import (
-    Batch,
-    EvalTransform,
-    InputError,
-    Loader,
-    LoaderConfig,
-    Sampling,
-    Split,
-    TrainTransform,
-    World,
-    build_loader,
-)
+from loaders import Batch, EvalTransform, Loader, LoaderConfig, Sampling, Split, TrainTransform, World, build_loader
 from loaders import loader as loader_module
 from loaders.backends import BACKENDS
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
+from prep.errors import InputError
 
 TRAIN = TrainTransform(size=24)
 NUM_KEPT = 8

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders import InputError, LoaderConfig, Sampling, Split, TrainTransform, World, build_loader, select
+from loaders import LoaderConfig, Sampling, Split, TrainTransform, World, build_loader, select
 from loaders.order import BLOCK_IMAGES, GROUP_BLOCKS, epoch_order
 from loaders.plan import size_at, sizes
 from loaders.readahead import WINDOW_IMAGES, ReadAhead, merge_runs
 from loaders.subset import find_classes
+from prep.errors import InputError
 from train.recipe import RECIPES
 
 BLOCKS = Sampling(order="blocks")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run_command
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "peers.py"

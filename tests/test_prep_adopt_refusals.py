@@ -12,7 +12,8 @@ from PIL import Image
 from tars import Members, adopt, encode_image, images, ledger, state, tree, write_tar
 
 from prep.adoption import read_class_names
-from prep.dataset import REJECTED, InputError, Split
+from prep.dataset import REJECTED, Split
+from prep.errors import InputError
 from prep.ledger import PROGRESSIVE
 
 JPEG, CMYK, PNG = encode_image(), encode_image("CMYK"), encode_image("RGB", "PNG")

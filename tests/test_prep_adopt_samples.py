@@ -16,7 +16,8 @@ from tars import Members, adopt, encode_image, ledger, one_by_one, tar_bytes, wr
 
 from prep.adoption import Adoption, adopt_split
 from prep.checks import check, find_layout
-from prep.dataset import REJECTED, InputError, Split
+from prep.dataset import REJECTED, Split
+from prep.errors import InputError
 from prep.images import UnusableImageError
 from prep.store import LocalStore
 from prep.tar_reader import Component, TarSample

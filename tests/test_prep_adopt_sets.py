@@ -18,7 +18,8 @@ from tars import adopt, encode_image, images, one_by_one, tar_bytes, tree, write
 
 from prep.adopt import parse_arguments
 from prep.adoption import Adoption, adopt_split
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 from prep.store import LocalStore
 from prep.tar_sets import find_tars
 

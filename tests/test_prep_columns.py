@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_command
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.source import Reading, Source
 

@@ -10,7 +10,8 @@ from conftest import prepare_folder, run_command
 from PIL import Image
 
 from prep import store
-from prep.dataset import InputError, Options, Split
+from prep.dataset import Options, Split
+from prep.errors import InputError
 from prep.folder_tree import list_folder
 from prep.image_folder import open_image_folder
 from prep.source import Reading

@@ -25,8 +25,7 @@ from hostile import encode, photo
 import prep.adopt
 import prep.shard
 import prep.verify
-from prep.command import run
-from prep.dataset import InputError
+from prep.errors import InputError, run
 from prep.pools import Pool
 from prep.resolve import open_source
 from prep.source import Reading
@@ -66,9 +65,12 @@ def _run(module: Any, *arguments: object) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", ["prep", *map(str, arguments)])
         patch.setattr(module, "local_pool", _serial_pool)
-        with redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit) as ended:
-            run(module.main)
-    code = ended.value.code
+        code: object = 0
+        with redirect_stderr(io.StringIO()) as errors:
+            try:
+                run(module.main)
+            except SystemExit as ended:
+                code = ended.code
     if isinstance(code, str):
         return 1, out.getvalue(), f"{errors.getvalue()}{code}\n"
     return code or 0, out.getvalue(), errors.getvalue()

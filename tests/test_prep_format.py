@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tars import composite_sha256
 
-from prep.dataset import InputError, Split
+from prep.dataset import Split
 from prep.direct_file import DirectFile
+from prep.errors import InputError
 from prep.tar import TarWriter, member_header
 
 SPLITS = {"train": 1437, "validation": 360}

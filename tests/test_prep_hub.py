@@ -17,7 +17,7 @@ from conftest import run_command
 from hub_server import COMMIT, Hub, run_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.hugging_face import open_dataset
 from prep.listing import explain_hub
 from prep.parquet import ParquetRows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.source import Item, Reading, Source
 

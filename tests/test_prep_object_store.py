@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from swift_server import SECRET, SwiftServer, swift_server
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.object_store import ATTEMPTS, ObjectStore, open_object_store
 from prep.store import open_store
 

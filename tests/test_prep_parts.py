@@ -14,7 +14,7 @@ from conftest import run_command
 from datasets.data_files import DataFilesDict, get_data_patterns
 
 from prep.completeness import check_parts
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.source import Reading, Source
 

@@ -94,7 +94,7 @@ def test_a_count_below_one_is_refused(
     with pytest.raises(SystemExit) as exit_status:
         runpy.run_path(str(CHECKOUT / "prep" / "shard.py"), run_name="__main__")
     assert exit_status.value.code == 2
-    assert f"argument {option}: {value} is no number of 1 or more" in capfd.readouterr().err
+    assert f"argument {option}: must be a whole number of at least 1, got {value}" in capfd.readouterr().err
 
 
 def _truncate(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.hugging_face import open_dataset
 from prep.parquet import ParquetRows
 from prep.shards import sample_key

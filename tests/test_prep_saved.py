@@ -15,7 +15,7 @@ from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.saved_dataset import ArrowRows, open_saved_dataset
 from prep.source import Item, Reading

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.folder_tree import list_folder
 from prep.image_folder import open_image_folder
 from prep.resolve import open_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.shard import parse_arguments, read_wishes
 from prep.source import Source

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.resolve import open_source
 from prep.source import Reading, Source
 

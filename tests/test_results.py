@@ -11,7 +11,7 @@ import pytest
 import recorded
 from conftest import CHECKOUT, run_command
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "results.py"

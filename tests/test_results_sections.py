@@ -9,7 +9,7 @@ import pytest
 import recorded
 from conftest import CHECKOUT
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 

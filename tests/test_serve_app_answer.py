@@ -12,6 +12,7 @@ from conftest import CHECKOUT, run_command
 from PIL import Image
 from served import Exported
 
+from prep.errors import InputError
 from serve.app_answer import Answer, Guess, answer, prepare, show_view
 from serve.app_examples import draw_examples, list_examples
 from serve.app_page import color_map, format_share, write_answer, write_chooser, write_head, write_refusal
@@ -21,7 +22,6 @@ from serve.cam import GradCam
 from serve.images import open_images
 from serve.judge import judge
 from serve.preprocess import Preprocessing, show_crop, to_tensor
-from serve.refusal import InputError
 from serve.source import decode
 from serve.weights import build
 

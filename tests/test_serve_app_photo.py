@@ -12,8 +12,8 @@ from app_visitors import encode, make_bomb
 from conftest import CHECKOUT
 from PIL import Image
 
+from prep.errors import InputError
 from serve.app_photo import open_photo
-from serve.refusal import InputError
 
 ORIENTATION = 0x0112  # of EXIF
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

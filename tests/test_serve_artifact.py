@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from served import Exported
 
+from prep.errors import InputError
 from serve.artifact import load_artifact, load_bare
 from serve.preprocess import Preprocessing
-from serve.refusal import InputError
 
 pytest_plugins = ["serve_fixtures"]
 

@@ -11,8 +11,8 @@ from evaluations import one_thread
 from torch import nn
 from torch.nn import functional
 
+from prep.errors import InputError
 from serve.cam import GradCam, find_stage
-from serve.refusal import InputError
 
 SIDE, HALF, NUM_KINDS = 96, 48, 4
 NUM_SEEDS = int(os.environ.get("PENSTOCK_SOAK_QUADRANTS", "1"))

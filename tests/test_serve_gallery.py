@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from served import Exported, run_here
 
+from prep.errors import InputError
 from serve.choose import Choice, choose, find_class
 from serve.gallery import GAP, TILE, WIDTH, Caption, Row, draw_gallery
 from serve.images import open_images
 from serve.judge import Verdict
-from serve.refusal import InputError
 
 pytest_plugins = ["serve_fixtures"]
 
@@ -31,14 +31,14 @@ def gallery(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     def run(*flags: object, weights: Path = exported.artifact, images: Path = exported.data / "validation") -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        try:
             run_here(
                 "serve/gradcam_viz.py",
                 *("--checkpoint_path", weights, "--validation_img_path", images),
                 *("--output_path", tmp_path / "out" / "gallery.png", *flags),
             )
-        if ended.value.code != 0:
-            raise InputError(str(ended.value.code))
+        except SystemExit as ended:
+            raise InputError(str(ended.code)) from None
         return "\n".join(capsys.readouterr())
 
     return run

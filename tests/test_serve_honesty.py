@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from prep.errors import InputError
 from serve.artifact import Recorded
 from serve.honesty import Count, find_doubts
-from serve.refusal import InputError
 
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 1), (1, 1), (0, 360), (360, 360), (37, 360), (38_000, 50_000)])

@@ -9,8 +9,8 @@ from PIL import Image
 from tars import adopt, encode_image, images, write_tar
 
 from prep.dataset import Split
+from prep.errors import InputError
 from serve.images import open_images
-from serve.refusal import InputError
 from serve.source import Source
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

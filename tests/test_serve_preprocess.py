@@ -13,13 +13,12 @@ from served import Exported
 from loaders import EvalTransform, LoaderConfig, build_loader
 from loaders.normalize import Normalize
 from prep.dataset import Split
+from prep.errors import InputError
 from serve.artifact import load_artifact
 from serve.images import open_images
 from serve.judge import judge
-from serve.preprocess import Preprocessing, draw_pattern, show_crop, to_tensor
-from serve.refusal import InputError
+from serve.preprocess import Preprocessing, show_crop, to_tensor
 from serve.source import decode
-from train.artifact import draw_pattern as draw_recorded
 
 pytest_plugins = ["serve_fixtures"]
 
@@ -61,10 +60,6 @@ def test_any_picture_becomes_a_square(size: tuple[int, int], mode: str) -> None:
     crop = show_crop(Image.new(mode, size), Preprocessing(20, 16))
     assert (crop.size, crop.mode) == ((16, 16), "RGB")
     assert to_tensor(crop, Preprocessing(20, 16)).shape == (3, 16, 16)
-
-
-def test_the_generated_image_is_the_recorded_one() -> None:
-    assert draw_pattern(16).tobytes() == draw_recorded(16).tobytes()
 
 
 def test_preprocessing_that_cannot_be_is_refused() -> None:

@@ -18,10 +18,12 @@ LOAD = """
 import sys, timm, torch
 from pathlib import Path
 from serve.artifact import load_artifact
-from serve.preprocess import draw_pattern, to_tensor
+from PIL import Image
+from prep.preprocess import draw_pattern
+from serve.preprocess import to_tensor
 served = load_artifact(Path(sys.argv[2]))
 theirs = timm.create_model(f"hf-hub:{sys.argv[1]}", pretrained=True).eval()
-image_BCHW = to_tensor(draw_pattern(served.preprocessing.crop), served.preprocessing)[None]
+image_BCHW = to_tensor(Image.fromarray(draw_pattern(served.preprocessing.crop)), served.preprocessing)[None]
 with torch.inference_mode():
     print(torch.equal(theirs(image_BCHW), served.model(image_BCHW)))
 """
@@ -29,7 +31,7 @@ PUSH = """
 import sys
 from pathlib import Path
 from serve.hub import check_push, push
-from serve.refusal import run
+from prep.errors import run
 def main():
     check_push(sys.argv[1])
     print(push(Path(sys.argv[2]), sys.argv[1], sys.argv[3], ("*",)))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run_command
 
-from prep.dataset import InputError, Split
+from prep.dataset import Split
+from prep.errors import InputError
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 SCRIPT = BENCHMARKS / "sweeps.py"

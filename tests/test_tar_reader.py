@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tars import composite_sha256, tar_bytes, write_shards, write_tar
 from webdataset.compat import WebDataset
 
-from prep.dataset import InputError
+from prep.errors import InputError
 from prep.tar import dali_index
 from prep.tar_reader import TarSample, TarStream, read_samples
 

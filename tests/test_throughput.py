@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run_command
 
-from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import LoaderConfig, Split, TrainTransform, World, build_loader
+from prep.errors import InputError
 
 SCRIPT = CHECKOUT / "benchmarks" / "throughput.py"
 QUICK = ("--device", "cpu", "--seconds", "0.05", "--batch-size", "16")

@@ -20,11 +20,12 @@ import torch
 from conftest import CHECKOUT
 from ranks import Ranks
 
-from loaders import InputError, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import Loader, LoaderConfig, Split, TrainTransform, World, build_loader
 from loaders.backend import BackendSpec, Pixels
 from loaders.backends import find_backend
 from loaders.order import Sampling
 from loaders.placement import choose_placement
+from prep.errors import InputError
 
 ON_GPU = LoaderConfig(placement="gpu", decode="full")
 SMALL = ("--device", "cpu", "--batch-size", "16", "--size", "32", "--model", "test_resnet", "--amp", "none")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from train_runs import small_state
 
-from loaders import InputError
+from prep.errors import InputError
 from train.checkpoint import (
     EMA,
     META,

@@ -9,7 +9,8 @@ from conftest import run_command
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from loaders import EvalTransform, InputError, TrainTransform, World
+from loaders import EvalTransform, TrainTransform, World
+from prep.errors import InputError
 from train.curves import draw, read_metrics
 from train.fit import fit
 from train.recipe import demo

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 from train_runs import PATIENCE, assert_ended, free_port
 
-from loaders import Batch, EvalTransform, InputError
-from train.calibration import expected_error, sort_into_bins
+from loaders import Batch, EvalTransform
+from prep.calibration import expected_calibration_error, sort_into_bins
+from prep.errors import InputError
 from train.evaluate import choose_transform, make_folder
 from train.model import build_model
 from train.restore import find_checkpoint, restore
@@ -56,8 +57,8 @@ def test_calibration_by_hand() -> None:
     bins = sort_into_bins(confidences, np.array([True, True, False, True, False]))
     assert [(n, each.num_images) for n, each in enumerate(bins) if each.num_images] == [(0, 1), (1, 1), (7, 2), (14, 1)]
     # float32 rounds 1/15 up, into the second bin; in the eighth one of two is right at 0.51 on average
-    assert expected_error(bins) == pytest.approx(100 * ((1 - 1 / 15) + 2 * 0.01) / 5, rel=1e-5)
-    assert expected_error(sort_into_bins(confidences[:0], np.array([], bool))) == 0
+    assert expected_calibration_error(bins) == pytest.approx(100 * ((1 - 1 / 15) + 2 * 0.01) / 5, rel=1e-5)
+    assert expected_calibration_error(sort_into_bins(confidences[:0], np.array([], bool))) == 0
 
 
 def _batch(labels: list[int], valid: list[bool], damaged: list[bool] | None = None) -> Batch:

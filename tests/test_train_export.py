@@ -28,7 +28,8 @@ from torch import nn
 from loaders import EvalTransform, LoaderConfig, build_loader
 from loaders.normalize import Normalize
 from prep.dataset import Manifest, Split
-from train.artifact import crop_share, describe_for_timm, draw_pattern
+from prep.preprocess import draw_pattern
+from train.artifact import crop_share, describe_for_timm
 from train.checkpoint import EMA, read_meta
 from train.config import Recipe
 from train.measured import FILES

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from loaders import Batch, InputError, Sampling, Split, World, build_loader
+from loaders import Batch, Sampling, Split, World, build_loader
+from prep.errors import InputError
 from train.config import Recipe
 from train.erase import EraseConfig
 from train.guard import Guard, NotFiniteError

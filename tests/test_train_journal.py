@@ -11,8 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train_guard import build_step, small
 
-from loaders import EvalTransform, InputError, Split, World, build_loader
+from loaders import EvalTransform, Split, World, build_loader
 from loaders.normalize import Normalize
+from prep.errors import InputError
 from train.config import Recipe
 from train.journal import Journal
 from train.pictures import NUM_PICTURES, show_mistakes

@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import nn
 
-from loaders import EvalTransform, InputError, TrainTransform, World
-from serve.refusal import InputError as ServeError
+from loaders import EvalTransform, TrainTransform, World
+from prep.errors import InputError
+from prep.errors import InputError as ServeError
 from serve.weights import build, build_for_size
 from train.model import ModelConfig, Sizes, build_model, check_name, size_options
 from train.recipe import demo, fast_16

@@ -14,7 +14,8 @@ import pytest
 import torch
 from timm.optim import list_optimizers
 
-from loaders import Batch, InputError, World
+from loaders import Batch, World
+from prep.errors import InputError
 from train.arguments import parse_command
 from train.checkpoint import load_checkpoint, take_snapshot, write_checkpoint
 from train.config import Recipe, complete, first_difference

@@ -11,7 +11,8 @@ from ranks import Ended, Ranks
 from train_runs import PATIENCE, free_port
 
 import train.dist
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train.dist import Board, PeerLostError, PeerWatch, name_lost_peer
 
 LOST = "another process ended, so this one cannot go on"

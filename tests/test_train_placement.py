@@ -14,8 +14,9 @@ from evaluations import evaluate
 from ranks import Ranks
 from train_runs import PATIENCE, Run, assert_ended, start
 
-from loaders import InputError, LoaderConfig, Split, Stats, TrainTransform, World, build_loader
+from loaders import LoaderConfig, Split, Stats, TrainTransform, World, build_loader
 from loaders.placement import choose_placement
+from prep.errors import InputError
 from train import tuned
 from train.checkpoint import read_meta
 from train.starvation import advise

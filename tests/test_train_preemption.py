@@ -25,9 +25,9 @@ from train_runs import (
     torchrun,
 )
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError, print_or_discard
 from train.checkpoint import read_meta
-from train.command import speak
 from train.launcher import is_orphan, watch_launcher
 from train.preemption import LEFT_EARLY, Notices, Reason
 
@@ -169,8 +169,8 @@ def test_a_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
     os.close(reader)
     with os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
-        speak("lost")
-        speak("lost, too")  # and what is still in the buffer does not fail when it is closed
+        print_or_discard("lost")
+        print_or_discard("lost, too")  # and what is still in the buffer does not fail when it is closed
 
 
 def test_a_process_whose_torchrun_ended_before_it_looked_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import CHECKOUT, run_command
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train.arguments import parse_command
 from train.fit import fit
 from train.recipe import demo

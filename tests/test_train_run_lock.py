@@ -13,7 +13,8 @@ from conftest import run_command
 from ranks import Ranks
 from train_runs import SAVE_OFTEN, Run, assert_ended, assert_same_end, await_that, count_logs, finish, start
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train import run_lock
 from train.curves import read_metrics
 from train.restore import find_checkpoint

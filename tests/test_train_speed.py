@@ -12,7 +12,8 @@ import pytest
 import torch
 from test_train_guard import build_step, random_batch, small, tensors
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train.config import Recipe
 from train.model import build_model
 from train.optim import build_optimizer

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from train_runs import Run, assert_same_end
 
-from loaders import EvalTransform, InputError, TrainTransform, World
+from loaders import EvalTransform, TrainTransform, World
+from prep.errors import InputError
 from train import fit as trainer
 from train.checkpoint import EMA, MODEL, list_checkpoints, newest_whole, read_meta
 from train.config import Recipe

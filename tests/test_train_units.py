@@ -16,8 +16,9 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from loaders import Batch, World
-from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from loaders.normalize import Normalize
 from loaders.plan import size_at
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from train.config import Recipe, first_difference
 from train.fit import due
 from train.model import ModelConfig, build_model

@@ -23,9 +23,10 @@ from ranks import Ranks
 from tuned_files import SETTINGS as SETTINGS_OF_A_FILE
 from tuned_files import write_tuned
 
-from loaders import InputError, LoaderConfig, Split, World, build
+from loaders import LoaderConfig, Split, World, build
 from loaders.placement import choose_placement
 from loaders.tuned import SETTINGS, read_tuned, settle
+from prep.errors import InputError
 
 START = LoaderConfig(placement="cpu", decode="roi")  # what the defaults mean on a CPU
 MINUTES = 0.02  # the least that a search can do takes longer

@@ -14,9 +14,10 @@ from conftest import CHECKOUT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders import InputError, LoaderConfig, World
+from loaders import LoaderConfig, World
 from loaders.config import share_cores
 from loaders.placement import choose_placement
+from prep.errors import InputError
 
 Rate = Callable[[LoaderConfig], float]  # images/s of a made-up machine
 START = LoaderConfig(placement="cpu", decode="roi")

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tuned_files import SETTINGS, tuned_record, write_tuned
 
-from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build, build_loader
+from loaders import LoaderConfig, Split, TrainTransform, World, build, build_loader
 from loaders.config import MOST_THREADS
 from loaders.tuned import settle
+from prep.errors import InputError
 
 TRAIN = TrainTransform(size=24)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,8 @@ from pathlib import Path
 from conftest import CHECKOUT
 from rank_jobs import JOBS, take_place
 
-from loaders import InputError, Loader, LoaderConfig, Split, TrainTransform, build_loader
+from loaders import Loader, LoaderConfig, Split, TrainTransform, build_loader
+from prep.errors import InputError
 from train.dist import join_world
 
 

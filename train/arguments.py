@@ -1,6 +1,6 @@
 """The command line of `train/main.py`, typed and generated from the recipe's dataclasses.
 
-Apart from `train/command.py` because it alone needs tyro, which the other commands run without.
+In a file of its own because it alone needs tyro, which the other commands run without.
 """
 
 import dataclasses
@@ -12,11 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from loaders import InputError
-from train.command import DEFAULT_RECIPE
+from prep.errors import InputError
 from train.config import Recipe, RunConfig
 from train.optim import OPTIONAL, OptimConfig, describe_unused, find_unused, own_lr
-from train.recipe import RECIPES
+from train.recipe import DEFAULT_RECIPE, RECIPES
 
 # `from` is a keyword of Python, so the field has another name than its flag. Named here, since train/config.py is
 # also used without tyro.

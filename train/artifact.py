@@ -4,18 +4,17 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from loaders import EvalTransform
 from loaders.normalize import Normalize
+from prep.preprocess import PATTERN, draw_pattern
 from train.config import Recipe
 from train.model import size_options
 from train.provenance import Provenance
 
 FORMAT = 1
-PATTERN = "uint8 RGB of the model's size, neither resized nor cropped: (3 * row + 5 * column + 85 * channel) % 256"
 STRUCTURE = ("architecture", "first_conv", "classifier", "fixed_input_size")  # facts of a network, whatever its weights
 
 
@@ -74,9 +73,3 @@ def golden_logits(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     images_BCHW = Normalize(recipe.model.mean, recipe.model.std)(pixels_HWC.permute(2, 0, 1)[None])
     with torch.inference_mode():
         return model(images_BCHW.contiguous())[0]
-
-
-def draw_pattern(size: int) -> np.ndarray:
-    """The generated image, uint8 [size, size, 3], as PATTERN says."""
-    row, column, channel = np.ogrid[:size, :size, :3]
-    return ((3 * row + 5 * column + 85 * channel) % 256).astype(np.uint8)

@@ -4,7 +4,6 @@ step_0000012800/    the clock: images seen
   model.safetensors  ema.safetensors  optimizer.pt (weights_only)  meta.json (recipe, metrics, versions, digests)
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from loaders import InputError
-from prep.dataset import sync_file, sync_folder, write_whole
+from prep.errors import InputError
+from prep.files import sha256_of_file, write_folder, write_whole
 
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
@@ -84,20 +83,12 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) ->
     if final.exists() and not find_fault(final):
         write_whole(final / META, _describe(snapshot, facts, read_meta(final)["files"]))
         return final
-    partial = folder / f"{PARTIAL}{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_contiguous(snapshot.model), partial / MODEL)
-    save_file(_contiguous(snapshot.ema), partial / EMA)
-    torch.save(snapshot.optimizer, partial / OPTIMIZER)
-    digests = {name: _sha256(partial / name) for name in (MODEL, EMA, OPTIMIZER)}
-    (partial / META).write_bytes(_describe(snapshot, facts, digests))
-    for path in partial.iterdir():
-        _sync_file(path)
-    sync_folder(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    sync_folder(folder)
+    with write_folder(final, folder / f"{PARTIAL}{final.name}") as partial:
+        save_file(_contiguous(snapshot.model), partial / MODEL)
+        save_file(_contiguous(snapshot.ema), partial / EMA)
+        torch.save(snapshot.optimizer, partial / OPTIMIZER)
+        digests = {name: sha256_of_file(partial / name) for name in (MODEL, EMA, OPTIMIZER)}
+        (partial / META).write_bytes(_describe(snapshot, facts, digests))
     return final
 
 
@@ -154,7 +145,7 @@ def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, if anything."""
     try:
         files = read_meta(path)["files"]
-        changed = [name for name, digest in files.items() if _sha256(path / name) != digest]
+        changed = [name for name, digest in files.items() if sha256_of_file(path / name) != digest]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{META}: {error}"
     return f"{changed[0]} changed after it was saved" if changed else None
@@ -203,16 +194,6 @@ def _copy(value: Any) -> Any:
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        sync_file(file.fileno(), path)
 
 
 def describe_versions(*more_packages: str) -> dict[str, str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loaders import EvalTransform, InputError, LoaderConfig, OrderKind, TrainTransform
+from loaders import EvalTransform, LoaderConfig, OrderKind, TrainTransform
 from loaders.plan import sizes
+from prep.errors import InputError
 from train.erase import EraseConfig
 from train.mix import MixConfig
 from train.model import ModelConfig, Sizes

@@ -7,8 +7,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from prep.dataset import InputError
-from train.json_lines import read_json_lines
+from prep.errors import InputError
+from prep.json_lines import read_json_lines
 from train.run_folder import METRICS
 
 mpl.use("Agg")

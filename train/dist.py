@@ -19,11 +19,11 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from loaders import InputError, World
-from loaders.blame import DecodeError, MemoryShortageError, explain_shortage
+from loaders import World
+from loaders.blame import explain_shortage
 from loaders.device import join_environment
 from loaders.ranks import PlaceError
-from loaders.reader import ShardError
+from prep.errors import InputError, RankError
 
 # A process of an NCCL world is lost when it has given no sign of life for LOST_SECONDS (`PeerWatch`), whatever the
 # others are doing. It gives one every SIGN_SECONDS from a thread of its own, also while it compiles or reads.
@@ -40,11 +40,15 @@ OWN_NCCL_FAULTS = ("ncclUnhandledCudaError", "ncclInvalidArgument", "ncclInvalid
 NCCL_LOSSES = ("NCCL error", "NCCL communicator was aborted", "Watchdog caught collective operation timeout")
 
 
-class PeerLostError(InputError):
+class PeerLostError(RankError):
     """Another process ended in the middle of a run, and with it the connection to it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"another process ended, so this one cannot go on ({reason})")
+
+    def describe(self, rank: int) -> str:
+        """Return the line with which this process ends: not an error of its own."""
+        return f"rank {rank}: {self}"
 
 
 @contextmanager
@@ -100,18 +104,6 @@ def name_lost_peer(error: BaseException) -> BaseException:
     return PeerLostError(text.splitlines()[0].partition(". ")[0])
 
 
-def describe_error(error: InputError, rank: int) -> str | None:
-    """Return the line with which a process ends; None where rank 0 says the same.
-
-    What every rank finds wrong alike rank 0 tells; what one rank alone finds wrong it tells itself.
-    """
-    if isinstance(error, PeerLostError):
-        return f"rank {rank}: {error}"
-    if rank == 0 or isinstance(error, DecodeError | MemoryShortageError | PlaceError | ShardError):
-        return f"error: {f'rank {rank}: ' if rank else ''}{error}"
-    return None
-
-
 def end_process(error: BaseException, rank: int) -> NoReturn:
     """Print what ended a run in an NCCL world, and end this process at once with status 1.
 
@@ -124,7 +116,7 @@ def end_process(error: BaseException, rank: int) -> NoReturn:
     with suppress(OSError):  # of a pipe whose reader has gone
         if not isinstance(error, InputError):
             traceback.print_exception(error)
-        elif line := describe_error(error, rank):
+        elif line := error.describe(rank):
             print(line, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()

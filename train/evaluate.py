@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loaders import EvalTransform, InputError, LoaderConfig, Split, World, build_loader, select
+from loaders import EvalTransform, LoaderConfig, Split, World, build_loader, select
 from loaders.backends import BACKENDS
 from loaders.normalize import Normalize
 from loaders.placement import Choice
-from train.calibration import expected_error
+from prep.calibration import expected_calibration_error
+from prep.errors import InputError, run
 from train.checkpoint import read_meta
-from train.command import run
 from train.config import Recipe
 from train.dist import join_world
 from train.launcher import watch_launcher
@@ -126,7 +126,8 @@ def describe(recipe: Recipe, split: Split, arguments: argparse.Namespace, world:
 def summarise(outcomes: Mapping[str, Outcomes]) -> dict[str, dict[str, float]]:
     """The figures of each model."""
     return {
-        name: {**each.scores().to_dict(), "ece_percent": expected_error(each.bins())} for name, each in outcomes.items()
+        name: {**each.scores().to_dict(), "ece_percent": expected_calibration_error(each.bins())}
+        for name, each in outcomes.items()
     }
 
 

@@ -7,9 +7,7 @@ CHECKPOINT is a run folder (its newest whole checkpoint is taken) or one checkpo
 """
 
 import argparse
-import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import timm
@@ -18,12 +16,11 @@ from safetensors import safe_open
 from timm.models import get_pretrained_cfg, save_for_hf
 from torch import nn
 
-from loaders import InputError
-from prep.dataset import sync_file, sync_folder
+from prep.errors import InputError, run
+from prep.files import sha256_of_file, write_folder
 from train.artifact import describe_for_servers, describe_for_timm, golden_logits
 from train.card import write_card
 from train.checkpoint import read_meta
-from train.command import run
 from train.config import Recipe
 from train.measured import FILES
 from train.provenance import Provenance, trace
@@ -98,24 +95,15 @@ def check_finite(model: nn.Module, path: Path) -> None:
 
 def write_export(out: Path, model: nn.Module, facts: Provenance) -> None:
     """Write all files beside `out`, see that timm loads them, and give the folder its name."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     model.pretrained_cfg = describe_for_timm(model, facts.recipe)  # pyright: ignore[reportArgumentType]
     names = {"label_names": list(facts.class_names)} if facts.class_names else {}
-    save_for_hf(model, str(partial), model_config=names, safe_serialization=True)
-    (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
-    check_loads(partial, model, facts.recipe)
-    digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
-    artifact = describe_for_servers(model, facts, digest)
-    (partial / ARTIFACT).write_text(json.dumps(artifact, indent=1) + "\n")
-    (partial / CARD).write_text(write_card(facts))
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            sync_file(file.fileno(), path)
-    sync_folder(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    sync_folder(out.parent)
+    with write_folder(out) as partial:
+        save_for_hf(model, str(partial), model_config=names, safe_serialization=True)
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable by its owner alone
+        check_loads(partial, model, facts.recipe)
+        artifact = describe_for_servers(model, facts, sha256_of_file(partial / WEIGHTS))
+        (partial / ARTIFACT).write_text(json.dumps(artifact, indent=1) + "\n")
+        (partial / CARD).write_text(write_card(facts))
 
 
 def check_loads(folder: Path, model: nn.Module, recipe: Recipe) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from loaders import Batch, InputError, Loader, Sampling, Split, World, build_loader, select
+from loaders import Batch, Loader, Sampling, Split, World, build_loader, select
 from loaders.placement import Choice
 from loaders.subset import Subset
-from prep.dataset import write_whole
+from prep.errors import InputError
+from prep.files import write_whole
 from train.checkpoint import TrainState, load_checkpoint
 from train.config import Recipe
 from train.dist import from_every_rank, meet

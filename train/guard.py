@@ -7,7 +7,8 @@ them. All of it happens on the device: nothing here waits for it but `check`.
 import torch
 from torch import nn
 
-from loaders import InputError, World
+from loaders import World
+from prep.errors import InputError
 from train.dist import from_every_rank
 
 

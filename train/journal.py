@@ -19,11 +19,11 @@ from torchvision.utils import make_grid
 
 from loaders import World
 from loaders.placement import Choice
-from prep.dataset import write_whole
+from prep.errors import print_or_discard
+from prep.files import write_whole
+from prep.json_lines import cut_to_whole_lines, read_json_lines
 from train.checkpoint import describe_commit, describe_versions
-from train.command import speak
 from train.config import Recipe
-from train.json_lines import cut_to_whole_lines, read_json_lines
 from train.run_folder import METRICS, STARTS, TENSORBOARD
 from train.start import Start
 
@@ -74,7 +74,7 @@ class Journal:
     def say(self, text: str) -> None:
         """A line for the person watching."""
         if self.speaks:
-            speak(text)
+            print_or_discard(text)
 
     def sync(self) -> None:
         """Wait until the metrics are on disk, on file systems that can do so."""

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from loaders import InputError
+from prep.errors import InputError
 
 LOOK_SECONDS = 0.5
 LAUNCHERS = ("python", "torch", "accelerate")  # in the command line of torchrun, however it was started

@@ -8,8 +8,8 @@ import json
 import sys
 
 from loaders.device import join_environment
+from prep.errors import run
 from train.arguments import Command, parse_command
-from train.command import run
 from train.config import Recipe
 from train.dist import join_world
 from train.fit import fit

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loaders import InputError
+from prep.errors import InputError
 from train.checkpoint import EMA, MODEL
 from train.config import Recipe
 from train.validate import Hits

@@ -15,8 +15,8 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from loaders import InputError
-from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Channels
+from prep.errors import InputError
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 TRIED_CLASSES = 7  # of networks that are only tried
 SIZE_STEPS = (16, 28, 32)  # pixels: patches and windows of most networks divide multiples of one of these

@@ -16,7 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
 from torch import nn
 
-from loaders import InputError
+from prep.errors import InputError
 
 LR_BATCH_SIZE = 256  # learning rates are given for this batch, and scale linearly (Goyal et al., arXiv 1706.02677)
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from loaders import InputError
+from prep.errors import InputError
 from train.checkpoint import EMA, MODEL, OPTIMIZER, TrainState, read_meta
 from train.config import Recipe
 from train.restore import find_checkpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.calibration import Bin, sort_into_bins
+from prep.calibration import Bin, sort_into_bins
 from train.validate import NUM_FACTS, NUM_VERDICTS, PADDING, Scores
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from loaders import World
-from prep.dataset import write_whole
+from prep.files import write_whole
 from train.config import SpotKind
 from train.dist import Agreement
 from train.run_folder import CONTINUE

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loaders import InputError
 from loaders.subset import find_classes
 from prep.dataset import MANIFEST, Manifest, Origin, read_manifest
+from prep.errors import InputError
 from train.config import DataConfig, Recipe
 from train.measured import Accuracy, Which, read_metrics, read_scores
 

@@ -14,6 +14,8 @@ from train.mix import MixConfig
 from train.model import ModelConfig
 from train.optim import OptimConfig
 
+DEFAULT_RECIPE = "seed_113"
+
 
 def seed_113() -> Recipe:
     """ResNet-50D on ImageNet-1k, the plain recipe: 113 epochs at 224 px, batch 256 (4 GPUs x 64).

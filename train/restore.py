@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loaders import InputError
+from prep.errors import InputError
 from train.checkpoint import META, find_fault, load_weights, newest_whole
 from train.config import Recipe
 from train.model import build_model

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from loaders import InputError, World
-from train.command import speak
+from loaders import World
+from prep.errors import InputError, print_or_discard
 from train.run_folder import HOLDER, LOCK
 from train.tuned import resolve_on_rank_0
 
@@ -172,7 +172,9 @@ class RunLock:
             return
         if self.has_flock and holder.shares_kernel(self.holder):  # in another container: the kernel knows
             return
-        speak(f"{self.run_dir} was last held by {holder}; watching for {self.stale_seconds:g} s whether it still runs")
+        print_or_discard(
+            f"{self.run_dir} was last held by {holder}; watching for {self.stale_seconds:g} s whether it still runs"
+        )
         end = time.monotonic() + self.stale_seconds
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)

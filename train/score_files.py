@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loaders import Split
-from prep.dataset import write_whole
+from prep.files import write_whole
 from train.outcomes import Outcomes
 
 SCORES = "scores.json"

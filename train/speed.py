@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from loaders import InputError
+from prep.errors import InputError
 
 CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 CACHE = "compiled"  # in the run's folder, so that a run that goes on does not compile anew

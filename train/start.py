@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loaders import InputError
+from prep.errors import InputError
+from prep.json_lines import read_json_lines
 from train.checkpoint import newest_whole, read_meta
 from train.config import Recipe, complete, first_difference
-from train.json_lines import read_json_lines
 from train.optim import lr_factor, peak_lr
 from train.origin import Origin, find_origin, list_flags
 from train.run_folder import CHECKPOINTS, METRICS, RECIPE

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from loaders import Batch, InputError, World
+from loaders import Batch, World
+from prep.errors import InputError
 from train.augment import Augment
 from train.checkpoint import TrainState
 from train.config import Recipe

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from loaders import InputError, LoaderConfig, World
+from loaders import LoaderConfig, World
 from loaders.placement import Choice, choose_placement
 from loaders.tuned import SETTINGS, TunedFileError
-from prep.dataset import write_whole
-from train.command import speak
+from prep.errors import InputError, print_or_discard
+from prep.files import write_whole
 from train.config import Recipe
 from train.dist import from_rank_0
 from train.run_folder import TUNED
@@ -37,7 +37,7 @@ def settle_loader(recipe: Recipe, world: World) -> tuple[Recipe, Path | None, Ch
     except TunedFileError as error:
         if not copy.exists():
             raise
-        speak(f"{error}; going on with {copy}")
+        print_or_discard(f"{error}; going on with {copy}")
         given, choice = copy, choose_placement(replace(recipe.loader, tuned=copy), world)
     return replace(recipe, loader=choice.config), given, choice
 
@@ -50,7 +50,7 @@ def settle_on_every_rank(recipe: Recipe, world: World) -> tuple[Recipe, Path | N
     """
     outcome = resolve_on_rank_0(lambda: settle_loader(recipe, world), world)
     if world.rank == 0 and recipe.loader.tuned is not None:
-        speak(f"loader: {describe(outcome[0].loader)}")
+        print_or_discard(f"loader: {describe(outcome[0].loader)}")
     return outcome
 
 

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from loaders import InputError
 from loaders.plan import sizes
+from prep.errors import InputError
 from train.step import Step
 
 

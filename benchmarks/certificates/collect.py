@@ -14,7 +14,7 @@ import numpy as np
 from certificates.job import Job
 from certificates.taken import Taken, split_epochs
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 Report = Callable[[int], None]  # of images taken since the last time

@@ -9,8 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from loaders import InputError
-from loaders.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from loaders.normalize import Normalize
+from prep.errors import InputError
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from train.checkpoint import read_meta
 from train.config import Recipe
 from train.export import ARTIFACT, count_classes

@@ -12,7 +12,7 @@ from certificates.collect import Arrays, Report, collect
 from certificates.job import Job, Span
 from certificates.verdict import Certificate
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 MOST_BATCHES = 4  # on either side of the epoch's end
 STATE = "state.json"

@@ -13,7 +13,7 @@ import numpy as np
 from answer import take_stdout
 from certificates.job import Job, Span
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 ENTRIES = {"penstock": "ours", "webdataset": "peer_webdataset", "dali-reader": "peer_dali"}
 Part = dict[str, np.ndarray]  # arrays of some images: rows, labels, epochs, and what else the loader tells

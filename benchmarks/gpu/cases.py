@@ -25,7 +25,7 @@ from gpu.verdicts import (
     parse_paths,
 )
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has a file of records
 CPU = "cpu"  # the decode path without a GPU

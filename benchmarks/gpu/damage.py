@@ -17,7 +17,8 @@ import torch
 from answer import Job
 from gpu.worker import Report
 
-from loaders import Batch, EvalTransform, InputError, Loader, LoaderConfig, Split, World, build_loader
+from loaders import Batch, EvalTransform, Loader, LoaderConfig, Split, World, build_loader
+from prep.errors import InputError
 from train.dist import join_world
 
 MOST_IMAGES = 32  # of the batch: more than a GPU decodes one by one

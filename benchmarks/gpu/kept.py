@@ -13,7 +13,9 @@ from typing import Any
 from gpu.cases import STAGES, Case, Settings
 from gpu.verdicts import Results
 
-from prep.dataset import InputError, read_manifest, write_whole
+from prep.dataset import read_manifest
+from prep.errors import InputError
+from prep.files import write_whole
 
 PACKAGES = (
     *("penstock", "torch", "torchvision", "timm", "numpy", "pillow", "pytest"),

@@ -19,7 +19,7 @@ from gpu.crew import BENCHMARKS, CHECKOUT
 from gpu.streaming import STREAM
 from gpu.worker import Report
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 MARKER = "mark.gpu"
 FINISHED = (0, 1)  # pytest's status where all tests ran, whether or not some failed

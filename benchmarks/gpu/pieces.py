@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gpu.wheels import MACHINE, Target
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 MIB = 1 << 20
 UNPACK = Path(__file__).resolve().parent / "unpack.sh"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 SECTIONS = {".nv_fatbin", "__nv_relfatbin"}  # linked device code, and what is left of separate compilation
 ALIGNMENT = 8  # of a fat binary within its section

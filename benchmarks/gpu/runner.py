@@ -18,7 +18,7 @@ from gpu.crew import CHECKOUT, Crew, Worker
 from gpu.kept import Kept
 from gpu.table import describe_case
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 Outcome = dict[str, Any]
 

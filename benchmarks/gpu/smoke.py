@@ -18,7 +18,7 @@ from gpu.own_log import OwnLog
 from gpu.worker import Report
 
 from loaders import LoaderConfig, Split, TrainTransform, build_loader
-from prep.dataset import InputError
+from prep.errors import InputError
 from train.dist import join_world
 
 LOG_LEVEL = "DALI_NVIMGCODEC_LOG_LEVEL"  # 3: what the decoders find out about the machine

@@ -22,7 +22,8 @@ from gpu.own_log import OwnLog
 from gpu.smoke import find_dali
 from gpu.worker import Report
 
-from prep.dataset import InputError, read_manifest
+from prep.dataset import read_manifest
+from prep.errors import InputError
 from train.checkpoint import list_checkpoints, newest_whole, read_meta
 from train.run_folder import CHECKPOINTS, METRICS, STARTS
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpu.prune import prune_library
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent.parent / "constraints.txt"
 PACKAGES = (

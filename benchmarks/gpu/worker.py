@@ -26,7 +26,7 @@ from typing import Any
 
 from answer import Job, take_stdout
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 Report = Callable[[dict[str, Any]], None]  # takes what a case has found so far
 Work = Callable[[Job, Report], dict[str, Any]]

@@ -22,7 +22,7 @@ from typing import Any
 
 from modelling.cases import CRASHED, CUT, DONE, HUNG, SKIPPED, Case, Outcome, Results
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 WORKER = (sys.executable, "-m", "modelling.worker")

@@ -20,8 +20,9 @@ from answer import take_stdout
 from modelling.cases import DONE, FAILED, WRONG, Case, Outcome
 from record import describe_origin
 
-from loaders import InputError, World
+from loaders import World
 from loaders.device import has_nvidia_gpu
+from prep.errors import InputError
 from train.speed import SpeedConfig, set_precision
 
 PR_SET_PDEATHSIG = 1

@@ -14,7 +14,7 @@ from reports.suite import describe_suite
 from reports.tuned import describe_settings, describe_tuning
 from reports.words import format_machine, make_table
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 Describe = Callable[[dict[str, Any]], Iterator[str]]
 KINDS: dict[str, tuple[str, Describe]] = {

@@ -12,7 +12,7 @@ from reports.races import rate_of, sort_by_rate
 from reports.reading import Records
 from reports.words import format_median, format_number, make_table
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 PEERS, PREPARATION, STARTUP, VERDICT = "peers.json", "preparation.json", "startup.json", "verdict.json"
 OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECORDS = CHECKOUT / "benchmarks" / "records"

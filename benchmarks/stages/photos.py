@@ -12,7 +12,8 @@ from typing import Any
 
 from record import label_source
 
-from loaders import InputError, Split, World
+from loaders import Split, World
+from prep.errors import InputError
 from train.dist import from_rank_0
 
 PREPARE = Path(__file__).resolve().parent.parent.parent / "prep" / "shard.py"

@@ -16,7 +16,8 @@ from tuning.sizes import measure_sizes
 from tuning.space import Space, find_space
 from tuning.turns import FAILURES, Turns, Workload, in_a_line
 
-from loaders import InputError, LoaderConfig
+from loaders import LoaderConfig
+from prep.errors import InputError
 from train.tuned import agree_on_placement
 
 WINDOWS_A_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # seconds

@@ -7,9 +7,10 @@ something under one placement alone (the share of the GPU's own JPEG decoder), s
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loaders import InputError, LoaderConfig, World
+from loaders import LoaderConfig, World
 from loaders.config import default_num_threads, share_cores
 from loaders.placement import DEFAULT_DECODE, DecoderSide
+from prep.errors import InputError
 
 THREADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BATCHES_AHEAD = (1, 2, 3, 4, 6, 8)

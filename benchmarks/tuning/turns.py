@@ -20,7 +20,8 @@ from pace import gather, most_ready, read_clock, warm_up
 from tuning.rule import Pair, take_pairs
 from tuning.search import Comparison, HasTime
 
-from loaders import InputError, LoaderConfig, Split, TrainTransform, World, build_loader
+from loaders import LoaderConfig, Split, TrainTransform, World, build_loader
+from prep.errors import InputError
 from train.dist import from_rank_0, meet
 
 FIRST_BATCHES = 4  # of a loader that was just opened; its pools grow

@@ -1,4 +1,7 @@
-"""Whether a model is as sure as it is right: C. Guo et al., "On Calibration of Modern Neural Networks", 1706.04599."""
+"""Calibration of a classifier: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+
+`train/evaluate.py` and `serve/report.py` both measure it, so it is next to what all packages share; numpy alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +13,21 @@ NUM_BINS = 15  # as in the paper
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose guess had a confidence in (low, high]."""
+    """The images whose top-1 prediction has a confidence in (low, high]."""
 
-    low: float
+    low: float  # 0 to 1
     high: float
     num_images: int
     confidence_sum: float
-    num_hits: int
+    num_hits: int  # images whose top-1 prediction is right
 
 
 def sort_into_bins(confidences_N: np.ndarray, hits_N: np.ndarray) -> list[Bin]:
-    """Fifteen bins of equal width.
+    """Return 15 bins of equal width, empty ones included.
 
     Args:
-        confidences_N: softmax of the guess, 0 to 1.
-        hits_N: bool, whether the guess was right.
+        confidences_N: softmax probability of the top-1 class, 0 to 1.
+        hits_N: bool, whether the top-1 class is the label.
     """
     edges = np.arange(NUM_BINS + 1) / NUM_BINS
     bins_N = np.searchsorted(edges[1:-1], confidences_N, side="left")
@@ -35,10 +38,11 @@ def sort_into_bins(confidences_N: np.ndarray, hits_N: np.ndarray) -> list[Bin]:
     return [Bin(*values) for values in zip(*columns, strict=True)]
 
 
-def expected_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error in percent: the mean over the images of |accuracy - confidence| of their bin.
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error in percent, equation 3 of the paper.
 
-    Its equation 3, where a bin's share of the images cancels the division by its number.
+    It is the mean over the images of |accuracy - mean confidence| of their bin, where the bin's number of images
+    cancels out.
     """
     num_images = sum(each.num_images for each in bins)
     return 100 * sum(abs(each.num_hits - each.confidence_sum) for each in bins) / max(1, num_images)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import InputError
+from prep.errors import InputError
 
 BLANK = b" \t\r"
 

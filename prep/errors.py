@@ -1,0 +1,141 @@
+"""How commands report what they cannot do: one clear line, and a status that is not zero.
+
+Every package imports this module; it imports nothing of ours and nothing heavy. Code raises `InputError` for what a
+user can put right, `run` prints it. Under torchrun all processes usually find the same mistake: rank 0 alone prints
+it. A `RankError` is seen by one process alone, which prints it itself.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+# Advice about an error of the operating system that names a file.
+ADVICE = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space or raise the quota, then run the same command again",
+    errno.EIO: "the disk or its network failed: see `dmesg`, then run the same command again",
+    errno.ESTALE: "the network file system changed under this process: mount it again, then run the same command again",
+    errno.EROFS: "mount it for writing, or choose another folder",
+    errno.EACCES: "give this user the right to (`ls -ld` shows who has it), or choose another folder",
+    errno.EPERM: "the file system or an attribute (`lsattr`) does not allow it: choose another folder",
+    errno.ENOENT: "check the path, then run the same command again",
+    errno.EEXIST: "move what has this name away, or choose another path",
+    errno.ENOTDIR: "a file is where a folder should be: choose another path",
+    errno.EISDIR: "a folder is where a file should be: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links lead in a circle: repair them",
+    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
+    errno.ENFILE: "close other programs, this machine has too many open files",
+    errno.ENOMEM: "give fewer --workers, or free some memory",
+    errno.EBUSY: "end the program that uses it, then run the same command again",
+    errno.ETXTBSY: "end the program that uses it, then run the same command again",
+    errno.ENOTSUP: "the file system cannot do it: choose a folder on another one",
+    errno.ENOSYS: "the file system cannot do it: choose a folder on another one",
+}
+
+
+class InputError(ValueError):
+    """An input, a flag or a file that cannot be used; the message is one line that names it and the fix."""
+
+    def describe(self, rank: int) -> str | None:
+        """Return the line with which the process of this rank ends; None if rank 0 prints the same."""
+        return None if rank else f"error: {self}"
+
+
+class RankError(InputError):
+    """An error that one process of several sees, so that this process has to report it."""
+
+    def describe(self, rank: int) -> str:
+        """Return the line with which the process of this rank ends."""
+        return f"error: {f'rank {rank}: ' if rank else ''}{self}"
+
+
+def run(main: Callable[[], int | None], interrupted: str = "") -> None:
+    """Run a command's `main`; end the process if its exit status, which `main` returns, is neither None nor 0.
+
+    A mistake of the user, an error of the disk, a missing package and Ctrl-C end it in one line on standard error.
+
+    Args:
+        interrupted: what to say after Ctrl-C, e.g. how to continue.
+    """
+    try:
+        if status := main():
+            sys.exit(status)
+    except BrokenPipeError:
+        # The reader of the output has left, as `head` does. Without a new target Python complains when it exits.
+        discard_output()
+        sys.exit(1)
+    except InputError as error:
+        exit_with(error)
+    except OSError as error:
+        sys.exit(f"error: {one_line(describe_os_error(error))}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the package {error.name} is missing: pip install {error.name}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted{f': {interrupted}' if interrupted else ''}")
+
+
+def exit_with(error: InputError) -> NoReturn:
+    """End the process with status 1 and the error's line; without the line if rank 0 prints the same."""
+    rank = os.environ.get("RANK", "")  # may itself be what is wrong
+    line = error.describe(int(rank) if rank.isdecimal() else 0)
+    sys.exit(1 if line is None else one_line(line))
+
+
+def positive_count(text: str) -> int:
+    """Parse an argument that is a whole number of 1 or more, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def list_some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and half characters, which names of files may contain."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
+
+
+def warn(message: str) -> None:
+    """Print a warning on standard error; print nothing for an empty message."""
+    if message:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def print_lines(text: str) -> None:
+    """Print lines that contain names of files; characters that cannot be encoded are written with backslashes."""
+    print(text.encode(errors="backslashreplace").decode())
+
+
+def print_or_discard(text: str) -> None:
+    """Print a line; if nothing reads the output any more, discard this line and all later ones.
+
+    A terminal that was closed gives EIO, a pipe to a `tee` that Ctrl-C ended EPIPE. A run that is about to save must
+    not end for that.
+    """
+    try:
+        print(text, flush=True)
+    except OSError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send standard output to /dev/null, including what is still in its buffer, which Python would flush at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return an error of the operating system in one line: the path, the error, and what to do."""
+    path = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    advice = ADVICE.get(error.errno or 0, "")
+    return ": ".join(filter(None, (path, reason[:1].lower() + reason[1:], advice)))
