@@ -1,8 +1,8 @@
-"""`python prep/adopt.py TARS… --out DIR`: WebDataset tars that already exist -> a split that trains, without a copy.
+"""`python prep/adopt.py TARS... --out DIR`: use existing WebDataset tars as a split to train on, without a copy.
 
-Give the tars of one split, such as imagenet1k-train-*.tar of timm/imagenet-1k-wds. They are read once and linked to
-from DIR/SPLIT, so leave them where they are; where they have moved, run it again with where they are now. Images that
-would have to be written anew (PNG, CMYK, damaged) and samples without a label are left out of the sample index.
+Give the tars of one split, such as imagenet1k-train-*.tar of timm/imagenet-1k-wds. They are read once, and DIR/SPLIT
+gets links to them, so do not move them; if they were moved, run it again with the new paths. Images that would have to
+be converted (PNG, CMYK, damaged) and samples without a label are left out of the sample index.
 """
 
 import argparse
@@ -13,44 +13,42 @@ from pathlib import Path
 
 from prep.adoption import Adoption, adopt_split, read_class_names
 from prep.dataset import read_manifest
-from prep.errors import positive_count, run, warn
+from prep.errors import HelpFormatter, positive_count, run, warn
+from prep.ledger import describe_leaks, describe_rejects, summarize
 from prep.pools import local_pool
-from prep.report import describe_leaks, describe_rejects, summarize
 from prep.store import LocalStore
 from prep.tar_sample import Fields
 from prep.tar_sets import describe_contradiction, find_tars
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="prep/adopt.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="prep/adopt.py", description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("tars", nargs="+", metavar="TARS", help="tars of one split, or a folder: its *.tar, sorted by name")
-    add("--out", required=True, type=_folder, metavar="DIR", help="where the split's folder goes")
-    split_help = "the split's name; in a folder with tars of several splits, which of them (default: train)"
+    add("--out", required=True, type=_folder, metavar="DIR", help="the folder for the split's folder")
+    split_help = "the split's name; if the tars of a folder belong to several splits, the one to adopt (default: train)"
     add("--split", type=_split, default=argparse.SUPPRESS, metavar="SPLIT", help=split_help)
-    add("--class-names", type=Path, metavar="FILE", help="class names, one a line, for the labels as text")
-    ext_help = "of members with several images or labels: what follows the first dot of the names, as jpg or seg.png"
-    add("--image-ext", type=_extension, metavar="EXT", help=f"the image {ext_help}")
-    add("--label-ext", type=_extension, metavar="EXT", help="the same for the label, as cls or fine.cls")
-    add("--label-key", metavar="KEY", help="of JSON members: which key holds the label, as label or meta.class_id")
-    add("--allow-missing", action="store_true", help="go on though parts of the set are not there")
-    add("--no-decode-check", action="store_true", help="do not decode each image once in full")
+    add("--class-names", type=Path, metavar="FILE", help="class names in the order of the labels, one per line")
+    ext_help = "if samples have several: what follows the first dot of its name, such as jpg or seg.png"
+    add("--image-ext", type=_extension, metavar="EXT", help=f"extension of the image, {ext_help}")
+    add("--label-ext", type=_extension, metavar="EXT", help="extension of the label, likewise, such as cls or fine.cls")
+    add("--label-key", metavar="KEY", help="key of the label in JSON members, such as label or meta.class_id")
+    add("--allow-missing", action="store_true", help="continue although tars of the set are missing")
+    add("--no-decode-check", action="store_true", help="do not decode each image in full to check it")
     add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     return parser.parse_args(arguments)
 
 
 def _folder(text: str) -> Path:
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is no folder of this machine, where alone tars can be linked to")
+        raise argparse.ArgumentTypeError(f"must be a folder of this machine, because tars are linked to, got {text}")
     return Path(text)
 
 
 def _split(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+        raise argparse.ArgumentTypeError(f"must be a name for a folder, got {text!r}")
     return text
 
 
@@ -61,9 +59,11 @@ def _extension(text: str) -> str:
 
 
 def main() -> None:
-    """Adopt one split; images that had to be left out are told, not fatal."""
+    """Adopt one split; images that had to be left out are reported, and are not an error."""
     arguments = parse_arguments()
     started = time.monotonic()
+
+    # Find the tars and what to use of them.
     out = LocalStore(arguments.out)
     adoption = Adoption(
         find_tars(arguments.tars, getattr(arguments, "split", None)),
@@ -73,9 +73,11 @@ def main() -> None:
         Fields(arguments.image_ext, arguments.label_ext, arguments.label_key),
     )
     warn(describe_contradiction(adoption.tars))
+
+    # Adopt them, and summarize.
     store = out.child(adoption.tars.split)
     if adopt_split(adoption, out, local_pool(arguments.workers)):
-        print(f"{store} is adopted from these tars already:")
+        print(f"{store} was already adopted from these tars:")
     print(summarize(read_manifest(store.folder), store, time.monotonic() - started))
     warn(describe_rejects(store))
     warn(describe_leaks(out))

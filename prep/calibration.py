@@ -1,6 +1,7 @@
 """Calibration of a classifier: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
 
-`train/evaluate.py` and `serve/report.py` both measure it, so it is next to what all packages share; numpy alone.
+`train/evaluate.py` and `serve/report.py` both measure it, so it is among the modules that all packages share. It needs
+only numpy.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ NUM_BINS = 15  # as in the paper
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose top-1 prediction has a confidence in (low, high]."""
+    """Counts and sums over the images with a top-1 confidence in (low, high]."""
 
     low: float  # 0 to 1
     high: float
     num_images: int
     confidence_sum: float
-    num_hits: int  # images whose top-1 prediction is right
+    num_hits: int  # images with a correct top-1 prediction
 
 
 def sort_into_bins(confidences_N: np.ndarray, hits_N: np.ndarray) -> list[Bin]:

@@ -1,7 +1,7 @@
-"""The dataset card: what a Hugging Face dataset says of itself, in README.md's YAML header and in dataset_infos.json.
+"""Read the dataset card: what a Hugging Face dataset declares in README.md's YAML header and in dataset_infos.json.
 
-Read here rather than by `datasets`, which takes 1.5 s to import, needs a writable cache for a dataset on the hub, and
-misreads a local path that holds a bracket or an asterisk.
+The library `datasets` is not used for it: it takes 1.5 s to import, needs a writable cache for a dataset on the hub,
+and misreads a local path with a bracket or an asterisk in it.
 """
 
 import json
@@ -18,15 +18,15 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Feature:
-    """What is declared of a column: `kind` is "image", "label", or another type's own name."""
+    """The declared type of a column."""
 
-    kind: str
+    kind: str  # "image", "label", or the name of another type
     class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a card says of one configuration."""
+    """The columns and row counts that a card declares for one configuration."""
 
     features: Mapping[str, Feature] = field(default_factory=dict)
     num_rows: Mapping[str, int] = field(default_factory=dict)  # split -> rows
@@ -34,22 +34,22 @@ class Info:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Where a card says that a configuration's files are; neither: by the names of all files."""
+    """The files that a card declares for a configuration; without patterns, file names decide the splits."""
 
     patterns: Mapping[str, tuple[str, ...]] | None = None  # split -> glob patterns
-    folder: str = ""
+    folder: str = ""  # the files are below it
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a dataset says of itself; empty where it has no card."""
+    """All that a dataset declares; empty if it has no card."""
 
     infos: Mapping[str, Info] = field(default_factory=dict)
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
     default: str | None = None
 
     def info(self, config: str | None) -> Info:
-        """Return what is said of a configuration; of an unnamed one the default's, or the only one's."""
+        """Return what is declared for a configuration; for None, the default one or the only one."""
         if config in self.infos:
             return self.infos[config or ""]
         if config is None and DEFAULT in self.infos:
@@ -59,7 +59,10 @@ class Card:
 
 
 def read_card(texts: Mapping[str, str]) -> Card:
-    """Parse the card from the texts of those of CARD_FILES that are there.
+    """Parse a card.
+
+    Args:
+        texts: name -> text of those of CARD_FILES that exist.
 
     Raises:
         InputError: a file cannot be parsed, or several configurations are the default one.
@@ -68,11 +71,12 @@ def read_card(texts: Mapping[str, str]) -> Card:
         return _read_card(texts)
     except InputError:
         raise
-    except (ValueError, TypeError, AttributeError, KeyError) as error:  # any shape of YAML or JSON can be there
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # YAML and JSON can have any shape
         raise InputError(f"{' or '.join(texts)} is not a dataset card ({error!r}): correct it, or remove it") from error
 
 
 def _read_card(texts: Mapping[str, str]) -> Card:
+    # Collect the YAML of all files, then what dataset_infos.json and the YAML declare for each configuration.
     header: dict[str, Any] = {}
     for name, text in texts.items():
         if name != LEGACY:
@@ -81,6 +85,8 @@ def _read_card(texts: Mapping[str, str]) -> Card:
     if LEGACY in texts:
         infos |= _legacy_infos(texts[LEGACY])
     infos |= {str(each.get("config_name", DEFAULT)): _info(each) for each in _dicts(header.get("dataset_info"))}
+
+    # The files of each configuration, and the default one.
     declared = {str(each.get("config_name", DEFAULT)): each for each in _dicts(header.get("configs"))}
     configurations = {name: _configuration(each) for name, each in declared.items()}
     marked = [name for name, each in declared.items() if name == DEFAULT or each.get("default")]
@@ -90,6 +96,7 @@ def _read_card(texts: Mapping[str, str]) -> Card:
 
 
 def _front_matter(text: str) -> str:
+    """Return the YAML between the first two lines `---` of a Markdown file; empty if it does not start with one."""
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return ""
@@ -98,7 +105,7 @@ def _front_matter(text: str) -> str:
 
 
 def _parse_yaml(name: str, text: str) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 - for a card alone: adopting and training need none
+    import yaml  # noqa: PLC0415 - only cards need it: adopting and training do not
 
     try:
         found = yaml.safe_load(text)
@@ -109,11 +116,12 @@ def _parse_yaml(name: str, text: str) -> dict[str, Any]:
 
 
 def _dicts(found: Any) -> list[dict[str, Any]]:
+    """Return the mappings in a value that may be a list or a single mapping."""
     return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
 
 
 def _info(found: dict[str, Any]) -> Info:
-    """From YAML: `features` and `splits` are lists of named entries."""
+    """Read an entry of `dataset_info` in YAML, where `features` and `splits` are lists of named entries."""
     features = {str(each["name"]): _yaml_feature(each) for each in _dicts(found.get("features")) if "name" in each}
     return Info(features, _num_rows(_dicts(found.get("splits"))))
 
@@ -130,7 +138,7 @@ def _yaml_feature(entry: dict[str, Any]) -> Feature:
 
 
 def _class_names(declared: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a ClassLabel: a list, or numbers to names, or only how many there are."""
+    """Return the names of a ClassLabel, which declares a list, a mapping from number to name, or only a count."""
     names = declared.get("names")
     if isinstance(names, dict):
         by_label = {int(label): str(name) for label, name in names.items()}
@@ -143,6 +151,7 @@ def _class_names(declared: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _num_rows(splits: list[dict[str, Any]]) -> dict[str, int]:
+    """Return {split: declared number of rows}, without entries that declare none."""
     return {
         str(each["name"]): each["num_examples"]
         for each in splits
@@ -160,9 +169,10 @@ def _legacy_infos(text: str) -> dict[str, Info]:
 
 
 def info_from_json(found: Mapping[str, Any]) -> Info:
-    """Return what `datasets.DatasetInfo` says as JSON: in dataset_infos.json, dataset_info.json, parquet metadata.
+    """Read a `datasets.DatasetInfo` in JSON, as dataset_infos.json, dataset_info.json and parquet metadata have it.
 
-    Raises one of ValueError, TypeError, AttributeError where it has another shape.
+    Raises:
+        ValueError, TypeError, AttributeError: it has another shape.
     """
     splits = found.get("splits") or {}
     features = {str(name): _json_feature(each) for name, each in (found.get("features") or {}).items()}
@@ -179,6 +189,7 @@ def _json_feature(found: Any) -> Feature:
 
 
 def _configuration(entry: dict[str, Any]) -> Configuration:
+    """Read an entry of `configs`; its `data_files` may be a path, a list of paths, a mapping or a list of mappings."""
     folder = str(entry.get("data_dir") or "").strip("/")
     declared = entry.get("data_files")
     if declared is None:

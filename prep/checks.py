@@ -1,7 +1,7 @@
-"""Whether a prepared dataset is whole: each file against its manifest, and the manifests against themselves."""
+"""Check a prepared dataset: each file against its manifest, and the files of a split against each other."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prep.closing import LEAKS, TIMM_INFO, list_leaks, timm_info
-from prep.dataset import LEDGER, MANIFEST, SAMPLES, Manifest, encode_samples, parse_manifest
+from prep.dataset import LEDGER, MANIFEST, SAMPLE_SCHEMA, SAMPLES, Manifest, encode_samples, parse_manifest
 from prep.errors import InputError, one_line
 from prep.faults import CLEAN, DATASET, INDEX, PREPARE, Cure, Fault, Remedy, Report, shard_cure, split_cure
 from prep.files import sha256_of
-from prep.index_check import find_contradictions, read_samples_table
-from prep.ledger import to_lines
+from prep.finalize import TIMM_INFO, list_leaks, timm_info
+from prep.ledger import LEAKS, count_events, to_lines
 from prep.pools import Pool
 from prep.progress import Meter
 from prep.shard_check import ShardCheck, ShardReport, check_shard
@@ -28,7 +27,7 @@ SPLIT_FILES = {MANIFEST, SAMPLES, LEDGER, WORK_FOLDER}
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the splits are: each split's folder by its name, and the dataset's, None where one split alone is meant."""
+    """The folders to check: those of the splits, by name, and the dataset's; None if the user named a single split."""
 
     splits: dict[str, Store]
     dataset: Store | None
@@ -39,7 +38,7 @@ class Layout:
 
 @dataclass
 class OpenedSplit:
-    """What a split's own files gave; `table` is None where the sample index cannot be relied on."""
+    """A split's own files as read; `table` is None if the sample index cannot be relied on."""
 
     folder: str
     store: Store
@@ -48,21 +47,25 @@ class OpenedSplit:
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, wrong: str, cure: Cure, shard: str = "") -> None:
+    def add_fault(self, name: str, wrong: str, cure: Cure, shard: str = "") -> None:
+        """Record a fault of the file `name`."""
         self.faults.append(Fault.at(f"{self.store}/{name}", wrong, cure, self.folder, shard))
 
 
 def find_layout(directory: str) -> Layout:
-    """What a user's DIR means: a dataset, or one split of it.
+    """Find out whether a user's DIR is a dataset or one split of it.
 
     Raises:
-        InputError: there is nothing prepared in it.
+        InputError: it holds nothing that was prepared.
     """
+    # One split.
     store = open_store(directory)
     names = store.names()
     if SPLIT_FILES.intersection(names):
         return Layout({Path(directory).absolute().name: store}, None)
-    named = _named_folders(store)
+
+    # A dataset: a folder that `_info.json` names is a split even if it has lost its manifest, sample index and ledger.
+    named = _list_named_folders(store)
     splits = {name: store.child(name) for name in names if name not in (TIMM_INFO, LEAKS)}
     splits = {name: child for name, child in splits.items() if _is_split(child, name in named)}
     if not splits and not {TIMM_INFO, LEAKS}.intersection(names):
@@ -75,8 +78,8 @@ def _is_split(store: Store, is_named: bool) -> bool:
     return bool(SPLIT_FILES.intersection(names) or (is_named and names))
 
 
-def _named_folders(store: Store) -> set[str]:
-    """The folders of splits that `_info.json` names, as far as it can be read."""
+def _list_named_folders(store: Store) -> set[str]:
+    """Return the split folders that `_info.json` names; empty if it cannot be read."""
     try:
         info: dict[str, Any] = json.loads(store.read(TIMM_INFO) or b"{}")
         return {described["filenames"][0].split("/")[0] for described in info["splits"].values()}
@@ -84,11 +87,18 @@ def _named_folders(store: Store) -> set[str]:
         return set()
 
 
-def check(
+def check_dataset(
     layout: Layout, num_decoded: int | None, pool: Pool[ShardCheck], only: Collection[str] | None = None
 ) -> Report:
-    """Look at everything, or of the shards at those in `only` (FOLDER/NAME); decode so many images of each split."""
+    """Check all files of a dataset or split.
+
+    Args:
+        num_decoded: images of each split to decode in full; None for all.
+        only: the shards to check, as FOLDER/NAME; None for all. All other files are checked in any case.
+    """
     report = Report()
+
+    # Each split's own files, then its shards.
     splits = [open_split(folder, store) for folder, store in layout.splits.items()]
     jobs = [(split, job) for split in splits for job in list_jobs(split, num_decoded)]
     jobs = [(split, job) for split, job in jobs if only is None or f"{split.folder}/{job.shard.name}" in only]
@@ -97,52 +107,57 @@ def check(
         report.faults += split.faults
         report.notes += split.notes
     report.num_splits = len(splits)
+
+    # The files next to the splits.
     if layout.dataset:
-        _check_beside(layout.dataset, splits, report)
+        _check_dataset_files(layout.dataset, splits, report)
     return report
 
 
 def open_split(folder: str, store: Store) -> OpenedSplit:
-    """Read a split's manifest, sample index and ledger, and see what else lies there."""
+    """Read a split's manifest, sample index and ledger; note faults, and other files in the folder."""
     split = OpenedSplit(folder, store)
     try:
-        _open(split, store.names())
+        _open_files(split, store.names())
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
-        split.add("", reason, Cure(Remedy.USER, "see to the disk and the permissions"))
+        split.add_fault("", reason, Cure(Remedy.USER, "check the disk and the permissions"))
     return split
 
 
-def _open(split: OpenedSplit, names: list[str]) -> None:
+def _open_files(split: OpenedSplit, names: list[str]) -> None:
     split.manifest = manifest = _open_manifest(split, names)
     if manifest is None:
         return
     if WORK_FOLDER in names:
-        split.add(WORK_FOLDER, "is left of an interrupted run", CLEAN)
+        split.add_fault(WORK_FOLDER, "is left of an interrupted run", CLEAN)
     split.table = _open_samples(split, manifest)
+
+    # Only an undamaged ledger can be compared with the manifest and the sample index.
     ledger = split.store.read(LEDGER)
     if ledger is None or sha256_of(ledger) != manifest.ledger_sha256:
-        split.add(LEDGER, "is missing" if ledger is None else "does not match its manifest", split_cure(manifest))
-    elif wrong := find_contradictions(manifest, split.table, ledger):
+        wrong = "is missing" if ledger is None else "does not match its manifest"
+        split.add_fault(LEDGER, wrong, split_cure(manifest))
+    elif contradictions := find_contradictions(manifest, split.table, ledger):
         split.table = None
-        for text in wrong:
-            split.add(MANIFEST, f"contradicts its split: {text}", PREPARE)
-    _note_strangers(split, manifest, names)
+        for text in contradictions:
+            split.add_fault(MANIFEST, f"contradicts its split: {text}", PREPARE)
+    _note_other_files(split, manifest, names)
 
 
 def _open_manifest(split: OpenedSplit, names: list[str]) -> Manifest | None:
     content = split.store.read(MANIFEST)
     if content is None and WORK_FOLDER in names:
-        unfinished = Cure(Remedy.USER, "run prep/shard.py (or prep/adopt.py) again with the arguments it had")
-        split.add(MANIFEST, "is not written yet, the preparation did not finish", unfinished)
+        unfinished = Cure(Remedy.USER, "run prep/shard.py (or prep/adopt.py) again with the same arguments")
+        split.add_fault(MANIFEST, "is not written yet, the preparation did not finish", unfinished)
     elif content is None:
-        split.add(MANIFEST, "is missing", PREPARE)
+        split.add_fault(MANIFEST, "is missing", PREPARE)
     else:
         try:
             manifest = parse_manifest(content, f"{split.store}/{MANIFEST}")
             if manifest.to_json().encode() == content:
                 return manifest
-            split.add(MANIFEST, "does not match its own digest", PREPARE)
+            split.add_fault(MANIFEST, "does not match its own digest", PREPARE)
         except InputError as error:
             split.faults.append(Fault(one_line(str(error)), Remedy.USER, split.folder))
     return None
@@ -153,32 +168,86 @@ def _open_samples(split: OpenedSplit, manifest: Manifest) -> pa.Table | None:
     if content is not None and sha256_of(content) == manifest.samples_sha256:
         table = read_samples_table(content)
         if table is None:
-            split.add(SAMPLES, "is no sample index of this format", split_cure(manifest))
+            split.add_fault(SAMPLES, "is not a sample index of this format", split_cure(manifest))
         return table
-    split.add(SAMPLES, "is missing" if content is None else "does not match its manifest", split_cure(manifest))
+    wrong = "is missing" if content is None else "does not match its manifest"
+    split.add_fault(SAMPLES, wrong, split_cure(manifest))
     return None
 
 
-def _note_strangers(split: OpenedSplit, manifest: Manifest, names: list[str]) -> None:
+def _note_other_files(split: OpenedSplit, manifest: Manifest, names: list[str]) -> None:
     tars = {shard.name for shard in manifest.shards}
     known = SPLIT_FILES | tars | {index_name(name) for name in tars}
-    split.notes += [one_line(f"{split.store}/{name} is no part of the split") for name in names if name not in known]
+    split.notes += [
+        one_line(f"{split.store}/{name} does not belong to the split") for name in names if name not in known
+    ]
+
+
+# The files of a split against each other, without reading a shard.
+
+
+def read_samples_table(content: bytes) -> pa.Table | None:
+    """Return the sample index from its file's bytes; None if they are something else."""
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return table.combine_chunks() if table.schema.equals(SAMPLE_SCHEMA) else None
+
+
+def find_contradictions(manifest: Manifest, table: pa.Table | None, ledger: bytes) -> list[str]:
+    """Return in words where manifest, sample index and ledger contradict each other."""
+    wrong = [] if table is None else list(_compare_samples(manifest, table))
+    if count_events(map(json.loads, ledger.splitlines())) != manifest.findings:
+        wrong.append("the ledger has other counts")
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        wrong.append("two shards have the same name")
+    return wrong
+
+
+def _compare_samples(manifest: Manifest, table: pa.Table) -> Iterator[str]:
+    num_images = [shard.num_images for shard in manifest.shards]
+    if not manifest.num_images == table.num_rows == sum(num_images):
+        yield f"{manifest.num_images:,} images, {table.num_rows:,} rows, {sum(num_images):,} in the shards"
+        return
+    # The columns against the manifest and against each other.
+    columns = {name: table.column(name).to_numpy() for name in ("shard", "offset", "size", "label", "width", "height")}
+    shard, offset, size = columns["shard"], columns["offset"], columns["size"]
+    if int(size.sum()) != manifest.size_bytes:
+        yield f"{manifest.size_bytes:,} bytes, {int(size.sum()):,} in the rows"
+    if not np.array_equal(shard, np.repeat(np.arange(len(num_images)), num_images)):
+        yield "the rows are not in the order of the shards"
+    if np.any((offset[1:] < (offset + size)[:-1]) & (shard[1:] == shard[:-1])):
+        yield "offsets do not ascend within a shard"
+    if np.any((columns["label"] < 0) | (columns["label"] >= len(manifest.class_names))):
+        yield f"a label is outside its {len(manifest.class_names):,} classes"
+    if np.any((columns["width"] < 1) | (columns["height"] < 1)):
+        yield "an image has no pixels"
+    if len(table.column("key").unique()) != table.num_rows:
+        yield "two images have the same key"
+
+
+# The shards.
 
 
 def list_jobs(split: OpenedSplit, num_decoded: int | None) -> list[ShardCheck]:
-    """A check for each shard; `num_decoded` images of the split, spread evenly, are to be decoded, None for all."""
+    """Return a check for each shard; `num_decoded` images of the split, spread evenly, are decoded, None for all."""
     manifest = split.manifest
     if manifest is None:
         return []
+
+    # Choose the rows to decode.
     num_rows = split.table.num_rows if split.table is not None else 0
     chosen = np.linspace(0, num_rows - 1, num_rows if num_decoded is None else min(num_decoded, num_rows)).astype(int)
+
+    # Give each shard its part of the sample index and of the chosen rows.
+    num_classes = len(manifest.class_names)
+    fields = Fields.from_reading(manifest.reading)
     jobs, start = [], 0
     for shard in manifest.shards:
         rows = split.table.slice(start, shard.num_images) if split.table is not None else None
         encoded = encode_samples(dict(zip(rows.column_names, rows.columns, strict=True))) if rows is not None else None
         decoded = frozenset((chosen[(chosen >= start) & (chosen < start + shard.num_images)] - start).tolist())
-        num_classes = len(manifest.class_names)
-        fields = Fields.from_reading(manifest.reading)
         jobs.append(ShardCheck(split.store, shard, num_classes, manifest.options is None, encoded, decoded, fields))
         start += shard.num_images
     return jobs
@@ -197,12 +266,15 @@ def _check_shards(jobs: list[tuple[OpenedSplit, ShardCheck]], pool: Pool[ShardCh
             report.size_bytes += job.shard.size_bytes
             meter.add(job.shard.num_images, job.shard.size_bytes)
     for split in {id(split): split for split, _ in jobs}.values():
-        split.faults.sort(key=lambda fault: fault.line)
+        split.faults.sort(key=lambda fault: fault.line)  # the shards were done in any order
 
 
 def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None:
+    """Turn what was found in a shard into faults of its split."""
     manifest, name = split.manifest, job.shard.name
     assert manifest is not None
+
+    # A tar may have been overwritten by another shard.
     if found.tar:
         others = [
             shard.name
@@ -210,38 +282,45 @@ def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None
             if shard.composite_sha256 == found.composite_sha256 and shard.name != name
         ]
         wrong = f"holds the bytes of {others[0]}" if others else found.tar
-        split.add(name, wrong, shard_cure(manifest), name)
+        split.add_fault(name, wrong, shard_cure(manifest), name)
     if found.index:
-        split.add(job.index_name, found.index, INDEX, name)
+        split.add_fault(job.index_name, found.index, INDEX, name)
     if found.rows:
         more = f" (and {len(found.rows) - 1:,} more)" if len(found.rows) > 1 else ""
-        split.add(name, f"is not what {SAMPLES} says: {found.rows[0]}{more}", PREPARE, name)
-    leave_out = Cure(Remedy.USER, "take it out of the source, delete the folder and prepare it again")
+        split.add_fault(name, f"does not agree with {SAMPLES}: {found.rows[0]}{more}", PREPARE, name)
+    leave_out = Cure(Remedy.USER, "remove it from the source, delete the folder and prepare it again")
     for wrong in found.undecodable:
-        split.add(name, f"is whole, but {wrong}", leave_out, name)
+        split.add_fault(name, f"is complete, but {wrong}", leave_out, name)
 
 
-def _check_beside(dataset: Store, splits: list[OpenedSplit], report: Report) -> None:
-    """`_info.json` and `leaks.jsonl` against what closing the dataset would write; what else lies beside the splits."""
+# The files next to the splits.
+
+
+def _check_dataset_files(dataset: Store, splits: list[OpenedSplit], report: Report) -> None:
+    """Compare `_info.json` and `leaks.jsonl` with the splits; note other files next to the splits."""
+    # Splits that `_info.json` names and that are gone.
     folders = {split.folder for split in splits}
-    for name in sorted(_named_folders(dataset) - folders):
+    for name in sorted(_list_named_folders(dataset) - folders):
         gone = Cure(Remedy.DATASET, f"prepare it again, or --repair drops it from {TIMM_INFO}")
-        report.faults.append(Fault.at(f"{dataset}/{name}", "is not there", gone))
+        report.faults.append(Fault.at(f"{dataset}/{name}", "does not exist", gone))
+
+    # Both files follow from the manifests; the leaks also need every sample index.
     manifests = {split.folder: split.manifest for split in splits if split.manifest}
     unknown = {TIMM_INFO, LEAKS} if len(manifests) < len(splits) else set()
     if not unknown:
-        _compare_beside(dataset, TIMM_INFO, timm_info(manifests), report)
+        _compare_file(dataset, TIMM_INFO, timm_info(manifests), report)
         if len(splits) > 1 and any(split.table is None for split in splits):
             unknown = {LEAKS}
         else:
-            _compare_beside(dataset, LEAKS, to_lines(list_leaks(dataset, manifests)), report)
-    report.notes += [f"{dataset}/{name} cannot be checked before the splits are mended" for name in sorted(unknown)]
-    strangers = set(dataset.names()) - folders - {TIMM_INFO, LEAKS}
-    report.notes += [one_line(f"{dataset}/{name} is no part of the dataset") for name in sorted(strangers)]
+            _compare_file(dataset, LEAKS, to_lines(list_leaks(dataset, manifests)), report)
+    report.notes += [f"{dataset}/{name} cannot be checked before the splits are repaired" for name in sorted(unknown)]
+
+    others = set(dataset.names()) - folders - {TIMM_INFO, LEAKS}
+    report.notes += [one_line(f"{dataset}/{name} does not belong to the dataset") for name in sorted(others)]
 
 
-def _compare_beside(dataset: Store, name: str, expected: bytes, report: Report) -> None:
+def _compare_file(dataset: Store, name: str, expected: bytes, report: Report) -> None:
     content = dataset.read(name)
     if content != expected:
-        wrong = "is missing" if content is None else "is not what the splits say"
+        wrong = "is missing" if content is None else "does not agree with the splits"
         report.faults.append(Fault.at(f"{dataset}/{name}", wrong, DATASET))

@@ -1,7 +1,7 @@
-"""The dataset on disk: what `prep` writes and `loaders` read, and nothing else.
+"""The dataset on disk: the format that `prep` writes and `loaders` read.
 
-One folder a split holds WebDataset tars, DALI's index beside each (`.idx`), `samples.arrow` (one row an
-image), `ledger.jsonl` and `manifest.json`. The manifest is written last: a split that has one is whole.
+Each split has a folder with WebDataset tars, DALI's index next to each (`.idx`), `samples.arrow` (one row per image),
+`ledger.jsonl` and `manifest.json`. The manifest is written last: a split that has one is complete.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from prep.files import sha256_of
 
 FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
-WORK_FOLDER = ".prep"  # in a split's folder while it is being written; gone when it is whole
-REJECTED = "rejected"  # the one event of the ledger that takes an image away
+WORK_FOLDER = ".prep"  # in a split's folder while it is being written; removed when it is complete
+REJECTED = "rejected"  # the only event of the ledger that leaves an image out
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -41,19 +41,19 @@ SAMPLE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Options:
-    """What changes the bytes of a prepared split, beside the source itself."""
+    """Options that change the bytes of a prepared split."""
 
     images_per_shard: int = 2000
     limit: int | None = None
     decode_check: bool = True
     max_side: int | None = None  # pixels of the longer side at most
     short_side: int | None = None  # pixels of the shorter side at most
-    quality: int | None = None  # of JPEGs encoded anew where that shrinks them
+    quality: int | None = None  # of JPEGs that are re-encoded because that makes them smaller
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a split came from: `revision` is a commit, or a digest of the source's listing."""
+    """The source of a split; `revision` is a commit, or a digest of the source's listing."""
 
     name: str
     revision: str
@@ -71,15 +71,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts of one split: no date, no path, no worker count, so equal inputs give equal bytes."""
+    """The facts of one split. It holds no date, path or worker count, so equal inputs give equal bytes."""
 
     split: str
     source: Origin
-    options: Options | None  # None: the tars are another's, adopted as they are
+    options: Options | None  # None: the tars were written by other software and adopted unchanged
     class_names: tuple[str, ...]
     num_images: int
     size_bytes: int  # of the images as stored
-    source_size_bytes: int  # of the same images as the source has them
+    source_size_bytes: int  # of the same images in the source
     findings: dict[str, int]  # the ledger's entries, counted by event
     ledger_sha256: str
     samples_sha256: str
@@ -89,11 +89,11 @@ class Manifest:
 
     @property
     def num_rejected(self) -> int:
-        """Images that were offered and left out; the ledger says why."""
+        """Number of images of the source that were left out; the ledger says why."""
         return self.findings.get(REJECTED, 0)
 
     def to_json(self) -> str:
-        """Return the file's text, with a digest of all else in it: every other file has its own in here.
+        """Return the file's text, with a digest of the rest of it; the digests of all other files are in it too.
 
         An empty `reading` is left out, so that a manifest from before this key is written as it was.
         """
@@ -113,7 +113,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a split's folder.
+    """Read the manifest of a split's folder.
 
     Raises:
         InputError: the folder has none, or it is damaged or of another format version.
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _explain_missing_split(folder: Path) -> str:
-    """What to do where a split's folder has no manifest: depends on what is there and around it."""
+    """Return advice for a split's folder without a manifest, from what is in it and around it."""
     root, name = folder.parent, folder.name
     if (folder / WORK_FOLDER).is_dir():
         return "its preparation was interrupted: run the same prep/shard.py (or prep/adopt.py) command again"
@@ -141,19 +141,19 @@ def _explain_missing_split(folder: Path) -> str:
 
 
 def _explain_other_folder(folder: Path) -> str:
-    """The folder holds something, but not a split: images that are not prepared, or a split that lost its manifest."""
+    """Return advice for a folder with unprepared images, or with a split that lost its manifest."""
     root, inside = folder.parent, _child_folders(folder)
     if inside and not any(folder.glob("*.tar")):
         return (
-            f"{root} is not prepared yet ({folder.name} has folders as {inside[0].name}): run "
+            f"{root} is not prepared yet ({folder.name} has folders such as {inside[0].name}): run "
             f"`python prep/shard.py --source {root} --out {root}-shards`, then give {root}-shards"
         )
     return f"delete {folder} and prepare it again with `python prep/shard.py --source SRC --out {root}`"
 
 
 def _name_other_splits(root: Path, name: str, splits: list[str]) -> str:
-    """The splits that a dataset has, and how to say which one is meant."""
-    has = f"{root} has the split{'s' * (len(splits) > 1)} {', '.join(splits)}"
+    """Return which splits a dataset has, and the flags that choose one of them."""
+    listed = f"the split{'s' * (len(splits) > 1)} {', '.join(splits)}"
     if name == "train":
         others = [split for split in splits if split not in ("validation", "val", "valid", "test")]
         option = "--data.train"
@@ -161,9 +161,10 @@ def _name_other_splits(root: Path, name: str, splits: list[str]) -> str:
         others = sorted((split for split in splits if split != "train"), key=lambda split: split == "test")
         option = "--data.validation"
     if not others:
-        return f"{has} alone: prepare {name} too, with `python prep/shard.py --source SRC --out {root} --splits {name}`"
+        command = f"python prep/shard.py --source SRC --out {root} --splits {name}"
+        return f"{root} has only {listed}: prepare {name} too, with `{command}`"
     flags = f"{option} {others[0]} to train/main.py, --split {others[0]} to train/evaluate.py"
-    return f"{has}: give {flags}, or prepare {name} too"
+    return f"{root} has {listed}: give {flags}, or prepare {name} too"
 
 
 def _is_split(folder: Path) -> bool:
@@ -171,7 +172,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _child_folders(folder: Path) -> list[Path]:
-    """The folders in a folder that are not hidden, sorted; none where it is not there or cannot be listed."""
+    """Return the folders in a folder that are not hidden, sorted; none if it is missing or cannot be listed."""
     try:
         return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     except OSError:
@@ -179,7 +180,7 @@ def _child_folders(folder: Path) -> list[Path]:
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:
-    """A manifest from its file's bytes; `name` is for the error.
+    """Return the manifest in a file's bytes; `name` is used in the error.
 
     Raises:
         InputError: it is damaged or of another format version.
@@ -191,11 +192,13 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
             return Manifest.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name} is damaged ({error}): delete its folder and prepare it again") from error
-    raise InputError(f"{name} is of format {version}, this is Penstock for format {FORMAT_VERSION}: prepare it again")
+    raise InputError(
+        f"{name} has format {version}, this version of Penstock reads format {FORMAT_VERSION}: prepare it again"
+    )
 
 
 class Split:
-    """One prepared split, its sample index in memory. Columns are numpy views without a copy."""
+    """One prepared split with its sample index in memory. Columns are numpy views without a copy."""
 
     def __init__(self, root: str | os.PathLike[str], name: str) -> None:
         self.folder = Path(root) / name
@@ -212,7 +215,7 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the manifest, which itself holds the digests of the index and of every shard."""
+        """SHA-256 of the manifest, which itself holds the digests of the index and of every shard."""
         return sha256_of(self.manifest.to_json().encode())
 
     @cached_property
@@ -220,20 +223,20 @@ class Split:
         return [self.folder / shard.name for shard in self.manifest.shards]
 
     def column(self, name: str) -> np.ndarray:
-        """An integer column of the sample index, one value an image."""
+        """Return an integer column of the sample index, one value per image."""
         chunk = self.samples.column(name).chunk(0)  # its own to_numpy would import pandas, which takes a second
         assert chunk.offset == 0
         return np.frombuffer(chunk.buffers()[1], np.dtype(str(chunk.type)), len(chunk))
 
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The keys of some rows of the sample index."""
+        """Return the keys of some rows of the sample index."""
         return self.samples.column("key").take(pa.array(rows, pa.int64())).to_pylist()
 
     def rows_of(self, keys: Sequence[str]) -> list[int]:
-        """The rows of some keys.
+        """Return the rows of some keys.
 
         Raises:
-            InputError: a key is not there.
+            InputError: a key is not in the split.
         """
         all_keys = self.samples.column("key").combine_chunks()
         rows = pc.call_function("index_in", [pa.array(keys, pa.string())], pc.SetLookupOptions(all_keys))
@@ -247,27 +250,27 @@ class Split:
             size_bytes = path.stat().st_size if path.is_file() else None
             if size_bytes != shard.size_bytes:
                 found = "is missing" if size_bytes is None else f"has {size_bytes:,} bytes, not {shard.size_bytes:,}"
-                raise InputError(f"{path} {found}: `python prep/verify.py {self.folder}` says how to mend it")
+                raise InputError(f"{path} {found}: `python prep/verify.py {self.folder}` says how to repair it")
 
     def _read_samples(self) -> pa.Table:
         path = self.folder / SAMPLES
-        mend = f"delete {self.folder} and run prep/shard.py again"
+        advice = f"delete {self.folder} and run prep/shard.py again"
         if not path.is_file():
-            raise InputError(f"{path} is missing: {mend}")
+            raise InputError(f"{path} is missing: {advice}")
         content = path.read_bytes()  # a mapped file that shrinks ends the process with a bus error
         if sha256_of(content) != self.manifest.samples_sha256:
-            raise InputError(f"{path} does not match its manifest: {mend}")
+            raise InputError(f"{path} does not match its manifest: {advice}")
         table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
         if table.num_rows != self.manifest.num_images:
             raise InputError(
-                f"{self.folder / MANIFEST} is damaged, it counts {self.manifest.num_images:,} images: {mend}"
+                f"{self.folder / MANIFEST} is damaged, it counts {self.manifest.num_images:,} images: {advice}"
             )
         assert table.schema.equals(SAMPLE_SCHEMA)
         return table
 
 
 def encode_samples(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """The sample index as one Arrow IPC record batch, so that its columns map without a copy."""
+    """Return the sample index as one Arrow IPC record batch, so that its columns can be used without a copy."""
     table = pa.table(columns, schema=SAMPLE_SCHEMA).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SAMPLE_SCHEMA) as writer:

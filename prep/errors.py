@@ -1,8 +1,8 @@
-"""How commands report what they cannot do: one clear line, and a status that is not zero.
+"""Report errors of commands: one clear line, and an exit status that is not zero.
 
 Every package imports this module; it imports nothing of ours and nothing heavy. Code raises `InputError` for what a
-user can put right, `run` prints it. Under torchrun all processes usually find the same mistake: rank 0 alone prints
-it. A `RankError` is seen by one process alone, which prints it itself.
+user can correct, and `run` prints it. Under torchrun all processes usually find the same mistake; therefore only
+rank 0 prints it. A `RankError` is found by one process only, which prints it itself.
 """
 
 import argparse
@@ -12,28 +12,28 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-# Advice about an error of the operating system that names a file.
+# Advice for errors of the operating system about files.
 ADVICE = {
     errno.ENOSPC: "free some space, then run the same command again",
     errno.EDQUOT: "free some space or raise the quota, then run the same command again",
     errno.EIO: "the disk or its network failed: see `dmesg`, then run the same command again",
     errno.ESTALE: "the network file system changed under this process: mount it again, then run the same command again",
     errno.EROFS: "mount it for writing, or choose another folder",
-    errno.EACCES: "give this user the right to (`ls -ld` shows who has it), or choose another folder",
+    errno.EACCES: "give this user the permission (`ls -ld` shows the owner), or choose another folder",
     errno.EPERM: "the file system or an attribute (`lsattr`) does not allow it: choose another folder",
     errno.ENOENT: "check the path, then run the same command again",
-    errno.EEXIST: "move what has this name away, or choose another path",
+    errno.EEXIST: "move the file that has this name, or choose another path",
     errno.ENOTDIR: "a file is where a folder should be: choose another path",
     errno.EISDIR: "a folder is where a file should be: choose another path",
     errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "its links lead in a circle: repair them",
+    errno.ELOOP: "its links form a loop: repair them",
     errno.EMFILE: "raise the limit of open files, `ulimit -n`",
     errno.ENFILE: "close other programs, this machine has too many open files",
-    errno.ENOMEM: "give fewer --workers, or free some memory",
+    errno.ENOMEM: "use fewer --workers, or free some memory",
     errno.EBUSY: "end the program that uses it, then run the same command again",
     errno.ETXTBSY: "end the program that uses it, then run the same command again",
-    errno.ENOTSUP: "the file system cannot do it: choose a folder on another one",
-    errno.ENOSYS: "the file system cannot do it: choose a folder on another one",
+    errno.ENOTSUP: "the file system does not support it: choose a folder on another one",
+    errno.ENOSYS: "the file system does not support it: choose a folder on another one",
 }
 
 
@@ -41,31 +41,32 @@ class InputError(ValueError):
     """An input, a flag or a file that cannot be used; the message is one line that names it and the fix."""
 
     def describe(self, rank: int) -> str | None:
-        """Return the line with which the process of this rank ends; None if rank 0 prints the same."""
+        """Return the error line that this rank prints; None if rank 0 prints the same."""
         return None if rank else f"error: {self}"
 
 
 class RankError(InputError):
-    """An error that one process of several sees, so that this process has to report it."""
+    """An error that only one of several processes finds, so that this process has to report it."""
 
     def describe(self, rank: int) -> str:
-        """Return the line with which the process of this rank ends."""
+        """Return the error line that this rank prints."""
         return f"error: {f'rank {rank}: ' if rank else ''}{self}"
 
 
 def run(main: Callable[[], int | None], interrupted: str = "") -> None:
-    """Run a command's `main`; end the process if its exit status, which `main` returns, is neither None nor 0.
+    """Run a command's `main`; exit with the status that it returns if that is neither None nor 0.
 
-    A mistake of the user, an error of the disk, a missing package and Ctrl-C end it in one line on standard error.
+    A mistake of the user, an error of the disk, a missing package and Ctrl-C end the process with one line on standard
+    error.
 
     Args:
-        interrupted: what to say after Ctrl-C, e.g. how to continue.
+        interrupted: text to print after Ctrl-C, for example how to continue.
     """
     try:
         if status := main():
             sys.exit(status)
     except BrokenPipeError:
-        # The reader of the output has left, as `head` does. Without a new target Python complains when it exits.
+        # The reader of the output, such as `head`, has ended. Without a new target Python prints an error at exit.
         discard_output()
         sys.exit(1)
     except InputError as error:
@@ -80,9 +81,16 @@ def run(main: Callable[[], int | None], interrupted: str = "") -> None:
 
 def exit_with(error: InputError) -> NoReturn:
     """End the process with status 1 and the error's line; without the line if rank 0 prints the same."""
-    rank = os.environ.get("RANK", "")  # may itself be what is wrong
+    rank = os.environ.get("RANK", "")  # may itself be wrong
     line = error.describe(int(rank) if rank.isdecimal() else 0)
     sys.exit(1 if line is None else one_line(line))
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Add the default to the help of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def positive_count(text: str) -> int:
@@ -99,7 +107,7 @@ def list_some(names: Sequence[str], most: int = 4) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks and half characters, which names of files may contain."""
+    """Return a text without line breaks and invalid characters, which names of files may contain."""
     return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
@@ -118,7 +126,7 @@ def print_or_discard(text: str) -> None:
     """Print a line; if nothing reads the output any more, discard this line and all later ones.
 
     A terminal that was closed gives EIO, a pipe to a `tee` that Ctrl-C ended EPIPE. A run that is about to save must
-    not end for that.
+    not end because of that.
     """
     try:
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What `prep/verify.py` finds: a fault is a line for people, with what `--repair` can do about it."""
+"""Faults that `prep/verify.py` reports: one line for the user each, and the repair that `--repair` can make."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -8,19 +8,27 @@ from prep.errors import one_line
 
 
 class Remedy(Enum):
-    """What mends a fault."""
+    """The action that repairs a fault."""
 
-    USER = auto()  # none but the user can; the line says how
-    CLEAN = auto()  # remove what an interrupted run left
-    INDEX = auto()  # write DALI's index anew from its tar
-    SHARD = auto()  # write a shard anew from the source
-    SPLIT = auto()  # all of them, and with them what closes the split
-    DATASET = auto()  # write what lies beside the splits anew from their manifests
+    USER = auto()  # only the user can repair it; the line says how
+    CLEAN = auto()  # remove the files left by an interrupted run
+    INDEX = auto()  # write DALI's index again from its tar
+    SHARD = auto()  # write a shard again from the source
+    SPLIT = auto()  # write all shards again, and with them the manifest, sample index and ledger
+    DATASET = auto()  # write the files next to the splits again from the splits' manifests
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A remedy, and the advice that tells the user about it."""
+
+    remedy: Remedy
+    advice: str
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, in one line; `folder` is the split's, `shard` the tar's name where it is about one."""
+    """One fault, in one line; `folder` is the split's, `shard` the tar's name if the fault is about one."""
 
     line: str
     remedy: Remedy
@@ -28,21 +36,14 @@ class Fault:
     shard: str = ""
 
     @classmethod
-    def at(cls, path: str, wrong: str, cure: "Cure", folder: str = "", shard: str = "") -> "Fault":
-        return cls(one_line(f"{path} {wrong}: {cure.mend}"), cure.remedy, folder, shard)
-
-
-@dataclass(frozen=True)
-class Cure:
-    """A remedy, and how a user is told of it."""
-
-    remedy: Remedy
-    mend: str
+    def at(cls, path: str, wrong: str, cure: Cure, folder: str = "", shard: str = "") -> "Fault":
+        """Return the fault that reads "PATH WRONG: ADVICE"."""
+        return cls(one_line(f"{path} {wrong}: {cure.advice}"), cure.remedy, folder, shard)
 
 
 @dataclass
 class Report:
-    """What was looked at and found."""
+    """The result of checking a dataset: faults, notes, and how much was checked."""
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -54,27 +55,30 @@ class Report:
 
 
 CLEAN = Cure(Remedy.CLEAN, "run prep/shard.py (or prep/adopt.py) again as before, or --repair removes it")
-INDEX = Cure(Remedy.INDEX, "--repair writes it anew from its tar")
-DATASET = Cure(Remedy.DATASET, "--repair writes it anew from the splits")
+INDEX = Cure(Remedy.INDEX, "--repair writes it again from its tar")
+DATASET = Cure(Remedy.DATASET, "--repair writes it again from the splits")
 PREPARE = Cure(Remedy.USER, "delete its folder and prepare it again")
 
 
 def shard_cure(manifest: Manifest) -> Cure:
-    """How a damaged tar is mended."""
+    """Return the cure of a damaged tar."""
     if manifest.options is None:
-        return Cure(Remedy.USER, "get that tar anew, or if it moved run prep/adopt.py again with where it is")
-    return Cure(Remedy.SHARD, f"--repair{_source_argument(manifest)} writes it anew")
+        return Cure(Remedy.USER, "fetch that tar again, or if it was moved run prep/adopt.py again with its new path")
+    return Cure(Remedy.SHARD, f"--repair{_source_argument(manifest)} writes it again")
 
 
 def split_cure(manifest: Manifest) -> Cure:
-    """How the files that close a split are mended."""
+    """Return the cure of a damaged manifest, sample index or ledger."""
     if manifest.options is None:
         return Cure(Remedy.USER, "delete its folder and run prep/adopt.py again")
-    return Cure(Remedy.SPLIT, f"--repair{_source_argument(manifest)} writes the whole split anew, which this takes")
+    return Cure(Remedy.SPLIT, f"--repair{_source_argument(manifest)} writes it again, with all shards of the split")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a source's name tells where it is: owner/name on the hub; of a folder only its last part is kept."""
+    """Check whether a source's name is OWNER/NAME on the hub, and so says where it is.
+
+    The manifest holds only the last part of a folder's path.
+    """
     return name.count("/") == 1 and "" not in name.split("/")
 
 

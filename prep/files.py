@@ -1,7 +1,7 @@
 """Write files and folders so that they appear complete and survive a power cut; digests and locks.
 
 Network file systems, FUSE, and the mounts of containers and virtual machines may lack fsync, locks or a rename over an
-existing file. A step that only protects against a power cut or a second process is then left out, with one warning; a
+existing file. A step that only protects against a power cut or a second process is then skipped, with one warning; a
 step that would change the result raises an error. Every package may import this module; it imports nothing of ours.
 """
 
@@ -24,20 +24,22 @@ NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 NO_FOLDER_SYNC = NOT_SUPPORTED | {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 NO_LOCKS = NOT_SUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EPERM}
 LOCK_IS_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # flock's, and fcntl's, which NFS uses for it
-ATTEMPTS = 3  # of writing a file that another process takes away; only without locks
+ATTEMPTS = 3  # to write a file that another process removes; only without locks
 
 _warned: set[tuple[str, int]] = set()
 
 
 def write_whole(path: Path, content: bytes, *, unique: bool = False) -> None:
-    """Write a file so that it appears under its name only when it is whole and on disk.
+    """Write a file so that it appears under its name only when it is complete and on disk.
 
-    `unique`: another process may write the same file at the same time, so the unfinished one gets a name of its own.
+    Args:
+        unique: give the unfinished file a unique name, because another process may write the same file now.
 
     Raises:
-        OSError: the disk's; `filename` is the path.
+        OSError: the disk failed; `filename` is the path.
     """
     for attempt in range(1, ATTEMPTS + 1):
+        # Write and sync the file under a hidden name, then rename it.
         partial = path.with_name(f".{path.name}{f'.{secrets.token_hex(8)}' if unique else ''}{PARTIAL}")
         try:
             with partial.open("wb") as file:
@@ -47,6 +49,7 @@ def write_whole(path: Path, content: bytes, *, unique: bool = False) -> None:
             replace_file(partial, path)
             break
         except OSError as error:  # a full disk does not say which file
+            # Without locks, another run may remove the unfinished file: try again.
             if unique:
                 partial.unlink(missing_ok=True)
             if not (unique and isinstance(error, FileNotFoundError) and path.parent.is_dir()) or attempt == ATTEMPTS:
@@ -56,13 +59,13 @@ def write_whole(path: Path, content: bytes, *, unique: bool = False) -> None:
 
 @contextmanager
 def write_folder(out: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Yield an empty folder to fill, which replaces `out` only when all of it is on disk; an error deletes it.
+    """Yield an empty folder to fill; it replaces `out` only when all of it is on disk. An error deletes it.
 
     Args:
         partial: the folder's path until then, on the same file system; `.NAME.partial` next to `out` by default.
 
     Raises:
-        OSError: the disk's.
+        OSError: the disk failed.
     """
     partial = partial or out.with_name(f".{out.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,6 +73,7 @@ def write_folder(out: Path, partial: Path | None = None) -> Iterator[Path]:
     try:
         yield partial
         _sync_tree(partial)
+        # A folder cannot be renamed over one with content, so remove the old one first.
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     except BaseException:
@@ -98,13 +102,13 @@ def sha256_of_file(path: Path) -> str:
 
 
 def unfinished_name(name: str) -> str | None:
-    """Return the name of the file that `.NAME.partial` or `.NAME.0123456789abcdef.partial` was to become."""
+    """Return NAME for `.NAME.partial` and `.NAME.0123456789abcdef.partial`; None for any other name."""
     found = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{16})?\.partial", name)
     return found[1] if found else None
 
 
 def replace_file(partial: Path, path: Path) -> None:
-    """Rename a file over another one; where the file system refuses to, remove the other one first."""
+    """Rename a file over another one; if the file system refuses, remove the other one first."""
     try:
         os.replace(partial, path)
     except OSError as error:
@@ -115,7 +119,7 @@ def replace_file(partial: Path, path: Path) -> None:
 
 
 def sync_file(descriptor: int, path: Path) -> None:
-    """Have a file's content on disk; on a file system that has no such call, go on with a warning.
+    """Write a file's content to disk; if the file system does not support that, continue with a warning.
 
     Raises:
         OSError: the disk failed; `filename` is the path.
@@ -128,13 +132,13 @@ def sync_file(descriptor: int, path: Path) -> None:
         _warn_once(
             "fsync",
             path.parent,
-            f"{path.parent} cannot be told to store a file at once (fsync: {error.strerror}); going on: after a power "
-            "cut, check what is there with prep/verify.py",
+            f"{path.parent} cannot store a file at once (fsync: {error.strerror}); continuing: after a power "
+            "cut, check the files with prep/verify.py",
         )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where its file system can sync a folder; others need it not or cannot."""
+    """Make renames in a folder durable, if its file system can sync a folder; others do not need it or cannot."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -148,9 +152,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def hold_lock(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock on a folder, which goes with this process however that ends; yields whether there is one.
+    """Hold a lock on a folder, until this process ends in any way; yield whether there is a lock.
 
-    On a file system without locks it goes on with a warning.
+    On a file system without locks, print a warning and yield False.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
@@ -174,15 +178,15 @@ def _lock(descriptor: int, folder: Path, wait: bool) -> bool:
         _warn_once(
             "flock",
             folder,
-            f"{folder} is on a file system without locks (flock: {error.strerror}); going on: see to it that no other "
-            "run writes there at the same time",
+            f"{folder} is on a file system without locks (flock: {error.strerror}); continuing: make sure that no "
+            "other run writes there at the same time",
         )
         return False
     return True
 
 
 def _warn_once(kind: str, folder: Path, message: str) -> None:
-    """Warn once in a process for each file system; worker processes leave it to the one that started them."""
+    """Warn once per process and file system; worker processes leave it to their parent."""
     try:
         device = folder.stat().st_dev
     except OSError:

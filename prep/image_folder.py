@@ -1,6 +1,6 @@
-"""A tree of class folders, as torchvision's `ImageFolder` reads it, but with every file offered, whatever its name.
+"""Read a tree of class folders, as torchvision's `ImageFolder` does, but with every file, whatever its name.
 
-A file that is no image, or cannot be read, so ends in the ledger rather than nowhere: kept + rejected = offered.
+A file that is not an image, or cannot be read, is recorded in the ledger: kept + rejected = all files.
 `prep/folder_tree.py` lists the tree, `prep/folder_splits.py` decides which folders are splits and classes.
 """
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from prep.dataset import Origin
 from prep.errors import InputError
-from prep.folder_splits import MOST_NAMED, Splits, describe_empty, find_splits, relative_to
-from prep.folder_tree import Folder, check_no_pointer
-from prep.source import Item, Reading, oversize
+from prep.file_kinds import check_no_pointer
+from prep.folder_splits import MOST_NAMED, Splits, find_splits, relative_to
+from prep.folder_tree import Folder, describe_empty
+from prep.source import Item, Reading, explain_oversize
 
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder that cannot be listed"}
-OUR_OWN_TROUBLES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # no fault of the file
+FAULTS_OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # the file itself may be good
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 Listing = list[tuple[str, int, int]]  # (path below the root, label, size in bytes)
@@ -30,17 +31,17 @@ Listing = list[tuple[str, int, int]]  # (path below the root, label, size in byt
 
 @dataclass(frozen=True)
 class Findings:
-    """What is to be said of an image folder: of each split for its manifest, and of all of it for the user alone."""
+    """Findings about an image folder; each one is a line of text."""
 
     split_map: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # split -> {folder: split}
     passed_over: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  # parts that are not there, of any split: labels and revision depend on all
-    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # absent parts of any split: labels and revision depend on all splits
+    notes: tuple[str, ...] = ()  # for the user; not in the manifest
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A tree SPLIT/CLASS/**/IMAGE, or CLASS/**/IMAGE for a lone train split, in a fixed permuted order."""
+    """A `Source`: a tree SPLIT/CLASS/**/IMAGE, or CLASS/**/IMAGE for a single train split, in a fixed random order."""
 
     root: Path
     origin: Origin
@@ -55,11 +56,11 @@ class ImageFolder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user about all of it."""
+        """Lines for the user about the folder as a whole."""
         return self.findings.notes
 
     def reading(self, split: str) -> dict[str, Any]:
-        """Return how a split was read, for the manifest; only what there is to say."""
+        """Return how a split was read, for the manifest, without empty entries."""
         found = self.findings
         facts = {
             "split_map": dict(found.split_map.get(split, {})),
@@ -68,8 +69,8 @@ class ImageFolder:
         }
         return {name: fact for name, fact in facts.items() if fact}
 
-    def check(self, split: str) -> None:
-        """Labels come from the class folders themselves: none can be outside."""
+    def check_split(self, split: str) -> None:
+        """Do nothing: labels come from the class folders themselves, so that all of them are classes."""
 
     def rows(self, split: str, start: int, stop: int) -> "ImageFiles":
         return ImageFiles(self.root, self.files[split][start:stop])
@@ -77,7 +78,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Some image files: (path below root, label) each."""
+    """A range of a split's images: (path below root, label) of each file."""
 
     root: Path
     files: tuple[tuple[str, int], ...]
@@ -86,29 +87,32 @@ class ImageFiles:
         for name, label in self.files:
             path = self.root / name
             try:
-                data, fault = _read(path)
+                data, fault = _read_file(path)
             except OSError as error:
-                if error.errno in OUR_OWN_TROUBLES:
+                if error.errno in FAULTS_OF_THE_PROCESS:
                     raise
-                data, fault = b"", _explain(path, error)
+                data, fault = b"", _explain_os_error(path, error)
             yield Item(name, data, label, fault)
 
 
 def open_image_folder(root: Folder, wanted: Reading, passed_over: Iterable[str] = ()) -> ImageFolder:
-    """Open an image folder; a class is a folder, its label its sorted rank among those of the train split.
+    """Open an image folder. Each class is a folder; its label is its rank among the sorted folders of the train split.
 
     Args:
-        passed_over: what else lies in it and is not read, a line each.
+        passed_over: lines for the manifest on other things in the folder, which are not read.
 
     Raises:
         InputError: it can be read in several ways, a part is missing, or a split has a class that train lacks.
     """
+    # Find the splits and the classes. Without a train split, the classes of all splits count.
     splits = find_splits(root, wanted.split_map)
     names = {split: _class_names(folders) for split, folders in splits.folders.items()}
     class_names = names.get("train") or _class_names(
         folder for folders in splits.folders.values() for folder in folders
     )
     check_missing(root.path, splits.missing, wanted)
+
+    # List the images of each split. A test split that cannot be read is left out unless the user named it.
     passed_over = [*splits.passed_over, *passed_over]
     listings: dict[str, Listing] = {}
     missing = list(splits.missing)
@@ -120,10 +124,11 @@ def open_image_folder(root: Folder, wanted: Reading, passed_over: Iterable[str] 
         except InputError as error:
             if split != "test" or len(splits.folders) == 1 or split in dict(wanted.split_map).values():
                 raise
-            passed_over.append(f"test is left out: {relative_to(root, str(error))}")  # it is unless asked for
+            passed_over.append(f"test is left out: {relative_to(root, str(error))}")
             continue
         missing += absent
         listings[split] = list_classes(root, folders, class_names)
+
     findings = Findings(
         {split: splits.map_names(split) for split in listings},
         (*passed_over, *_describe_junk(splits)),
@@ -140,9 +145,9 @@ def _class_names(folders: Iterable[Folder]) -> list[str]:
 def make_image_folder(
     root: Path, class_names: Iterable[str], listings: dict[str, Listing], findings: Findings, salt: str = ""
 ) -> ImageFolder:
-    """The source of some listings; `salt` is what its revision depends on beside them."""
-    origin = Origin(root.resolve().name, _digest(listings, salt))
-    files = {split: tuple(_permuted([entry[:2] for entry in listing])) for split, listing in listings.items()}
+    """Return the source that listings make; its revision is a digest of the listings and of `salt`."""
+    origin = Origin(root.resolve().name, _digest_listings(listings, salt))
+    files = {split: tuple(_permute([entry[:2] for entry in listing])) for split, listing in listings.items()}
     sizes = {split: sum(size for _, _, size in listing) for split, listing in listings.items()}
     return ImageFolder(root, origin, tuple(class_names), files, sizes, findings)
 
@@ -150,23 +155,27 @@ def make_image_folder(
 def check_classes(
     root: Folder, split: str, folders: Iterable[Folder], names: Iterable[str], class_names: Iterable[str]
 ) -> None:
-    """Raises InputError where a split has a class that train lacks, or what one of our own commands wrote."""
+    """Check that a split has only classes of the train split, and no output of a Penstock command.
+
+    Raises:
+        InputError: it has others.
+    """
     for name in sorted(set(names) - set(class_names)):
         places = [folder.shown[name].path for folder in folders if name in folder.shown]
-        raise InputError(f"{places[0]} is no class of the train split: remove it or add it there")
+        raise InputError(f"{places[0]} is not a class of the train split: remove it, or add it to the train split")
     for folder in folders:
         for each in folder.walk():
             if each.is_output:
                 raise InputError(
-                    f"{each.path} was written by one of Penstock's commands and lies among the images of {split}: "
+                    f"{each.path} was written by one of Penstock's commands and is among the images of {split}: "
                     f"move it out of {root.path}"
                 )
 
 
 def find_missing(folders: Sequence[Folder], names: Iterable[str]) -> list[str]:
-    """A line for each class of a split that has no image, and for each that is still in its archive.
+    """Return a line for each class of a split without images, and for each that is still in its archive.
 
-    Paths in it are relative to the source, since the manifest records it.
+    Paths in the lines are relative to the source, because the manifest records them.
     """
     missing = []
     for name in names:
@@ -182,19 +191,26 @@ def find_missing(folders: Sequence[Folder], names: Iterable[str]) -> list[str]:
 
 
 def check_missing(root: Path, missing: Sequence[str], wanted: Reading) -> None:
-    """Raises InputError where parts are missing and the user did not say to go on without them."""
+    """Check that no parts are missing, or that the user allowed it.
+
+    Raises:
+        InputError: parts are missing.
+    """
     if missing and not wanted.allow_missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         raise InputError(
-            f"{root}/{missing[0]}{more}: put back what is missing, remove it, or go on with --allow-missing"
+            f"{root}/{missing[0]}{more}: put back what is missing, remove it, or continue with --allow-missing"
         )
 
 
 def list_classes(root: Folder, folders: Sequence[Folder], class_names: Sequence[str], ignored: str = "") -> Listing:
-    """Every file below the class folders of a split, sorted; CLASS/CLASS + `ignored` is left out.
+    """Return every file below the class folders of a split, sorted.
+
+    Args:
+        ignored: the end of a file name; the file CLASS/CLASS + `ignored` of each class is left out.
 
     Raises:
-        InputError: there is no file at all, or one is a pointer of Git LFS.
+        InputError: there are no files, or one is a Git LFS pointer.
     """
     listing: Listing = []
     for label, name in enumerate(class_names):
@@ -208,7 +224,11 @@ def list_classes(root: Folder, folders: Sequence[Folder], class_names: Sequence[
 
 
 def check_files(root: Path, folder: Path, listing: Listing) -> None:
-    """Raises InputError where a split has no file at all, or a pointer of Git LFS instead of one."""
+    """Check that a split has files, and that none is a Git LFS pointer.
+
+    Raises:
+        InputError: it has no files, or a pointer.
+    """
     if not listing:
         raise InputError(f"{folder} holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare")
     for name, _, size_bytes in listing:
@@ -216,14 +236,14 @@ def check_files(root: Path, folder: Path, listing: Listing) -> None:
 
 
 def _describe_junk(splits: Splits) -> list[str]:
-    """One line on files of operating systems and file browsers, which are left out; none where there are none."""
+    """Return one line on files of operating systems and file browsers, which are left out; no line without them."""
     folders = [folder for each in splits.folders.values() for folder in each]
     junk = [name for folder in folders for each in folder.walk() for name in each.junk]
     return [f"{len(junk):,} system files ({', '.join(sorted(set(junk))[:MOST_NAMED])})"] if junk else []
 
 
 def _compare_classes(splits: Splits, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A line where a split lacks classes of the train split."""
+    """Yield a line for each split that lacks classes of the train split."""
     for split, folders in splits.folders.items():
         lacking = sorted(set(names.get("train", ())) - set(names[split]))
         if lacking and split != "test":
@@ -231,9 +251,10 @@ def _compare_classes(splits: Splits, names: Mapping[str, Sequence[str]]) -> Iter
             yield f"{folders[0].path} has no folder for {len(lacking):,} classes of the train split ({shown})"
 
 
-def _read(path: Path) -> tuple[bytes, str]:
-    """A file's content, or why it is not read: never waits for a pipe, never takes in more than the bound."""
-    fault = _find_fault(path.stat())  # before it is opened: to open a device may be to act on it
+def _read_file(path: Path) -> tuple[bytes, str]:
+    """Return (content, "") or (no bytes, why the file is not read): never wait for a pipe or read too many bytes."""
+    # Check before opening it, since opening a device may trigger an action; and again, since it may have changed.
+    fault = _find_fault(path.stat())
     if fault:
         return b"", fault
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
@@ -242,24 +263,27 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def _find_fault(status: os.stat_result) -> str:
+    """Return why a file is not read, for the ledger; empty if it can be read."""
     if not stat.S_ISREG(status.st_mode):
         return f"{KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file"
-    return oversize(status.st_size)
+    return explain_oversize(status.st_size)
 
 
-def _explain(path: Path, error: OSError) -> str:
+def _explain_os_error(path: Path, error: OSError) -> str:
+    """Return the fault of a file that cannot be read, for the ledger."""
     if isinstance(error, FileNotFoundError):
         return "a link to nothing" if path.is_symlink() else "no such file"
     return f"cannot be read: {(error.strerror or str(error)).lower()}"
 
 
-def _permuted(entries: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """A fixed permutation: class folders come sorted by class, and readers without a full shuffle want them mixed."""
+def _permute(entries: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return a fixed permutation: the listing is sorted by class, and readers without a full shuffle need a mix."""
     draws = np.random.Philox(key=0).random_raw(len(entries))  # raw streams are stable across numpy versions
     return [entries[i] for i in np.argsort(draws, kind="stable")]
 
 
-def _digest(listings: dict[str, Listing], salt: str) -> str:
+def _digest_listings(listings: dict[str, Listing], salt: str) -> str:
+    """Return a SHA-256 of all names, labels and sizes."""
     digest = hashlib.sha256(salt.encode(errors="surrogateescape"))
     for split, listing in sorted(listings.items()):
         for name, label, size in listing:

@@ -1,8 +1,8 @@
-"""ImageNet as its archives unpack, found by their files: Kaggle's ILSVRC and Stanford's tiny-imagenet-200.
+"""Read ImageNet as its archives unpack, recognized by their files: Kaggle's ILSVRC and Stanford's tiny-imagenet-200.
 
-Both keep the training images in class folders named by WordNet id (WNID) and the validation images in one folder,
-their labels in a text file beside it. Labels follow the sorted WNIDs, as everywhere for ImageNet. The test images
-have no labels and are left out.
+Both keep the training images in class folders named by WordNet id (WNID), and the validation images in one folder with
+their labels in a text file. Labels are the ranks of the sorted WNIDs, as is usual for ImageNet. The test images have no
+labels and are left out.
 """
 
 import os
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from prep.errors import InputError
-from prep.folder_splits import MOST_NAMED, check_loose
-from prep.folder_tree import IMAGE_SUFFIXES, JUNK_FOLDERS, Folder, list_folder
+from prep.file_kinds import IMAGE_SUFFIXES
+from prep.folder_splits import MOST_NAMED
+from prep.folder_tree import JUNK_FOLDERS, Folder, check_loose, list_folder
 from prep.image_folder import (
     Findings,
     ImageFolder,
@@ -28,7 +29,7 @@ from prep.image_folder import (
 from prep.source import Reading
 
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
-TRAIN_LISTS = ("LOC_train_solution.csv", "ImageSets/CLS-LOC/train_cls.txt")  # the training images, all or some
+TRAIN_LISTS = ("LOC_train_solution.csv", "ImageSets/CLS-LOC/train_cls.txt")  # lists of training images
 KAGGLE = "https://www.kaggle.com/c/imagenet-object-localization-challenge/data"
 WNID = r"n\d{8}"
 WNIDS, WORDS, ANNOTATIONS, BOXES = "wnids.txt", "words.txt", "val_annotations.txt", "_boxes.txt"
@@ -36,16 +37,19 @@ WNIDS, WORDS, ANNOTATIONS, BOXES = "wnids.txt", "words.txt", "val_annotations.tx
 
 @dataclass(frozen=True)
 class Labels:
-    """A text file that labels the images of one folder: name of an image, less its suffix -> WNID."""
+    """A text file with the labels of the images in one folder."""
 
     path: Path
-    wnids: dict[str, str]
+    wnids: dict[str, str]  # name of an image without its suffix -> WNID
+
+
+# Kaggle's ILSVRC
 
 
 def find_kaggle(root: Path) -> Path | None:
-    """The CLS-LOC folder of an unpacked Kaggle archive, given it or a folder above it; None where there is none.
+    """Return the CLS-LOC folder of an unpacked Kaggle archive, given it or a folder above it; None without one.
 
-    A folder of another name is taken for one where val/ is flat and the classes or the file of labels are ImageNet's.
+    A folder with another name counts if val/ is flat and the classes or the file of labels are ImageNet's.
     """
     for folder in (root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC"):
         if folder.is_dir():
@@ -57,21 +61,24 @@ def find_kaggle(root: Path) -> Path | None:
 
 
 def open_kaggle(folder: Path, wanted: Reading) -> ImageFolder:
-    """The CLS-LOC folder of Kaggle's archive: train/WNID/*.JPEG and val/*.JPEG, or val/WNID/*.JPEG if sorted since.
+    """Open the CLS-LOC folder of Kaggle's archive: train/WNID/*.JPEG and val/*.JPEG, or val/WNID/*.JPEG.
 
     Raises:
-        InputError: the file of validation labels is missing or damaged, or lacks an image or names another class;
-            or a class or an image that one of the archive's lists names is not there.
+        InputError: the file of validation labels is missing or damaged, lacks an image or names another class; or a
+            class or an image that one of the archive's lists names is missing.
     """
+    # Read the class names and the validation labels, if val/ is not sorted into class folders.
     root, mapping = list_folder(folder), _find_above(folder, MAPPING)
     train, val = root.shown.get("train"), root.shown.get("val")
     if not train and not val:
-        raise InputError(f"{folder} holds neither train/ nor val/: unpack the archive anew")
+        raise InputError(f"{folder} holds neither train/ nor val/: unpack the archive again")
     names = _read_names(mapping) if mapping else {}
     labels = _read_solution(folder) if val and val.is_flat else None
     wnids = sorted(set(labels.wnids.values()) if labels and not train else (train or val or root).shown)
     listings: dict[str, Listing] = {}
     missing: list[str] = []
+
+    # List train; the mapping and the lists of the archive show what is missing.
     if train:
         check_loose(train)
         absent = sorted(set(names) - set(wnids))
@@ -82,25 +89,33 @@ def open_kaggle(folder: Path, wanted: Reading) -> ImageFolder:
         listings["train"] = list_classes(root, [train], wnids)
         missing += _find_unlisted(folder, listings["train"])
         check_missing(folder, missing, wanted)
+
+    # List validation.
     if val:
         listings["validation"] = _list_validation(root, val, labels, wnids)
         if not labels:
             missing += find_missing([val], val.shown)
             check_missing(folder, missing, wanted)
-    return _make(folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root)))
+    return _make_source(
+        folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root))
+    )
+
+
+# Stanford's tiny-imagenet-200
 
 
 def is_tiny_imagenet(root: Path) -> bool:
-    """Whether a folder is tiny-imagenet-200 as its archive unpacks."""
+    """Check whether a folder is tiny-imagenet-200 as its archive unpacks."""
     return (root / WNIDS).is_file() and (root / "train").is_dir()
 
 
 def open_tiny_imagenet(folder: Path, wanted: Reading) -> ImageFolder:
-    """The folder tiny-imagenet-200: train/WNID/images/*.JPEG and val/images/*.JPEG, or val/WNID/ if sorted since.
+    """Open the folder tiny-imagenet-200: train/WNID/images/*.JPEG and val/images/*.JPEG, or val/WNID/.
 
     Raises:
-        InputError: a class folder, an image or the file of validation labels is missing, or lacks an image.
+        InputError: a class folder, an image or the file of validation labels is missing, or the file lacks an image.
     """
+    # List train; wnids.txt names the classes, and each class has a file of boxes that names its images.
     root = list_folder(folder)
     train, val = root.shown["train"], root.shown.get("val")
     wnids = sorted({line.strip() for line in _read_lines(folder / WNIDS)})
@@ -111,6 +126,8 @@ def open_tiny_imagenet(folder: Path, wanted: Reading) -> ImageFolder:
     missing += [*find_missing([train], train.shown), *_find_boxed(train)]
     check_missing(folder, missing, wanted)
     listings = {"train": list_classes(root, [train], wnids, ignored=BOXES)}
+
+    # List validation. With only a folder `images` in it, the labels are in a text file.
     if val:
         labels = _read_annotations(val.path / ANNOTATIONS) if list(val.shown) == ["images"] else None
         listings["validation"] = _list_validation(root, val.shown["images"] if labels else val, labels, wnids)
@@ -118,10 +135,15 @@ def open_tiny_imagenet(folder: Path, wanted: Reading) -> ImageFolder:
             missing += find_missing([val], val.shown)
             check_missing(folder, missing, wanted)
     names = _read_names(folder / WORDS) if (folder / WORDS).is_file() else {}
-    return _make(folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root)))
+    return _make_source(
+        folder, wnids, names, listings, Findings(missing=tuple(missing), passed_over=_describe_test(root))
+    )
 
 
-def _make(
+# Both
+
+
+def _make_source(
     root: Path, wnids: list[str], names: dict[str, str], listings: dict[str, Listing], findings: Findings
 ) -> ImageFolder:
     class_names = [names.get(wnid, wnid) for wnid in wnids]
@@ -134,13 +156,13 @@ def _describe_test(root: Folder) -> tuple[str, ...]:
 
 
 def _find_unlisted(folder: Path, listing: Listing) -> list[str]:
-    """A line for each of the archive's lists of training images that names images which are not there."""
-    there = {PurePath(name).stem for name, _, _ in listing}
+    """Return a line for each of the archive's lists of training images that names missing images."""
+    present = {PurePath(name).stem for name, _, _ in listing}
     lines = []
     for name in TRAIN_LISTS:
         if path := _find_above(folder, name):
             words = (line.replace(",", " ", 1).split()[0].rpartition("/")[2] for line in _read_lines(path))
-            absent = [word for word in words if word not in there and word != "ImageId"]
+            absent = [word for word in words if word not in present and word != "ImageId"]
             if absent:
                 shown = ", ".join(absent[:MOST_NAMED])
                 lines.append(f"train lacks {len(absent):,} images that {path.name} names ({shown})")
@@ -148,7 +170,7 @@ def _find_unlisted(folder: Path, listing: Listing) -> list[str]:
 
 
 def _find_boxed(train: Folder) -> list[str]:
-    """A line for each class of tiny-imagenet of which images are missing that its file of boxes names."""
+    """Return a line for each class of tiny-imagenet with a file of boxes that names missing images."""
     lines = []
     for wnid, folder in train.shown.items():
         if f"{wnid}{BOXES}" not in folder.files:
@@ -162,7 +184,7 @@ def _find_boxed(train: Folder) -> list[str]:
 
 
 def _has_wnids(folder: Path) -> bool:
-    """Whether the folders in a folder are named by WordNet ids."""
+    """Check whether the folders in a folder are named by WordNet ids."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -171,7 +193,7 @@ def _has_wnids(folder: Path) -> bool:
 
 
 def _is_flat(folder: Path) -> bool:
-    """Whether a folder holds images and no folders."""
+    """Check whether a folder holds images and no folders, without listing what is below it."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -184,7 +206,7 @@ def _is_image(name: str) -> bool:
 
 
 def _list_validation(root: Folder, folder: Folder, labels: Labels | None, wnids: Sequence[str]) -> Listing:
-    """The validation images: by the file that labels them, or by their class folders where there is none."""
+    """List the validation images: by the file with their labels, or by their class folders without one."""
     if labels is None:
         check_loose(folder)
         check_classes(root, "validation", [folder], folder.shown, wnids)
@@ -192,15 +214,19 @@ def _list_validation(root: Folder, folder: Folder, labels: Labels | None, wnids:
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     for stem, wnid in labels.wnids.items():
         if wnid not in label_of:
-            raise InputError(f"{labels.path} gives {stem} the class {wnid}, which train lacks: unpack it all anew")
-    files = _pair(folder, labels)
+            raise InputError(f"{labels.path} gives {stem} the class {wnid}, which train lacks: unpack all of it again")
+    files = _pair_with_labels(folder, labels)
     listing = sorted((f"{folder.name}/{name}", label_of[labels.wnids[stem]], size) for name, stem, size in files)
     check_files(root.path, folder.path, listing)
     return listing
 
 
-def _pair(folder: Folder, labels: Labels) -> Iterator[tuple[str, str, int]]:
-    """(file, its name in the labels, size) for each labelled image; one that is missing is offered, to be a reject."""
+def _pair_with_labels(folder: Folder, labels: Labels) -> Iterator[tuple[str, str, int]]:
+    """Yield (file, its name in the labels, size) of each labelled image; a missing one too, to become a reject.
+
+    Raises:
+        InputError: an image has no label, or the folder holds a folder.
+    """
     for name in folder.shown:
         raise InputError(f"{folder.path / name} is a folder among images: move its images up or away")
     missing = dict.fromkeys(labels.wnids)
@@ -216,29 +242,29 @@ def _pair(folder: Folder, labels: Labels) -> Iterator[tuple[str, str, int]]:
     yield from ((f"{stem}.JPEG", stem, 0) for stem in missing)
 
 
-def _above(folder: Path) -> list[Path]:
-    """A CLS-LOC folder, Data, ILSVRC and the one above, as given and with links resolved."""
+def _list_above(folder: Path) -> list[Path]:
+    """Return a CLS-LOC folder and the three folders above it, as given and with links resolved."""
     resolved = folder.resolve()
     given = [folder, *folder.absolute().parents[:3], resolved, *resolved.parents[:3]]
     return list(dict.fromkeys(given))
 
 
 def _find_above(folder: Path, name: str) -> Path | None:
-    return next((above / name for above in _above(folder) if (above / name).is_file()), None)
+    return next((above / name for above in _list_above(folder) if (above / name).is_file()), None)
 
 
 def _read_solution(folder: Path) -> Labels:
-    """LOC_val_solution.csv, as "ILSVRC2012_val_00048981,n03995372 85 1 499 272 ...": the first WNID is the label."""
+    """Read LOC_val_solution.csv: "ILSVRC2012_val_00048981,n03995372 85 1 499 272 ..."; the first WNID is the label."""
     path = _find_above(folder, SOLUTION)
     if path is None:
-        looked_in = ", ".join(map(str, _above(folder)))
-        raise InputError(f"{SOLUTION}, which labels {folder / 'val'}, is not in {looked_in}: get it at {KAGGLE}")
+        looked_in = ", ".join(map(str, _list_above(folder)))
+        raise InputError(f"{SOLUTION}, with the labels of {folder / 'val'}, is not in {looked_in}: get it at {KAGGLE}")
     lines = [line for line in _read_lines(path) if not line.startswith("ImageId,")]
     return _read_labels(path, (line.replace(",", " ", 1) for line in lines))
 
 
 def _read_annotations(path: Path) -> Labels:
-    """val_annotations.txt, as "val_0.JPEG n03444034 0 32 44 62"."""
+    """Read val_annotations.txt: "val_0.JPEG n03444034 0 32 44 62"."""
     return _read_labels(path, _read_lines(path))
 
 
@@ -248,13 +274,13 @@ def _read_labels(path: Path, lines: Iterable[str]) -> Labels:
         words = line.split()
         stem = PurePath(words[0]).stem
         if len(words) < 2 or wnids.get(stem, words[1]) != words[1]:
-            raise InputError(f"{path} gives {stem} {'two labels' if words[1:] else 'no label'}: download it anew")
+            raise InputError(f"{path} gives {stem} {'two labels' if words[1:] else 'no label'}: download it again")
         wnids[stem] = words[1]
     return Labels(path, wnids)
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    """WNID -> class name, as "n01440764 tench, Tinca tinca"."""
+    """Read {WNID: class name} from lines such as "n01440764 tench, Tinca tinca"."""
     split = (line.split(maxsplit=1) for line in _read_lines(path))
     return {words[0]: words[1].strip() for words in split if len(words) == 2}
 
@@ -263,6 +289,6 @@ def _read_lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: unpack the archive anew") from error
+        raise InputError(f"{path} is missing: unpack the archive again") from error
     except ValueError as error:
-        raise InputError(f"{path} is no text: unpack the archive anew") from error
+        raise InputError(f"{path} is not a text file: unpack the archive again") from error

@@ -1,4 +1,4 @@
-"""What an encoded image is, found from its bytes: kept as it is, made an RGB JPEG, made smaller, or unusable."""
+"""Turn encoded images into the JPEGs to store: kept unchanged, converted to RGB JPEG, made smaller, or rejected."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from prep.dataset import Options
-from prep.foreign import describe_no_image
+from prep.file_kinds import describe_no_image
 from prep.jpeg import (
     Bytes,
     JpegHeader,
@@ -25,21 +25,21 @@ from prep.ledger import EXIF_ORIENTATION, PROGRESSIVE, REPAIRED, SUSPECT, TRAILI
 
 # ImageNet's largest is about 30 megapixels; more than this is a decompression bomb (Pillow's own bound).
 MAX_PIXELS = 89_478_485
-REENCODE_QUALITY = 95  # only for what is no RGB or grey JPEG: 23 images of ImageNet
+REENCODE_QUALITY = 95  # only for images that are not RGB or grey JPEGs: 23 of ImageNet
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF 6.0
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
 OPAQUE = 255  # of an alpha channel
-PAPER = (255, 255, 255)  # behind what is transparent, as serve/ shows it
+PAPER = (255, 255, 255)  # the background of transparent pixels, as in serve/
 
 
 class UnusableImageError(ValueError):
-    """The bytes are no image that can be trained on; the message says why."""
+    """Raised for bytes that are not an image to train on; the message says why."""
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An RGB or grey JPEG as it is stored: its size in pixels, and what was found, as (event, reason)."""
+    """An RGB or grey JPEG to store: its bytes, its size in pixels, and findings as (event, reason)."""
 
     data: Bytes
     width: int
@@ -48,22 +48,23 @@ class StoredImage:
 
 
 def as_jpeg(data: Bytes, options: Options) -> StoredImage:
-    """The JPEG to store for some encoded bytes: the same bytes wherever they are an RGB or grey JPEG.
+    """Return the JPEG to store for an encoded image: the same bytes if they are an RGB or grey JPEG.
 
     Other formats and colour spaces (PNG under a .JPEG name, CMYK) become RGB JPEGs of quality 95, 4:4:4.
-    `options.decode_check` decodes in full: only that finds damaged data. With a size or a quality in the options
-    the JPEG is made smaller where that saves bytes.
+    `options.decode_check` decodes in full, which is the only way to find damaged data. With a size or a quality in the
+    options the JPEG is made smaller if that saves bytes.
 
     Raises:
-        UnusableImageError: empty, no image, too many pixels, or damaged.
+        UnusableImageError: the bytes are empty, are not an image, have too many pixels, or are damaged.
     """
     if not data:
         raise UnusableImageError("0 bytes")
     try:
-        # What is encoded anew has nothing after its end, so that is not searched for, which would take time.
+        # A JPEG that is re-encoded loses the bytes after its end, so there is no need to search for them.
         header = read_header(data, thorough=options.decode_check and not options.quality)
         if header and header.is_common and not header.has_exif:
             return _store(data, header, [], options)
+        # EXIF tags, other formats and colour spaces need Pillow.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
@@ -74,35 +75,40 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
         raise UnusableImageError(str(error)) from error
     except UnidentifiedImageError as error:
         raise UnusableImageError(describe_no_image(data)) from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+    except Exception as error:  # Pillow's decoders may raise any error on damaged bytes
         raise UnusableImageError(f"damaged: {error}") from error
 
 
 def _store_by_pillow(
     image: ImageFile.ImageFile, data: Bytes, header: JpegHeader | None, options: Options
 ) -> StoredImage:
-    """What the header alone does not settle: tags, other formats and colour spaces."""
+    """Store an image that the JPEG header alone does not describe: EXIF tags, other formats and colour spaces."""
     _check_pixels(image.size)
     findings = _find_orientation(image)
     if header and header.is_common:
         return _store(data, header, findings, options)
+
+    # Convert to RGB JPEG. The pixels are then known to decode, so that the check is not repeated.
     kind = " ".join(filter(None, (image.format, image.mode, header and header.coding)))
     rgb, notes = to_rgb(image)
     findings.append((REPAIRED, ", ".join((f"{kind} made RGB JPEG", *notes))))
-    stored = _encode_anew(rgb)
+    stored = _encode_jpeg(rgb)
     fresh = read_header(stored, thorough=False)
     assert fresh
     return _store(stored, fresh, findings, replace(options, decode_check=False))
 
 
 def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], options: Options) -> StoredImage:
-    """A JPEG that is kept, or made smaller."""
+    """Keep a JPEG or make it smaller; check that it decodes, and add what its header and the decoder report."""
     _check_pixels(header.size)
     size, target, complaint = header.size, target_size(*header.size, options), ""
+    # Decode once in any case: to make it smaller, or to check it.
     if target != size or (options.quality and can_shrink(data, header, options.quality)):
         data, size, complaint = shrink(data, header, target, options.quality)
     elif options.decode_check or header.is_cut:
-        _, complaint = decode(data, "GRAY")  # every code of the JPEG is read, for less than the colours would cost
+        _, complaint = decode(data, "GRAY")  # grey reads every code too, and costs less than colours
+
+    # List the findings.
     if header.is_progressive:
         findings.append((PROGRESSIVE, ""))
     if header.trailing_bytes:
@@ -118,17 +124,18 @@ def _check_pixels(size: tuple[int, int]) -> None:
 
 
 def _find_orientation(image: ImageFile.ImageFile) -> list[tuple[str, str]]:
+    """Return a finding if the EXIF tags ask for a rotation, which no reader here applies."""
     if "exif" not in image.info:
         return []
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # Pillow's EXIF reader raises nearly anything on damaged tags; no decoder here reads them
+    except Exception:  # Pillow's EXIF reader may raise any error on damaged tags, which no decoder here reads
         return []
     return [(EXIF_ORIENTATION, str(orientation))] if orientation in range(2, 9) else []
 
 
 def describe_undecodable(data: Bytes, error: Exception) -> str:
-    """Return in words for users why an image cannot be decoded, where a decoder failed with `error`."""
+    """Return in words for users why an image does not decode; `error` is the decoder's."""
     try:
         check_frame(data)
     except UnsupportedJpegError as found:
@@ -137,13 +144,13 @@ def describe_undecodable(data: Bytes, error: Exception) -> str:
 
 
 def to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
-    """Return the first frame of an image as RGB, 8 bits per value, and what a user might wonder at, in words.
+    """Return the first frame of an image as RGB, 8 bits per value, and notes on what the conversion changed.
 
-    White lies behind what is transparent. Values are scaled only where the format defines their range.
+    Transparent pixels get a white background. Values are scaled only if the format defines their range.
 
     Raises:
-        UnusableImageError: the range of its values is not defined (32 bits, floating point), so that it could become
-            black or white.
+        UnusableImageError: the range of its values is not defined (32 bits, floating point), so that the result could
+            be all black or all white.
     """
     rgb, notes = _to_opaque_rgb(image)
     if (num_frames := _count_frames(image)) > 1:  # counted last: it may leave the image at another frame
@@ -152,14 +159,17 @@ def to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
 
 
 def _to_opaque_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
+    """Return the current frame as RGB on white, and a note if that changed it."""
     kind = f"{image.format} {image.mode}"
     image.load()
+    # Modes without an alpha channel.
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale_to_eight_bits(image, kind), []
     if image.mode in ("LAB", "HSV"):
         raise UnusableImageError(f"mode {kind}, which is not converted here: save it as an RGB image")
     if not image.has_transparency_data and image.mode not in ("La", "RGBa"):
         return image.convert("RGB"), []
+    # Put the image on white, unless its alpha channel has no effect or leaves nothing.
     layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
     alpha = layer.getchannel("A")
     least, most = alpha.getextrema()
@@ -180,9 +190,9 @@ def _count_frames(image: ImageFile.ImageFile) -> int:
 
 
 def _scale_to_eight_bits(image: ImageFile.ImageFile, kind: str) -> Image.Image:
-    """Return a grey image of more than 8 bits as RGB, where the format says which value is white."""
+    """Return a grey image of more than 8 bits as RGB, if the format says which value is white."""
     if image.format == "PPM" and image.mode == "I":
-        largest, is_inverted = 65535, False  # to which Pillow scales, whatever the file's maximum
+        largest, is_inverted = 65535, False  # Pillow scales to this, whatever the maximum in the file
     elif image.format in ("PNG", "JPEG2000") and image.mode.startswith("I;16"):
         largest, is_inverted = 65535, False
     elif image.format == "TIFF" and image.mode.startswith("I;16"):
@@ -196,7 +206,7 @@ def _scale_to_eight_bits(image: ImageFile.ImageFile, kind: str) -> Image.Image:
 
 
 def _read_tag(image: Image.Image, tag: int) -> object:
-    return image.tag_v2.get(tag)  # type: ignore[attr-defined] # of TIFFs alone
+    return image.tag_v2.get(tag)  # type: ignore[attr-defined] # only TIFFs have it
 
 
 def _first(value: object, default: int) -> int:
@@ -205,7 +215,7 @@ def _first(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
-def _encode_anew(image: Image.Image) -> bytes:
+def _encode_jpeg(image: Image.Image) -> bytes:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=REENCODE_QUALITY, subsampling=0)
     return encoded.getvalue()

@@ -1,7 +1,7 @@
-"""Files of a JSON object a line, whose end a killed process or a power failure may have damaged.
+"""Read files with one JSON object per line, when a killed process or a power failure may have damaged the end.
 
-Only the last line can be: half of it is there, half of a character, or zeros in its place. Damage anywhere else has
-another cause, and is an error.
+This damages only the last line: a part of it is missing, or it consists of zeros. Damage anywhere else has another
+cause, and is an error.
 """
 
 import json
@@ -16,15 +16,15 @@ BLANK = b" \t\r"
 
 @dataclass(frozen=True)
 class JsonLines:
-    """The whole lines of a file."""
+    """The complete lines of a file."""
 
     entries: list[dict[str, Any]]
-    texts: list[str]  # the same, as they are in the file
+    texts: list[str]  # the same lines, unparsed
     skipped: str | None  # what is wrong with the last line, in a sentence
 
 
 def read_json_lines(path: Path, *required: str) -> JsonLines:
-    """Read a file; an absent one is empty. Blank lines are passed over.
+    """Read a file; a missing file is empty. Blank lines are skipped.
 
     Args:
         required: keys that each object must have.
@@ -43,12 +43,12 @@ def read_json_lines(path: Path, *required: str) -> JsonLines:
             entries.append(_parse(line, required))
             texts.append(line.decode())
         except ValueError as error:
-            fault = f"{path}, line {number} is not whole ({error})"
-    return JsonLines(entries, texts, fault and f"{fault}: skipped, as the end of a run that was killed leaves it")
+            fault = f"{path}, line {number} is not complete ({error})"
+    return JsonLines(entries, texts, fault and f"{fault}: skipped, a killed run left it")
 
 
 def cut_to_whole_lines(content: bytes) -> bytes:
-    """Return what a file holds without a last line that is not whole, and with a newline at its end."""
+    """Return a file's content without an incomplete last line, and with a newline at its end."""
     whole, newline, rest = content.rpartition(b"\n")
     try:
         _parse(rest, ())
@@ -61,7 +61,7 @@ def _parse(line: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     """Return the object in a line.
 
     Raises:
-        ValueError: it holds none, or one that lacks a key.
+        ValueError: it does not hold one, or the object lacks a key.
     """
     if b"\0" in line:
         raise ValueError("it holds zero bytes")

@@ -1,4 +1,7 @@
-"""A dataset in an object store (s3://bucket/prefix and fsspec's others), each file put whole and read back."""
+"""Write a dataset to an object store (s3://bucket/prefix, or another protocol of fsspec).
+
+Each file is put in one piece, then read back and compared.
+"""
 
 import hashlib
 import os
@@ -16,19 +19,21 @@ from prep.errors import InputError
 from prep.files import sha256_of
 
 CHUNK_BYTES = 1 << 23
-ATTEMPTS = 3
-PUT_OPTIONS = {"s3": {"chunksize": CHUNK_BYTES, "max_concurrency": 4}}  # s3fs holds 10 parts of 50 MB unless told
+ATTEMPTS = 3  # to put a file
+PUT_OPTIONS = {
+    "s3": {"chunksize": CHUNK_BYTES, "max_concurrency": 4}
+}  # by default s3fs holds 10 parts of 50 MB in memory
 
 
 def open_object_store(url: str) -> "ObjectStore":
-    """The store at a url, proved to be reachable.
+    """Return the store at a URL, after one request that shows that it can be reached.
 
     Raises:
         InputError: the protocol's package is missing, or the bucket cannot be listed.
     """
     protocol, _, path = url.partition("://")
-    if not path.strip("/") or set(path) & set("*?[]"):  # fsspec would take these for patterns, in removing too
-        raise InputError(f"{url} is no place to write to: give a bucket and a prefix without any of *?[]")
+    if not path.strip("/") or set(path) & set("*?[]"):  # fsspec reads these as patterns, even when it removes files
+        raise InputError(f"cannot write to {url}: expected s3://BUCKET/PREFIX without any of *?[]")
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
@@ -39,7 +44,10 @@ def open_object_store(url: str) -> "ObjectStore":
 
 
 class StagedFile(DirectFile):
-    """A file that waits to be put, in the folder for temporary ones (TMPDIR), nameless: it goes with its process."""
+    """A file to be put later, in the folder for temporary files (TMPDIR).
+
+    It has no name, so that it disappears with its process.
+    """
 
     def __init__(self, name: str) -> None:
         descriptor, path = tempfile.mkstemp(prefix="penstock-", suffix=f"-{name}")
@@ -51,12 +59,12 @@ class StagedFile(DirectFile):
 
     @property
     def source(self) -> str:
-        """Where this process can read it."""
+        """Path under which this process can read it."""
         return f"/proc/self/fd/{self._reader.fileno()}"
 
     @property
     def sha256(self) -> str:
-        """Of everything written."""
+        """SHA-256 of everything written."""
         return self._hash.hexdigest()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -70,9 +78,9 @@ class StagedFile(DirectFile):
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A prefix in a bucket. Objects appear whole by nature; what was put is read back and compared.
+    """A prefix in a bucket. An object appears only when it is complete; it is then read back and compared.
 
-    There is no lock: two runs of the same job put the same bytes.
+    `lock` does nothing: two runs of the same job put the same bytes.
     """
 
     url: str
@@ -82,7 +90,7 @@ class ObjectStore:
 
     @property
     def _files(self) -> Any:
-        return fsspec.url_to_fs(self.url, use_listings_cache=False)[0]  # fsspec keeps one a process
+        return fsspec.url_to_fs(self.url, use_listings_cache=False)[0]  # fsspec keeps one instance per process
 
     def child(self, name: str) -> "ObjectStore":
         return ObjectStore(f"{self.url}/{name}")
@@ -125,13 +133,15 @@ class ObjectStore:
         self._put(name, file.sha256, lambda url: self._files.put_file(file.source, url, **options))
 
     def _put(self, name: str, sha256: str, put: Callable[[str], None]) -> None:
+        """Put an object and compare its SHA-256; after several attempts remove it and raise InputError."""
         url = f"{self.url}/{name}"
         with _explained(url):
+            # Some stores accept damaged data: read each object back.
             for _ in range(ATTEMPTS):
                 put(url)
                 if self._digest(url) == sha256:
                     return
-            self._files.rm_file(url)  # or the next run would take it for done
+            self._files.rm_file(url)  # otherwise the next run would consider it done
         raise InputError(f"{url} came back different from what was put, {ATTEMPTS} times: check the store, run again")
 
     def _digest(self, url: str) -> str:
@@ -157,7 +167,7 @@ class ObjectStore:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Errors of any protocol's own kinds, some of which cannot be pickled, as one line for users."""
+    """Raise the errors of any protocol, some of which cannot be pickled, as an InputError of one line."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""What training, export and serving have to agree on to the bit, without torch.
+"""Constants that training, export and serving must share exactly; without torch.
 
-The channel statistics of ImageNet, and the drawn image whose logits an exported model records (`golden` in
-artifact.json), so that whoever loads the model can check what it computes.
+These are the channel statistics of ImageNet, and a drawn test image. An exported model records its logits for that
+image (`golden` in artifact.json), so that a program that loads the model can check what it computes.
 """
 
 import numpy as np

@@ -1,18 +1,18 @@
-"""Progress of long work: a live bar in a terminal, a line now and then in a log."""
+"""Show the progress of long work: a live bar in a terminal, a line every 15 seconds in a log."""
 
 import time
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
 class Meter:
-    """Counts images and bytes towards a known total; shows images/s, MB/s and the time left."""
+    """Count images and bytes towards a known total; show images/s, MB/s and the time left."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
+        from rich.console import Console  # noqa: PLC0415 - workers import this module and show no progress
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
         self.label, self.total, self.resumed, self.done, self.size_bytes = label, total, done, done, 0
         self.started = self.last_line = time.monotonic()
         console = Console(stderr=True)
@@ -36,33 +36,35 @@ class Meter:
         self.bar.stop()
 
     def expect(self, total: int) -> None:
-        """Correct a total that is known better on the way."""
+        """Replace the total by a better estimate."""
         self.total = total
         self.bar.update(self.task, total=total)
 
     def add(self, num_images: int, size_bytes: int) -> None:
-        """Count some finished work and show it."""
+        """Count finished work and show it."""
         self.done += num_images
         self.size_bytes += size_bytes
-        self.bar.update(self.task, completed=self.done, rate=self.rate())
+        self.bar.update(self.task, completed=self.done, rate=self.describe_rate())
+        # Without a terminal there is no bar: print a line from time to time.
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = now
             self.console.print(
-                f"{self.label} {self.done:,}/{self.total:,} {self.rate()} ETA {self._eta()}", highlight=False
+                f"{self.label} {self.done:,}/{self.total:,} {self.describe_rate()} ETA {self._estimate_time_left()}",
+                highlight=False,
             )
 
-    def rate(self) -> str:
-        """Images/s and MB/s since this run began."""
+    def describe_rate(self) -> str:
+        """Return images/s and MB/s since this run began."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         return f"{(self.done - self.resumed) / seconds:,.0f} images/s {self.size_bytes / seconds / 1e6:,.1f} MB/s"
 
-    def _eta(self) -> str:
+    def _estimate_time_left(self) -> str:
         seconds = (time.monotonic() - self.started) * (self.total - self.done) / max(1, self.done - self.resumed)
         return format_duration(seconds)
 
 
 def format_duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
+    """Return seconds as hours, minutes and seconds: 3725 becomes '1:02:05'."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

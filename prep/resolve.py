@@ -1,4 +1,8 @@
-"""Which source a user's `--source` means."""
+"""Open the source that the user's `--source` names: a folder of any known layout, or a dataset on the hub.
+
+Files that identify a layout decide first; any other folder is listed and examined. Anything that cannot be a source is
+refused with what to do about it, such as the command that unpacks an archive.
+"""
 
 import json
 import re
@@ -11,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.errors import InputError
-from prep.folder_tree import Folder, check_no_pointer, list_folder
+from prep.file_kinds import check_no_pointer
+from prep.folder_tree import Folder, list_folder
 from prep.image_folder import open_image_folder
 from prep.imagenet_layouts import WNID, find_kaggle, is_tiny_imagenet, open_kaggle, open_tiny_imagenet
+from prep.parquet import open_parquet_dataset
 from prep.saved_dataset import DICT, STATE, is_saved_dataset, open_saved_dataset
 from prep.source import Reading, Source
 
@@ -27,42 +33,48 @@ def open_source(source: str, wanted: Reading | None = None) -> Source:
     """Open a folder of images or of a saved dataset, or a dataset on the Hugging Face hub.
 
     Args:
-        wanted: how to read it, where more than one reading is possible.
+        source: a path, or a hub id such as ILSVRC/imagenet-1k.
+        wanted: how to read it, if it can be read in several ways.
 
     Raises:
-        InputError: nothing of the kind is there, or it cannot be reached or used, or it can be read in several ways.
+        InputError: there is no such source, it cannot be reached or used, or it can be read in several ways.
     """
     path, wanted = Path(source), wanted or Reading()
     try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:  # a folder above it cannot be entered, or the name is too long
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # no permission for a folder above it, or the name is too long
         raise InputError(f"{source} cannot be opened ({error.strerror}): check the path and its permissions") from error
     if is_folder:
         return _open_folder(path, wanted)
-    if is_there:
+    if exists:
         _refuse_file(path)
     if not re.fullmatch(HUB_ID, source):
-        raise InputError(f"{source} does not exist: --source takes a folder or a hub id such as ILSVRC/imagenet-1k")
-    return _open_dataset(source, wanted)
+        raise InputError(f"{source} does not exist: --source must be a folder or a hub id such as ILSVRC/imagenet-1k")
+    return open_parquet_dataset(source, wanted)
 
 
 def _open_folder(folder: Path, wanted: Reading) -> Source:
-    """What a folder holds: what names itself by a file of its own first, any tree of folders last."""
+    """Open a folder: try the layouts that a certain file identifies first, and any tree of folders last."""
+    # A saved dataset, tiny-imagenet or Kaggle's ImageNet; --split-map makes folders the splits of an image folder.
     if is_saved_dataset(folder) and not (_is_another_state(folder / STATE) and not (folder / DICT).is_file()):
         return open_saved_dataset(folder, wanted)
-    if not wanted.split_map:  # which says that the folders it names are the splits
+    if not wanted.split_map:
         if is_tiny_imagenet(folder):
             return open_tiny_imagenet(folder, wanted)
         if cls_loc := find_kaggle(folder):
             return open_kaggle(cls_loc, wanted)
+
+    # Tables with images.
     tree = list_folder(folder)
     _check_not_prepared(tree)
     tables = _find_files(tree, ".parquet")
     for name in tables:
-        if (folder / name).exists():  # a link to nothing is named by the reader
+        if (folder / name).exists():  # the reader reports links to nothing
             check_no_pointer(folder, name, (folder / name).stat().st_size)
     if tables and _are_images_in_tables(tree, tables, wanted):
-        return _open_dataset(str(folder.resolve()), wanted)
+        return open_parquet_dataset(str(folder.resolve()), wanted)
+
+    # Images in class folders, where the flags for tables have no meaning.
     if not _shows_images(tree):
         _refuse_without_images(tree, tables)
     for flag, value in (
@@ -71,12 +83,12 @@ def _open_folder(folder: Path, wanted: Reading) -> Source:
         ("--label-column", wanted.label_column),
     ):
         if value:
-            raise InputError(f"{folder} is an image folder and has no tables: leave {flag} {value} out")
+            raise InputError(f"{folder} is an image folder and has no tables: remove {flag} {value}")
     return open_image_folder(tree, wanted, _describe_others(tree, tables))
 
 
 def _is_another_state(path: Path) -> bool:
-    """Whether a file state.json is of another program than `datasets`, as one in a folder of images may be."""
+    """Check whether another program than `datasets` wrote a file state.json, which may be in a folder of images."""
     try:
         state = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -85,28 +97,23 @@ def _is_another_state(path: Path) -> bool:
 
 
 def _shows_images(tree: Folder) -> bool:
+    """Check whether a folder holds images anywhere, without hidden ones."""
     return bool(tree.holders or tree.find_images())
-
-
-def _open_dataset(source: str, wanted: Reading) -> Source:
-    from prep.hugging_face import open_dataset  # noqa: PLC0415 (`datasets` takes 1.5 s to import)
-
-    return open_dataset(source, wanted)
 
 
 # Parquet files and images in one folder
 
 
 def _find_files(tree: Folder, suffix: str) -> list[str]:
-    """The paths below the source of all files with a suffix, sorted; hidden folders apart."""
+    """Return the paths below the source of all files with a suffix, sorted, without hidden ones."""
     return sorted(name for name, _ in tree.walk_files() if name.lower().endswith(suffix) and not name.startswith("."))
 
 
 def _are_images_in_tables(tree: Folder, tables: list[str], wanted: Reading) -> bool:
-    """Whether a folder with parquet files is to be read as tables.
+    """Decide whether a folder with parquet files is read as tables, not as an image folder.
 
     Raises:
-        InputError: there are images in tables and images in folders.
+        InputError: there are images in tables and images in folders, and no flag decides.
     """
     if wanted.split_map and all((child := tree.find_child(name)) and child.holds_image for name, _ in wanted.split_map):
         return False
@@ -115,7 +122,7 @@ def _are_images_in_tables(tree: Folder, tables: list[str], wanted: Reading) -> b
         return bool(with_images) or not _find_files(tree, ".tar")
     if not with_images:
         return False
-    if not tree.holders:  # images that lie loose have no class; they illustrate the tables
+    if not tree.holders:  # images outside of folders have no class; they illustrate the tables
         return True
     folder = next(iter(tree.holders.values()))
     raise InputError(
@@ -125,7 +132,7 @@ def _are_images_in_tables(tree: Folder, tables: list[str], wanted: Reading) -> b
 
 
 def _may_hold_images(path: Path) -> bool:
-    """Whether a parquet file has a column of bytes; one that cannot be read may."""
+    """Check whether a parquet file has a column of bytes; return True if it cannot be read."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError):
@@ -140,7 +147,7 @@ def _holds_bytes(found: pa.DataType) -> bool:
 
 
 def _describe_others(tree: Folder, tables: list[str]) -> list[str]:
-    """A line for each kind of files, besides the images in folders, that could have been data."""
+    """Return a line for the manifest on each kind of files, besides images in folders, that could be data."""
     top = [name for name in tables if "/" not in name]
     kinds = {
         "parquet files without images": tables if top else [],
@@ -150,21 +157,25 @@ def _describe_others(tree: Folder, tables: list[str]) -> list[str]:
     return [f"{len(names):,} {kind} ({sorted(names)[0]})" for kind, names in kinds.items() if names]
 
 
-# What cannot be read
+# Refusals
 
 
 def _check_not_prepared(tree: Folder) -> None:
-    """Raises InputError where the source is what prep/shard.py or prep/adopt.py wrote."""
+    """Check that the source is not the output of prep/shard.py or prep/adopt.py.
+
+    Raises:
+        InputError: it is.
+    """
     prepared = [folder for folder in (tree, *tree.shown.values()) if folder.is_output]
     if tree.is_output or (prepared and not any(each.holds_image for each in tree.shown.values())):
         raise InputError(
-            f"{tree.path} is a dataset that Penstock prepared already: train on it with --data.root, "
-            "or give --source what it was made from"
+            f"{tree.path} is a dataset that Penstock has already prepared: train on it with --data.root, "
+            "or give --source the data that it was made from"
         )
 
 
 def _refuse_without_images(tree: Folder, tables: list[str]) -> NoReturn:
-    """End with one line on what a folder without images in it holds instead."""
+    """Raise InputError with what a folder without images holds instead, and what to do with it."""
     tars = _find_files(tree, ".tar")
     for name, size_bytes in tree.walk_files():
         if name in tars:
@@ -176,11 +187,11 @@ def _refuse_without_images(tree: Folder, tables: list[str]) -> NoReturn:
     if tars:
         others = f" and tables without images ({tables[0]})" if tables else ""
         raise InputError(
-            f"{tree.path} holds tars ({tars[0]}){others}: where they are WebDataset's give them to "
+            f"{tree.path} holds tars ({tars[0]}){others}: if they are in WebDataset format give them to "
             f"python prep/adopt.py {shlex.quote(str((tree.path / tars[0]).parent))}, else unpack them"
         )
     if archives:
-        raise InputError(f"{tree.path} holds no images but an archive: {_how_to_unpack(tree.path / archives[0])}")
+        raise InputError(f"{tree.path} holds an archive and no images: {_how_to_unpack(tree.path / archives[0])}")
     raise InputError(f"{tree.path} holds no parquet file and no CLASS/IMAGE.jpg: nothing to prepare")
 
 
@@ -189,11 +200,11 @@ def _walk_names(tree: Folder) -> Iterator[str]:
 
 
 def _refuse_file(path: Path) -> NoReturn:
-    """End with one line on what to do with a file that was given as the source."""
+    """Raise InputError with what to do with a file that was given as the source."""
     check_no_pointer(path.parent, path.name, path.stat().st_size)
     if re.fullmatch(RAW_TARS, path.name):
         raise InputError(_explain_raw(path))
-    advice = "--source takes a folder or a hub id such as ILSVRC/imagenet-1k"
+    advice = "--source must be a folder or a hub id such as ILSVRC/imagenet-1k"
     if path.suffix.lower() == ".parquet":
         advice = f"give the folder that it is in, --source {shlex.quote(str(path.parent))}"
     elif path.suffix == ".tar":
@@ -204,7 +215,7 @@ def _refuse_file(path: Path) -> NoReturn:
 
 
 def _how_to_unpack(path: Path) -> str:
-    """The command that unpacks an archive into the folder that it lies in."""
+    """Return the command that unpacks an archive into its folder."""
     archive, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
     if path.name.endswith(".zip"):
         command = f"unzip -q {archive} -d {folder}"
@@ -216,7 +227,7 @@ def _how_to_unpack(path: Path) -> str:
 
 
 def _explain_raw(path: Path) -> str:
-    """How to unpack the archives of image-net.org: a tar of tars for training, one of all images for validation."""
+    """Return how to unpack an archive of image-net.org: a tar of tars for training, one of images for validation."""
     quoted = shlex.quote(str(path))
     if path.name.startswith("ILSVRC2012_img_train"):
         unpack = (
@@ -224,7 +235,7 @@ def _explain_raw(path: Path) -> str:
             "for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar} && rm $t; done"
         )
     elif path.name.startswith("ILSVRC2012_img_"):
-        unpack = f"mkdir val && tar -xf {quoted} -C val, and put Kaggle's LOC_val_solution.csv beside val"
+        unpack = f"mkdir val && tar -xf {quoted} -C val, and put Kaggle's LOC_val_solution.csv next to val"
     else:
         unpack = "in that folder: for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar}; done"
     return f"{path} is an archive of ImageNet: unpack it first ({unpack}), then give the folder above train and val"

@@ -1,6 +1,6 @@
 """Datasets that `save_to_disk` of Hugging Face `datasets` wrote: Arrow streams, mapped and read by range.
 
-A stream's batches are read where they lie in the file: no image is copied, and only the one in use is held.
+A stream's batches are read in place: no image is copied, and only the batch in use is in memory.
 """
 
 import hashlib
@@ -15,15 +15,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from prep.assembly import assemble
 from prep.card import Info, info_from_json
 from prep.columns import Columns, Table, make_table
-from prep.completeness import PART, absent_splits, check_rows
 from prep.dataset import Origin
 from prep.errors import InputError
-from prep.parquet_files import SplitFiles
-from prep.source import Item, Reading, is_lfs_pointer
-from prep.tables import ROWS_PER_READ, Spans, TableFile, TableSource, describe_labels, read_items
+from prep.file_kinds import is_lfs_pointer
+from prep.listing import PART, absent_splits, check_rows
+from prep.source import Item, Reading
+from prep.split_files import SplitFiles
+from prep.tables import (
+    ROWS_PER_READ,
+    Spans,
+    TableFile,
+    TableSource,
+    assemble_source,
+    find_label_range,
+    read_items,
+)
 
 DICT, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # Arrow's columnar format, "IPC streaming format"
@@ -32,7 +40,7 @@ AGAIN = "copy or save the dataset again"
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """A range of a split's rows: (file, first row, end row) of each Arrow stream it touches."""
+    """A range of a split's rows: (file, first row, end row) of each Arrow stream that it touches."""
 
     spans: Spans
     image_column: str
@@ -40,10 +48,10 @@ class ArrowRows:
 
     def __iter__(self) -> Iterator[Item]:
         for path, start, stop in self.spans:
-            with _opened(Path(path)) as stream:
-                yield from self._read(stream, start, stop)
+            with _open_stream(Path(path)) as stream:
+                yield from self._read_rows(stream, start, stop)
 
-    def _read(self, stream: pa.RecordBatchReader, start: int, stop: int) -> Iterator[Item]:
+    def _read_rows(self, stream: pa.RecordBatchReader, start: int, stop: int) -> Iterator[Item]:
         row = 0
         for batch in stream:
             if row >= stop:
@@ -55,24 +63,26 @@ class ArrowRows:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Check whether `save_to_disk` wrote this folder: of one split, of several, or each split by itself."""
+    """Check whether `save_to_disk` wrote this folder: one split, a DatasetDict, or one folder per split."""
     return (folder / DICT).is_file() or (folder / STATE).is_file() or bool(_saved_folders(folder))
 
 
 def open_saved_dataset(folder: Path, wanted: Reading) -> TableSource:
-    """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
+    """Open a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
-        InputError: a file is missing, damaged or cut off, it is not a labelled image dataset, or it could be read in
-            several ways.
+        InputError: a file is missing, damaged or truncated, it is not a labelled image dataset, or it could be read
+            in several ways.
     """
     if wanted.config is not None:
         raise InputError(f"{folder} is a saved dataset, which has one configuration: leave out --config")
+
+    # Find each split's files; a file that state.json names may be absent.
     folders, missing, passed_over = _find_splits(folder)
     files: dict[str, tuple[str, ...]] = {}
     lacking: dict[str, tuple[str, ...]] = {}
     for split, split_folder in folders.items():
-        paths = _data_files(split_folder)
+        paths = _list_data_files(split_folder)
         files[split] = tuple(str(path.relative_to(folder)) for path in paths if path.exists())
         absent = [path.name for path in paths if not path.exists()]
         lacking[split] = tuple(f"the file {name}" for name in absent if not PART.fullmatch(name))
@@ -82,26 +92,27 @@ def open_saved_dataset(folder: Path, wanted: Reading) -> TableSource:
     files = {split: paths for split, paths in files.items() if paths}
     if not files:
         raise InputError(f"{folder} holds a saved dataset without data files: save it again")
-    saved = Saved(folder, files, infos, (folder / DICT).is_file())
-    # What was selected or filtered keeps the count of before in dataset_info.json, so that is no proof of a loss.
+    saved = SavedFiles(folder, files, infos, (folder / DICT).is_file())
+
+    # After `select` or `filter`, dataset_info.json keeps the earlier count: a difference does not prove a loss.
     notes = tuple(
         f"the split {split}: {line}, which a selection explains"
         for split, paths in files.items()
         for line in check_rows(split, sum(map(saved.num_rows, paths)), infos[split].num_rows, INFO)
     )
     found = SplitFiles(files, Info(), None, tuple(passed_over), tuple(missing), lacking, notes)
-    return assemble(saved, found, wanted)
+    return assemble_source(saved, found, wanted)
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A saved dataset, as `prep.assembly` reads it; paths are below `folder`."""
+class SavedFiles:
+    """The Arrow streams of a saved dataset: a `prep.tables.TableFormat`; paths are below `folder`."""
 
     folder: Path
     files: Mapping[str, tuple[str, ...]]
     infos: Mapping[str, Info]
-    is_dict: bool
-    _rows: dict[str, int] = field(default_factory=dict)  # those counted so far
+    is_dict: bool  # saved as a DatasetDict
+    _rows: dict[str, int] = field(default_factory=dict)  # path -> number of rows, for files counted so far
     reader = ArrowRows
 
     @property
@@ -117,29 +128,30 @@ class Saved:
 
     def num_rows(self, path: str) -> int:
         if path not in self._rows:
-            with _opened(self.folder / path) as stream:
+            with _open_stream(self.folder / path) as stream:
                 self._rows[path] = sum(batch.num_rows for batch in stream)
                 _check_end(self.folder / path)
         return self._rows[path]
 
     def table(self, path: str) -> Table:
         """Return the columns of a file."""
-        with _opened(self.folder / path) as stream:
+        with _open_stream(self.folder / path) as stream:
             schema = stream.schema
         split = self._split_of[path]
         load = f"d.load_from_disk({self.source!r})"
         load = load if self.is_dict else f"d.DatasetDict({split}={load})"
         return make_table(self.url(path), schema, self.infos[split].features, load)
 
-    def describe(self, path: str, columns: Columns) -> TableFile:
-        """Return row count and label range of a stream, read in full except for the images."""
-        with _opened(self.folder / path) as stream:
+    def describe_file(self, path: str, columns: Columns) -> TableFile:
+        """Return the row count and the label range of a stream; reads all of it except the images."""
+        # Collect the labels, and count the rows with the bytes of an image.
+        with _open_stream(self.folder / path) as stream:
             index = stream.schema.get_field_index(columns.label)
             image = stream.schema.get_field_index(columns.image)
             labels, num_images = [], 0
             for batch in stream:
                 labels.append(batch.column(index))
-                num_images += batch.num_rows - _num_nulls(batch.column(image))
+                num_images += batch.num_rows - _count_nulls(batch.column(image))
             found = pa.chunked_array(labels, stream.schema.field(index).type)
         if len(found) and not num_images:
             change = self.table(path).advise(f".cast_column({columns.image!r}, d.Image())")
@@ -148,12 +160,11 @@ class Saved:
                 f"embed them with {change}"
             )
         size_bytes = (self.folder / path).stat().st_size
-        return TableFile(
-            self.url(path), size_bytes, len(found), *describe_labels(self.table(path), columns.label, found)
-        )
+        label_range = find_label_range(self.table(path), columns.label, found)
+        return TableFile(self.url(path), size_bytes, len(found), *label_range)
 
     def origin(self, columns: Columns) -> Origin:
-        """Name and revision: a digest of file names, sizes and the JSON files, which hold a fingerprint of the rows."""
+        """Return name and revision: a digest of file names, sizes and the JSON files, which fingerprint the rows."""
         digest = hashlib.sha256()
         paths = {split: [self.folder / path for path in files] for split, files in self.files.items()}
         for path in sorted(path for files in paths.values() for path in files):
@@ -165,25 +176,30 @@ class Saved:
 
 
 def _saved_folders(folder: Path) -> list[str]:
-    """The folders in a folder that hold a saved split each."""
+    """Return the names of the folders in a folder that are a saved split each."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and (path / STATE).is_file())
 
 
 def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
-    """Split -> its folder, with lines on those that are named but not there, and on those that are passed over.
+    """Return {split: its folder}, lines on splits that are named but absent, and lines on folders passed over.
 
-    A lone dataset is the split that it was, or train.
+    A single saved dataset is the split that its state.json names, or train.
     """
+    # A DatasetDict names its splits.
     if (folder / DICT).is_file():
         splits = _read_json(folder / DICT).get("splits", [])
         for split in splits:
             if not isinstance(split, str) or not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it
-                raise InputError(f"{folder / DICT} names a split {split!r}: rename it in letters and digits")
+                raise InputError(
+                    f"{folder / DICT} has a split named {split!r}: rename it, with letters and digits only"
+                )
         present = {split: folder / split for split in splits if (folder / split).is_dir()}
         others = [f"folder {name}, not named in {DICT}" for name in _saved_folders(folder) if name not in splits]
         if splits and not present:
             raise InputError(f"{folder / splits[0]} is missing: {AGAIN}")
         return present, absent_splits(present, splits, DICT), others
+
+    # One dataset, or one folder per split.
     if (folder / STATE).is_file():
         split = _read_json(folder / STATE).get("_split")
         name = split if isinstance(split, str) and re.fullmatch(r"\w+", split) else "train"
@@ -191,10 +207,11 @@ def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
     return {name: folder / name for name in _saved_folders(folder)}, [], []
 
 
-def _data_files(folder: Path) -> list[Path]:
+def _list_data_files(folder: Path) -> list[Path]:
+    """Return the paths of the Arrow streams that a split's state.json names."""
     state = _read_json(folder / STATE)
-    if state.get("_indices_data_files") or state.get("_indices_files"):  # up to datasets 2.0
-        raise InputError(f"{folder} keeps its rows' order in a file of its own: load it and save it again")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(f"{folder} has an indices mapping (datasets < 2.1): load it and save it again")
     try:
         return [folder / file["filename"] for file in state.get("_data_files") or []]
     except (TypeError, KeyError) as error:
@@ -218,13 +235,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): {AGAIN}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} cannot be read (it holds no object): {AGAIN}")
+        raise InputError(f"{path} cannot be read (expected a JSON object): {AGAIN}")
     return found
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """A stream to read batch by batch. A view of a mapped file outlives its closing: it holds on to the mapping."""
+def _open_stream(path: Path) -> Iterator[pa.RecordBatchReader]:
+    """Open a stream to read it batch by batch; views of the mapped file stay valid after it is closed."""
     try:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
             yield stream
@@ -235,18 +252,22 @@ def _opened(path: Path) -> Iterator[pa.RecordBatchReader]:
             if is_lfs_pointer(file.read(64)):
                 raise InputError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull` there") from error
         cause = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} is not a whole Arrow stream ({cause}): {AGAIN}") from error
+        raise InputError(f"{path} is not a complete Arrow stream ({cause}): {AGAIN}") from error
 
 
-def _num_nulls(images: pa.Array) -> int:
-    """How many rows have no bytes."""
+def _count_nulls(images: pa.Array) -> int:
+    """Return the number of rows without bytes."""
     if pa.types.is_struct(images.type):
         images = images.flatten()[images.type.get_field_index("bytes")]
     return images.null_count
 
 
 def _check_end(path: Path) -> None:
-    """A stream cut off between two batches reads without an error: it lacks its end."""
+    """Check that a stream has its end marker: one that was truncated between two batches reads without an error.
+
+    Raises:
+        pa.ArrowInvalid: the end marker is missing.
+    """
     with path.open("rb") as file:
         file.seek(-len(END_OF_STREAM), 2)
         if file.read() != END_OF_STREAM:

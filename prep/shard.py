@@ -1,6 +1,6 @@
-"""`python prep/shard.py`: a Hugging Face dataset or a folder of images -> WebDataset shards that can be trusted.
+"""`python prep/shard.py`: convert a Hugging Face dataset or a folder of images to checked WebDataset shards.
 
-With no arguments: ImageNet-1k from the hub to data/imagenet. Run it again to go on where it stopped.
+Without arguments it converts ImageNet-1k from the hub to data/imagenet. Run it again to continue where it stopped.
 """
 
 import argparse
@@ -10,30 +10,31 @@ import time
 from typing import Any
 
 from prep.dataset import Options
-from prep.errors import InputError, positive_count, print_lines, run, warn
+from prep.errors import HelpFormatter, InputError, positive_count, print_lines, run, warn
 from prep.image_folder import ImageFolder
-from prep.out_folder import check_out
-from prep.pools import Pool, local_pool
+from prep.ledger import describe_leaks, describe_rejects, summarize
+from prep.out_folder import check_out, check_space
+from prep.pools import Pool, local_pool, ray_pool
 from prep.prepare import check_folder, prepare_split
-from prep.report import describe_leaks, describe_rejects, summarize
 from prep.resolve import open_source
 from prep.source import Reading, Source
-from prep.space import check_space
 from prep.store import open_store
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="prep/shard.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="prep/shard.py", description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
+    # What to read, and what to write.
     add("--source", default="ILSVRC/imagenet-1k", metavar="SRC", help="hub id, Hugging Face folder or image folder")
-    add("--out", default="data/imagenet", metavar="DIR", help="where the shards go: a folder or s3://bucket/prefix")
-    add("--splits", nargs="+", action="extend", metavar="SPLIT", help="which splits (default: all but test)")
-    add("--config", metavar="NAME", help="which configuration of a Hugging Face dataset that has several")
-    add("--image-column", metavar="COLUMN", help="where a table has several columns of images")
-    add("--label-column", metavar="COLUMN", help="where a table has several columns of labels")
+    add("--out", default="data/imagenet", metavar="DIR", help="where to write: a folder or s3://bucket/prefix")
+    add(
+        "--splits", nargs="+", action="extend", metavar="SPLIT", help="the splits to prepare (default: all except test)"
+    )
+    # How to read the source.
+    add("--config", metavar="NAME", help="configuration of a Hugging Face dataset that has several")
+    add("--image-column", metavar="COLUMN", help="column of the images, if a table has several")
+    add("--label-column", metavar="COLUMN", help="column of the labels, if a table has several")
     add(
         "--split-map",
         nargs="+",
@@ -41,25 +42,37 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=_split_pair,
         default=[],
         metavar="SPLIT=NAME",
-        help="as train=training: "
-        "prepare what the source calls training (for image folders: the folder of that name) as the split train",
+        help="prepare the source's split NAME (of an image folder: the folder of that name) as the split SPLIT, "
+        "for example train=training",
     )
-    add("--allow-missing", action="store_true", help="go on though the source says that parts of it are not there")
+    add("--allow-missing", action="store_true", help="continue although parts that the source lists are missing")
+    # Workers.
     add("--workers", type=positive_count, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
-    add("--ray", metavar="ADDRESS", help="write on a Ray cluster instead: auto, or its address")
-    add("--images-per-shard", type=positive_count, default=Options.images_per_shard, metavar="N", help=" ")
+    add("--ray", metavar="ADDRESS", help="write on a Ray cluster: auto, or its address")
+    add(
+        "--images-per-shard",
+        type=positive_count,
+        default=Options.images_per_shard,
+        metavar="N",
+        help="images in a shard",
+    )
     add("--limit", type=positive_count, metavar="N", help="only the first N images of each split")
-    add("--max-side", type=positive_count, metavar="PIXELS", help="scale images down to this longer side")
-    add("--short-side", type=positive_count, metavar="PIXELS", help="scale images down to this shorter side")
-    add("--quality", type=_quality, metavar="Q", help="encode anew with this JPEG quality where it saves bytes")
-    add("--no-decode-check", action="store_true", help="do not decode each image once in full")
+    add("--max-side", type=positive_count, metavar="PIXELS", help="shrink larger images to this longer side")
+    add(
+        "--short-side",
+        type=positive_count,
+        metavar="PIXELS",
+        help="shrink larger images to this shorter side",
+    )
+    add("--quality", type=_quality, metavar="Q", help="re-encode with this JPEG quality if that saves bytes")
+    add("--no-decode-check", action="store_true", help="do not decode each image in full to check it")
     add("--strict", action="store_true", help="stop at the first shard with a damaged image")
     return parser.parse_args(arguments)
 
 
 def _quality(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is no quality from 1 to 100")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 100, got {text}")
     return int(text)
 
 
@@ -71,7 +84,8 @@ def _split_pair(text: str) -> tuple[str, str]:
     return name, split
 
 
-def read_wishes(arguments: argparse.Namespace) -> Reading:
+def build_reading(arguments: argparse.Namespace) -> Reading:
+    """Return the choices about how to read the source."""
     return Reading(
         arguments.config,
         arguments.image_column,
@@ -82,7 +96,7 @@ def read_wishes(arguments: argparse.Namespace) -> Reading:
 
 
 def main() -> None:
-    """Prepare every split asked for; images that had to be left out are told, not fatal, but for --strict."""
+    """Prepare the splits; images that cannot be used are reported, and are an error only with --strict."""
     arguments = parse_arguments()
     options = Options(
         arguments.images_per_shard,
@@ -92,15 +106,19 @@ def main() -> None:
         arguments.short_side,
         arguments.quality,
     )
+
+    # Open the source, choose the splits, and find every reason to stop before anything is written.
     check_out(arguments.source, arguments.out)
-    source, out = open_source(arguments.source, read_wishes(arguments)), open_store(arguments.out)
+    source, out = open_source(arguments.source, build_reading(arguments)), open_store(arguments.out)
     splits = _choose_splits(source, arguments.source, arguments.splits)
     for note in source.notes if isinstance(source, ImageFolder) else ():
         warn(note)
     for split in splits:
         check_folder(source, split, out.child(split), options)
-        source.check(split)
+        source.check_split(split)
     check_space(source, splits, out, options)
+
+    # Write the splits.
     pool = _choose_pool(arguments)
     for split in splits:
         started = time.monotonic()
@@ -111,16 +129,17 @@ def main() -> None:
 
 
 def _choose_pool(arguments: argparse.Namespace) -> Pool[Any]:
-    if arguments.ray is None:
-        return local_pool(arguments.workers)
-    from prep.ray_pool import ray_pool  # noqa: PLC0415 - an extra
-
-    return ray_pool(arguments.ray)
+    return local_pool(arguments.workers) if arguments.ray is None else ray_pool(arguments.ray)
 
 
 def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[str]:
+    """Return the splits that the user wants, or all except test.
+
+    Raises:
+        InputError: the source has no images in one of them, or in any split.
+    """
     available = [split for split, num_rows in source.num_rows.items() if num_rows]
-    splits = wanted or [split for split in available if split != "test"]  # ImageNet's has no labels
+    splits = wanted or [split for split in available if split != "test"]  # ImageNet's test split has no labels
     for split in splits:
         if split not in available:
             passed_over = "; ".join(source.reading(available[0]).get("passed_over", ()) if available else ())
@@ -129,7 +148,7 @@ def _choose_splits(source: Source, name: str, wanted: list[str] | None) -> list[
     if not available:
         raise InputError(f"{name} holds no images: nothing to prepare")
     if not splits:
-        raise InputError(f"{name} has the split test alone, which is left out by default: give --splits test")
+        raise InputError(f"{name} has only the split test, which is left out by default: give --splits test")
     if not wanted and "test" in available:
         print_lines(f"split test left out: give --splits {' '.join(available)} to prepare it too")
     return splits

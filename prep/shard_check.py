@@ -1,12 +1,14 @@
-"""Checking one shard, in a worker: its tar against the manifest, the sample index and DALI's index, in one pass.
+"""Check one shard, in a worker: compare its tar with the manifest, the sample index and DALI's index, in one pass.
 
-Damaged bytes make nearly anything of whatever reads them, so that nothing is raised here: all is reported.
+Damaged bytes can make any reader raise any error, so nothing is raised here: everything is reported. If a tar is
+damaged, `describe_damage` reads it again and says which images are affected, else which byte outside of the images.
 """
 
+import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -15,25 +17,34 @@ from prep.errors import describe_os_error
 from prep.images import UnusableImageError, describe_undecodable
 from prep.jpeg import decode
 from prep.store import Store
-from prep.tar import dali_index, index_name
-from prep.tar_damage import describe_damage
-from prep.tar_reader import Component, TarSample, TarStream, read_samples
-from prep.tar_sample import ANY, Fields, choose
+from prep.tar import (
+    BLOCK,
+    Component,
+    TarSample,
+    TarStream,
+    dali_index,
+    index_name,
+    member_header,
+    read_samples,
+)
+from prep.tar_sample import ANY, Fields, choose_members
 
-Row = dict[str, Any]
+MOST_NAMED = 5  # damaged images in a line
+Row = dict[str, Any]  # of the sample index
+Piece = tuple[int, bytes, str]  # offset in the tar, the bytes that should be there, and what they are
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What one shard is held against."""
+    """One shard to check, and what to compare it with."""
 
     store: Store
     shard: Shard
     num_classes: int
     is_adopted: bool
-    rows: bytes | None  # its rows of the sample index, in Arrow's IPC format; None where those are damaged
+    rows: bytes | None  # its rows of the sample index, in Arrow's IPC format; None if the index is damaged
     decoded: frozenset[int]  # which of its rows to decode in full
-    fields: Fields = ANY  # which members of its samples were taken
+    fields: Fields = ANY  # which members of its samples were chosen
 
     @property
     def index_name(self) -> str:
@@ -42,24 +53,24 @@ class ShardCheck:
 
 @dataclass
 class ShardReport:
-    """What is wrong with a shard, in words; empty where nothing is."""
+    """The faults of a shard, in words; all empty if there are none."""
 
     tar: str = ""
     index: str = ""
-    rows: list[str] = field(default_factory=list)  # where the sample index tells otherwise than a whole tar
+    rows: list[str] = field(default_factory=list)  # the sample index contradicts an undamaged tar
     undecodable: list[str] = field(default_factory=list)
-    composite_sha256: str = ""  # of the tar as it is
+    composite_sha256: str = ""  # of the tar as it was read
     num_decoded: int = 0
 
 
 def check_shard(job: ShardCheck) -> ShardReport:
-    """Read a shard once, and where it is damaged once more to say what of it."""
+    """Read a shard once, and a second time if it is damaged, to say which part of it."""
     report = ShardReport()
     try:
         if job.store.size(job.shard.name) is None:
             report.tar = "is missing"
         else:
-            _check(job, report)
+            _check_files(job, report)
     except ModuleNotFoundError:  # a missing decoder does not mean that the shard is damaged
         raise
     except OSError as error:
@@ -69,19 +80,24 @@ def check_shard(job: ShardCheck) -> ShardReport:
     return report
 
 
-def _check(job: ShardCheck, report: ShardReport) -> None:
+def _check_files(job: ShardCheck, report: ShardReport) -> None:
+    # Compare the samples with the rows of the index, and hash the tar.
     rows = _read_rows(job.rows)
     with job.store.open(job.shard.name) as file:
         reader = TarStream(file, job.shard.name)
-        samples = _compare(job, reader, rows, report)
-        reader.ends_in_zeros()  # reads to the end, whatever stopped before it
+        samples = _compare_samples(job, reader, rows, report)
+        reader.ends_in_zeros()  # reads to the end, wherever the comparison stopped
     report.composite_sha256 = reader.composite_sha256
+
+    # A damaged tar explains all differences from the rows: describe the damage instead of them.
     if (reader.size_bytes, reader.composite_sha256) != (job.shard.size_bytes, job.shard.composite_sha256):
         report.rows = []
         with job.store.open(job.shard.name) as file:
             num_classes = None if job.is_adopted else job.num_classes
             report.tar = describe_damage(file, reader.size_bytes, job.shard, rows, num_classes)
         return
+
+    # The tar is undamaged, so DALI's index can be compared with it.
     index = job.store.read(job.index_name)
     if index is None:
         report.index = "is missing"
@@ -90,7 +106,7 @@ def _check(job: ShardCheck, report: ShardReport) -> None:
 
 
 def index_samples(samples: Iterable[TarSample]) -> bytes:
-    """DALI's index of a tar."""
+    """Return DALI's index of a tar with these samples."""
     return dali_index([sample.index_entries() for sample in samples])
 
 
@@ -98,23 +114,23 @@ def _read_rows(rows: bytes | None) -> list[Row]:
     return pa.ipc.open_file(pa.BufferReader(rows)).read_all().to_pylist() if rows is not None else []
 
 
-def _compare(job: ShardCheck, reader: TarStream, rows: list[Row], report: ShardReport) -> list[TarSample]:
-    """Hold each sample of a tar against its row; the samples, without their bytes."""
+def _compare_samples(job: ShardCheck, reader: TarStream, rows: list[Row], report: ShardReport) -> list[TarSample]:
+    """Compare each sample of a tar with its row; return the samples without their data."""
     samples: list[TarSample] = []
-    position = {row["offset"]: i for i, row in enumerate(rows)}
+    unmatched = {row["offset"]: i for i, row in enumerate(rows)}
     try:
         for sample in read_samples(reader, lambda _: True):
             samples.append(_without_data(sample))
             for component in sample.components:
-                if (i := position.pop(component.offset, None)) is not None:
+                if (i := unmatched.pop(component.offset, None)) is not None:
                     _compare_image(job, rows[i], sample, component, report)
                     if i in job.decoded:
-                        _decode(rows[i], component, report)
+                        _check_decoding(rows[i], component, report)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # the reader's own, or the disk's
         report.rows.append(str(error))
-    report.rows += [f"{rows[i]['key']} is not in the tar where it should be" for i in position.values()]
+    report.rows += [f"{rows[i]['key']} is not in the tar where it should be" for i in unmatched.values()]
     if len(samples) != job.shard.num_images and not job.is_adopted:
         report.rows.append(f"the tar holds {len(samples):,} samples, the manifest says {job.shard.num_images:,}")
     return samples
@@ -125,28 +141,32 @@ def _without_data(sample: TarSample) -> TarSample:
 
 
 def _compare_image(job: ShardCheck, row: Row, sample: TarSample, image: Component, report: ShardReport) -> None:
+    """Compare an image's digest, name and label with its row, and check that it is the image to choose."""
+    # Digest and name.
     key = row["key"]
     if image.sha256 != row["sha256"]:
         report.rows.append(f"{key} has another size or sha256 in the tar")
-    if not (_is_named(key, sample) if job.is_adopted else image.name == f"{key}.jpg"):
+    if not (_has_key(sample, key) if job.is_adopted else image.name == f"{key}.jpg"):
         report.rows.append(f"{key} is named {image.name} in the tar")
+
+    # The choice of image and label that the tar's members give.
     try:
-        choice = choose(sample, job.fields)
+        choice = choose_members(sample, job.fields)
     except UnusableImageError as error:
-        report.rows.append(f"{key} cannot be taken from the tar: {error}")
+        report.rows.append(f"{key} is not usable in the tar: {error}")
         return
     if choice.image.offset != image.offset:
-        report.rows.append(f"{key} is {image.name}, in the tar {choice.image.name} is to be taken")
+        report.rows.append(f"{key} is {image.name}, but the image of this sample is {choice.image.name}")
     if choice.label != row["label"]:
         report.rows.append(f"{key} has label {row['label']}, in the tar {choice.label}")
 
 
-def _is_named(key: str, sample: TarSample) -> bool:
-    """Whether a row's key is that of an adopted sample; it may have the tar's name in front."""
+def _has_key(sample: TarSample, key: str) -> bool:
+    """Check whether a row's key is that of an adopted sample; the tar's name may precede it."""
     return f"/{key}".endswith(f"/{sample.key}")
 
 
-def _decode(row: Row, image: Component, report: ShardReport) -> None:
+def _check_decoding(row: Row, image: Component, report: ShardReport) -> None:
     """Decode an image in full, if its bytes are those of its row."""
     if image.sha256 != row["sha256"]:
         return
@@ -154,12 +174,75 @@ def _decode(row: Row, image: Component, report: ShardReport) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pixels, _ = decode(image.data or b"", "GRAY")  # every code is read, for less than the colours would cost
+            # Grey reads every code of the JPEG too, and costs less than the colours.
+            pixels, _ = decode(image.data or b"", "GRAY")
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders may raise any error
         report.undecodable.append(f"{row['key']} does not decode ({describe_undecodable(image.data or b'', error)})")
         return
     height, width = pixels.shape[:2]
     if (width, height) != (row["width"], row["height"]):
         report.rows.append(f"{row['key']} is {row['width']}x{row['height']}, decoded {width}x{height}")
+
+
+# Damage.
+
+
+def describe_damage(file: BinaryIO, size_bytes: int, shard: Shard, rows: list[Row], num_classes: int | None) -> str:
+    """Return in words how a tar of `size_bytes` differs from the manifest's `shard`.
+
+    Args:
+        rows: the shard's rows of the sample index; empty if the index is damaged.
+        num_classes: of a tar that Penstock wrote, so that every byte of it is known; None for an adopted tar.
+    """
+    # A shorter file has lost the images after its end.
+    lost = [row["key"] for row in rows if row["offset"] + row["size"] > size_bytes]
+    if size_bytes < shard.size_bytes:
+        of_images = f": {len(lost):,} of {len(rows):,} images are lost, from {lost[0]} on" if lost else ""
+        return f"is cut short at byte {size_bytes:,} of {shard.size_bytes:,}{of_images}"
+
+    # Otherwise look for changed images, then for changes outside of them.
+    images = _describe_changed_images(file, rows)
+    if size_bytes > shard.size_bytes:
+        return f"has {size_bytes:,} bytes, not {shard.size_bytes:,}{' and ' if images else ''}{images}"
+    if images or not rows:
+        return images or "does not match the sha256 of its manifest"
+    return f"{_describe_changed_framing(file, shard, rows, num_classes)}; no image is damaged"
+
+
+def _describe_changed_images(file: BinaryIO, rows: list[Row]) -> str:
+    changed = [row["key"] for row in rows if _read_digest(file, row) != row["sha256"]]
+    more = ", ..." if len(changed) > MOST_NAMED else ""
+    named = ", ".join(changed[:MOST_NAMED]) + more
+    return f"has other bytes in {len(changed):,} of {len(rows):,} images ({named})" if changed else ""
+
+
+def _describe_changed_framing(file: BinaryIO, shard: Shard, rows: list[Row], num_classes: int | None) -> str:
+    for offset, expected, meaning in _framing(rows, shard.size_bytes, num_classes) if num_classes else ():
+        file.seek(offset)
+        found = file.read(len(expected))
+        if found != expected:
+            first = next(i for i, byte in enumerate(expected) if found[i : i + 1] != bytes([byte]))
+            return f"has another byte {offset + first:,}, in {meaning}"
+    return "has other bytes in a header, another member or the padding"
+
+
+def _read_digest(file: BinaryIO, row: Row) -> bytes:
+    file.seek(row["offset"])
+    return hashlib.sha256(file.read(row["size"])).digest()
+
+
+def _framing(rows: list[Row], size_bytes: int, num_classes: int) -> Iterator[Piece]:
+    """Yield everything that `prep.tar.TarWriter` writes around the images of a shard."""
+    width = len(str(num_classes - 1))  # digits of a label
+    end = 0
+    for row in rows:
+        offset, size, name, label = row["offset"], row["size"], f"{row['key']}.jpg", f"{row['key']}.cls"
+        yield offset - BLOCK, member_header(name.encode(), size), f"the header of {name}"
+        yield offset + size, bytes(-size % BLOCK), f"the padding after {name}"
+        after = offset + size + -size % BLOCK
+        yield after, member_header(label.encode(), width), f"the header of {label}"
+        yield after + BLOCK, str(row["label"]).zfill(width).encode().ljust(BLOCK, b"\0"), f"{label} or its padding"
+        end = after + 2 * BLOCK
+    yield end, bytes(size_bytes - end), "the padding at its end"

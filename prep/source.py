@@ -1,6 +1,6 @@
-"""What a source of labelled images is: named splits whose rows can be read by range.
+"""The interface of a source of labelled images: named splits with rows that can be read by range.
 
-A range comes as a small picklable value that any worker can iterate by itself.
+A range is a small picklable value. Any worker process can iterate over it without the rest of the source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,34 +14,33 @@ MAX_IMAGE_BYTES = 256 << 20  # ImageNet's largest file has 15 MB; a worker holds
 
 @dataclass(frozen=True)
 class Item:
-    """One image as its source has it: `name` is the source's own (may be empty), `data` is encoded.
+    """One image as its source stores it.
 
-    `data` stays valid as long as the item is kept, but a memoryview holds on to the rows that were read with it.
-    `fault` says why the source could not read this one image; then `data` is empty.
+    `data` stays valid as long as the item is kept, but a memoryview keeps all rows that were read with it in memory.
     """
 
-    name: str
-    data: bytes | memoryview
+    name: str  # the name in the source; may be empty
+    data: bytes | memoryview  # encoded, in any format
     label: int
-    fault: str = ""
+    fault: str = ""  # why the source could not read this image; `data` is then empty
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a user wants a source to be read, where more than one reading is possible; None: not said.
+    """The way in which the user wants a source to be read; None means that no flag was given.
 
-    Each field is a flag of `prep/shard.py`. What was then read stands in the manifest, as `Source.reading` gives it.
+    Each field is a flag of `prep/shard.py`. The manifest records how the source was read: `Source.reading`.
     """
 
     config: str | None = None  # configuration of a Hugging Face dataset
     image_column: str | None = None
     label_column: str | None = None
     split_map: tuple[tuple[str, str], ...] = ()  # (name at the source, name of the prepared split)
-    allow_missing: bool = False  # go on although the source says that it is not complete
+    allow_missing: bool = False  # continue although the source is not complete
 
     @classmethod
     def from_manifest(cls, reading: Mapping[str, Any]) -> "Reading":
-        """Return the flags that read a source again as a manifest's `reading` says that it was read."""
+        """Return the flags that read a source again in the way that a manifest's `reading` records."""
         split_map = reading.get("split_map", {})
         return cls(
             config=reading.get("config"),
@@ -53,7 +52,7 @@ class Reading:
 
 
 class Source(Protocol):
-    """A labelled image dataset whose rows can be read by range."""
+    """A labelled image dataset with rows that can be read by range."""
 
     @property
     def origin(self) -> Origin: ...
@@ -63,36 +62,36 @@ class Source(Protocol):
     def num_rows(self) -> dict[str, int]: ...
     @property
     def size_bytes(self) -> dict[str, int]:
-        """Encoded bytes of each split, as near as the source knows without reading an image."""
+        """Encoded bytes of each split, estimated without reading any image."""
         ...
 
     def reading(self, split: str) -> dict[str, Any]:
-        """Return how a split was read, for the manifest and the summary, as JSON can hold it.
+        """Return how a split was read, for the manifest and the summary, as JSON values.
 
-        Only the keys that apply: `config`, `image_column`, `label_column`, `split_map` ({name at the source: split},
-        this split alone; of an image folder with --split-map all of them, since its labels depend on all),
-        `passed_over` (list of lines: candidates that were not taken), `missing` (list of lines: what the source says
-        that it has and that is not there; only with `Reading.allow_missing`), `notes` (list of lines: what else a
-        reader should know).
+        Only the keys that apply are present: `config`, `image_column`, `label_column`;
+        `split_map`: {name at the source: split}, for this split only; for an image folder with --split-map it holds
+        all splits, because the labels depend on all of them;
+        `passed_over`: lines on candidates that were not read;
+        `missing`: lines on parts that the source declares and that are absent, only with `Reading.allow_missing`;
+        `notes`: lines on anything else that matters to users of the dataset.
         """
         ...
 
-    def check(self, split: str) -> None:
-        """Raises InputError where a label of the split lies outside the classes."""
+    def check_split(self, split: str) -> None:
+        """Check that a split can be prepared and that all its labels are classes.
+
+        Raises:
+            InputError: it cannot be prepared, or a label is outside the classes.
+        """
         ...
 
     def rows(self, split: str, start: int, stop: int) -> Iterable[Item]:
-        """The rows start..stop of a split, in order; picklable, and small however large the source."""
+        """Return the rows start..stop of a split, in order; the value is picklable and small for any source."""
         ...
 
 
-def is_lfs_pointer(start: bytes) -> bool:
-    """Check whether a file that starts with these bytes is a pointer of Git LFS, left by a clone without its files."""
-    return start.startswith(b"version https://git-lfs.github.com/spec/")
-
-
-def oversize(size_bytes: int) -> str:
-    """The fault of an image of so many bytes, empty where it is within the bound."""
+def explain_oversize(size_bytes: int) -> str:
+    """Return the fault of an image of this size, or an empty string if the size is allowed."""
     if size_bytes <= MAX_IMAGE_BYTES:
         return ""
     return f"{size_bytes:,} bytes is over the bound of {MAX_IMAGE_BYTES:,}"

@@ -1,6 +1,7 @@
-"""Where a dataset is written: a local folder, or a prefix in an object store. Nothing is there but whole.
+"""Stores that a dataset is written to: a local folder, or a prefix in an object store.
 
-Names are relative to the store, with slashes. Stores are small and picklable, so that workers can have them.
+A file appears only when it is complete. Names are relative to the store, with slashes. Stores are small and picklable,
+so that they can be sent to workers.
 """
 
 import os
@@ -18,37 +19,37 @@ from prep.direct_file import DirectFile
 from prep.errors import InputError
 from prep.files import PARTIAL, hold_lock, replace_file, sync_folder, write_whole
 
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # what `LocalStore.write` leaves when its process is killed
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # left by `LocalStore.write` if its process is killed
 
 
 class Store(Protocol):
-    """A folder to write to, here or elsewhere."""
+    """A folder on this machine, or a prefix in an object store."""
 
     def __str__(self) -> str: ...
     def child(self, name: str) -> "Store": ...
 
     def names(self) -> list[str]:
-        """What lies directly in it, sorted; empty where it does not exist."""
+        """Return the names of the files and folders directly in it, sorted; empty if it does not exist."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where it is not there."""
+        """Return the size of a file in bytes; None if it does not exist."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """A whole file; None where it is not there."""
+        """Return the content of a file; None if it does not exist."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read from its start on."""
+        """Open a file for reading from its start."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file: under its name only when whole and durable."""
+        """Write a small file; it appears under its name only when it is complete and durable."""
         ...
 
     def create(self, name: str) -> DirectFile:
-        """A big file to be filled and closed, then given its name by `publish` or dropped by its `discard`."""
+        """Return a new big file: fill it, close it, then `publish` it or call its `discard`."""
         ...
 
     def publish(self, file: DirectFile, name: str) -> None:
@@ -56,23 +57,23 @@ class Store(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing happens where it is not there."""
+        """Remove a file, or a folder with its contents; do nothing if it does not exist."""
         ...
 
     def lock(self, wait: bool = False) -> AbstractContextManager[None]:
-        """Keep other processes of this machine out."""
+        """Lock the store against other processes of this machine; `wait` for one that holds the lock."""
         ...
 
     def free_bytes(self) -> int | None:
-        """What still fits; None where that is unknown."""
+        """Return the free space; None if it is unknown."""
         ...
 
 
 def open_store(out: str) -> Store:
-    """The store that a user's --out means: a folder, or a url such as s3://bucket/prefix.
+    """Return the store for a user's --out: a folder, or a URL such as s3://bucket/prefix.
 
     Raises:
-        InputError: what the url's protocol needs is not installed, or the store cannot be reached.
+        InputError: a package for the URL's protocol is not installed, or the store cannot be reached.
     """
     if "://" not in out:
         return LocalStore(Path(out))
@@ -83,7 +84,7 @@ def open_store(out: str) -> Store:
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A folder of this machine, or of a file system that all workers see."""
+    """A folder of this machine, or of a file system that all workers share."""
 
     folder: Path
 
@@ -115,14 +116,16 @@ class LocalStore:
     def create(self, name: str) -> DirectFile:
         work = self.folder / WORK_FOLDER
         work.mkdir(parents=True, exist_ok=True)
-        return DirectFile(work / f"{name}.{secrets.token_hex(8)}{PARTIAL}")  # a writer taken for lost may yet write
+        return DirectFile(
+            work / f"{name}.{secrets.token_hex(8)}{PARTIAL}"
+        )  # unique: a worker given up as lost may still be writing
 
     def publish(self, file: DirectFile, name: str) -> None:
         try:
             replace_file(file.path, self.folder / name)
         except FileNotFoundError as error:
             raise InputError(
-                f"{file.path} was taken away by another run: let one run at a time write there, and run again"
+                f"{file.path} was removed by another run: let only one run at a time write there, and run again"
             ) from error
         sync_folder(self.folder)
 
@@ -138,7 +141,7 @@ class LocalStore:
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
-        """The lock is on the folder itself and goes with its process, however that ends."""
+        """Lock the folder itself, until the process ends in any way; remove files that killed runs left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -150,11 +153,12 @@ class LocalStore:
             yield
 
     def _remove_unfinished(self) -> None:
-        """Remove what runs that were killed have not finished; with the lock held, no other run is writing it."""
+        """Remove the unfinished files of killed runs; while the lock is held, no other run is writing them."""
         for name in self.names():
             if UNFINISHED.fullmatch(name):
                 self.remove(name)
 
     def free_bytes(self) -> int | None:
-        there = next(folder for folder in (self.folder.absolute(), *self.folder.absolute().parents) if folder.exists())
-        return shutil.disk_usage(there).free
+        folder = self.folder.absolute()
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        return shutil.disk_usage(existing).free

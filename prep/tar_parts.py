@@ -1,7 +1,7 @@
-"""Which parts of a set of tars are missing, by their numbers and by what lies next to them.
+"""Find the missing parts of a set of tars, by the numbers in their names and by the files next to them.
 
-Read are: numbers in the names, `-of-NNNNN`, `_info.json` (timm, Penstock), `sizes.json` (webdataset), and the files
-that img2dataset writes for each tar (`00000_stats.json`, `00000.parquet`).
+It uses numbers in the names, `-of-NNNNN`, `_info.json` (timm, Penstock), `sizes.json` (webdataset), and the files that
+img2dataset writes for each tar (`00000_stats.json`, `00000.parquet`).
 """
 
 import json
@@ -18,29 +18,33 @@ from prep.errors import InputError
 INFO, SIZES = "_info.json", "sizes.json"
 STATS = "_stats.json"
 MOST_NAMED = 3
-LONGEST_NUMBER = 6  # digits of a part's number; more are an id or a date, if they do not start at 0 or 1
+LONGEST_NUMBER = 6  # digits of a part's number; longer ones are an id or a date, unless they start at 0 or 1
 
 
 def find_missing(paths: Sequence[Path], split: str, *, is_whole_folder: bool) -> list[str]:
-    """Return a line for each kind of part that is not on disk; empty where nothing is known to be missing.
+    """Return a line for each kind of part that is not on disk; empty if none is known to be missing.
 
-    `paths` are the tars of `split`. `is_whole_folder`: they are all of a folder, so that one listed next to them and
-    not among them is missing though it may lie there under another split.
+    Args:
+        paths: the tars of `split`.
+        is_whole_folder: they are all tars of a folder, so that unfinished files there are missing parts of the split.
     """
-    there = set(chain.from_iterable(_list_names(folder) for folder in {path.parent for path in paths}))
-    there |= {path.name for path in paths}
-    lines = [] if _are_all_listed(paths) else _find_gaps(paths, there)
+    # All names in the folders: a tar that was not given, but exists, is not missing.
+    existing = set(chain.from_iterable(_list_names(folder) for folder in {path.parent for path in paths}))
+    existing |= {path.name for path in paths}
+
+    # Gaps in the numbers, unless a list names every tar; then what each folder's files list.
+    lines = [] if _are_all_listed(paths) else _find_gaps(paths, existing)
     for folder in sorted({path.parent for path in paths}):
         own = [path for path in paths if path.parent == folder]
-        lines += _find_unlisted(folder, own, there)
+        lines += _find_unlisted(folder, own, existing)
         lines += _find_without_tar(own)
         if is_whole_folder:
-            lines += [f"{name} is not whole" for name in sorted(_list_names(folder)) if _is_unfinished(name)]
+            lines += [f"{name} is not complete" for name in sorted(_list_names(folder)) if _is_unfinished(name)]
     return list(dict.fromkeys(lines))
 
 
 def find_expected_samples(paths: Sequence[Path]) -> dict[str, int]:
-    """Return how many samples each tar should have, by its name, as far as a file next to them says so."""
+    """Return how many samples each tar should have, by its name, if a file next to the tars says it."""
     expected: dict[str, int] = {}
     names = {path.name for path in paths}
     for folder in {path.parent for path in paths}:
@@ -55,7 +59,7 @@ def find_expected_samples(paths: Sequence[Path]) -> dict[str, int]:
 
 
 def list_info_splits(paths: Iterable[Path]) -> dict[str, str]:
-    """Return the split of each tar, by its name, that an `_info.json` next to the tars lists."""
+    """Return the split of each tar, by its name, from an `_info.json` next to the tars."""
     paths = list(paths)
     found: dict[str, str] = {}
     for folder in {path.parent for path in paths}:
@@ -75,23 +79,26 @@ def _is_unfinished(name: str) -> bool:
 # Numbers in the names.
 
 
-def _find_gaps(paths: Sequence[Path], there: set[str]) -> list[str]:
+def _find_gaps(paths: Sequence[Path], existing: set[str]) -> list[str]:
+    """Return a line for each sequence of numbered names with gaps; `existing` are the names on disk."""
+    # Group the names that differ only in numbers: their text parts are equal.
     lines = []
     sequences: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for name in sorted({path.name for path in paths}):
-        parts = tuple(re.split(r"(\d+)", name))  # every second one is a number
+        parts = tuple(re.split(r"(\d+)", name))  # text and numbers alternate
         sequences.setdefault(parts[::2], []).append(parts)
     for members in sequences.values():
         for family in _split_families(members):
-            lines += _find_gaps_of(family, there)
+            lines += _find_gaps_of(family, existing)
     return lines
 
 
 def _split_families(members: list[tuple[str, ...]]) -> list[tuple[int, list[tuple[str, ...]]]]:
-    """Split names of one form into sequences, each with the place of the number that counts.
+    """Split names of one form into sequences, each with the position of the number that counts the parts.
 
-    That is the number before `-of-`, else the last one that differs between the names.
+    It is the number before `-of-`, else the last one that differs between the names.
     """
+    # Find the number that counts.
     first = members[0]
     numbers = range(1, len(first), 2)
     counting = [i for i in numbers if i + 2 < len(first) and re.fullmatch(r"[-_.]of[-_.]", first[i + 1])]
@@ -100,35 +107,40 @@ def _split_families(members: list[tuple[str, ...]]) -> list[tuple[int, list[tupl
     if not counting:
         return []
     place = counting[-1]
+
+    # Names that differ elsewhere belong to other sequences.
     families: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for parts in members:
         families.setdefault((*parts[:place], *parts[place + 1 :]), []).append(parts)
     return [(place, family) for family in families.values()]
 
 
-def _find_gaps_of(family: tuple[int, list[tuple[str, ...]]], there: set[str]) -> list[str]:
+def _find_gaps_of(family: tuple[int, list[tuple[str, ...]]], existing: set[str]) -> list[str]:
+    # Find the numbers that there should be.
     place, members = family
     numbers = {int(parts[place]) for parts in members}
     first, last = min(numbers), max(numbers)
     sample = members[0]
     if place + 2 < len(sample) and re.fullmatch(r"[-_.]of[-_.]", sample[place + 1]):
-        total = int(sample[place + 2])
+        total = int(sample[place + 2])  # -of-NNNNN counts from 0 or from 1
         wanted = range(1, total + 1) if total in numbers else range(total)
     elif len(numbers) < 2 or not _counts_parts(members, place):
         return []
     else:
         wanted = range(min(first, 1) if first <= 1 else 0, last + 1)
     if len(wanted) > 100 * len(numbers) + 10_000:
-        return []  # numbers of something else
+        return []  # the numbers count something else
+
+    # Name the tars of those that are missing.
     absent = [_name(sample, place, number) for number in wanted if number not in numbers]
-    absent = [name for name in absent if name not in there]
+    absent = [name for name in absent if name not in existing]
     if not absent:
         return []
     return [f"{len(absent):,} of {len(wanted):,} numbered tars: {_shorten(absent)}"]
 
 
 def _counts_parts(members: list[tuple[str, ...]], place: int) -> bool:
-    """Return whether numbers count parts, from 0 or 1 or padded with zeros, and are no ids or dates."""
+    """Check whether numbers count parts (from 0 or 1, or padded with zeros) and are not ids or dates."""
     texts = [parts[place] for parts in members]
     numbers = [int(text) for text in texts]
     is_padded = any(text.startswith("0") and len(text) <= LONGEST_NUMBER for text in texts if len(text) > 1)
@@ -145,51 +157,51 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
-# What lies next to the tars.
+# Files next to the tars.
 
 
 def _are_all_listed(paths: Sequence[Path]) -> bool:
-    """Return whether a list next to the tars names each of them: then its numbers are no guess."""
+    """Check whether a list next to the tars names each of them, so that the numbers in the names need no guess."""
     listed = set(list_info_splits(paths)).union(*(_read_sizes(folder) for folder in {path.parent for path in paths}))
     return {path.name for path in paths} <= listed
 
 
-def _find_unlisted(folder: Path, paths: Sequence[Path], there: set[str]) -> list[str]:
-    """Return lines about tars that a list next to them names and that are not there."""
+def _find_unlisted(folder: Path, paths: Sequence[Path], existing: set[str]) -> list[str]:
+    """Return lines about tars that a list next to them names and that do not exist."""
     lines = []
     given = {path.name for path in paths}
     for split, (names, _) in _read_infos(folder, paths).items():
-        absent = [name for name in names if name not in there]
+        absent = [name for name in names if name not in existing]
         if absent and given.intersection(names):
             lines.append(f"{len(absent):,} of {len(names):,} tars that {INFO} lists for {split}: {_shorten(absent)}")
     sizes = _read_sizes(folder)
-    absent = [name for name in sizes if name not in there]
+    absent = [name for name in sizes if name not in existing]
     if absent and given.intersection(sizes):
         lines.append(f"{len(absent):,} of {len(sizes):,} tars that {SIZES} lists: {_shorten(absent)}")
     return lines
 
 
 def _find_without_tar(paths: Sequence[Path]) -> list[str]:
-    """Return lines about what img2dataset wrote of tars that are not there, and about tars that it did not finish."""
+    """Return lines about files of img2dataset whose tar is missing, and about tars that it did not finish."""
     if not paths:
         return []
     folder, lines = paths[0].parent, []
     names, stems = _list_names(folder), {path.stem for path in paths}
     for suffix in (STATS, ".parquet"):
-        told = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
-        if not told & stems:
+        described = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+        if not described & stems:
             continue
-        absent = sorted(stem for stem in told - stems if stem.isdigit() and f"{stem}.tar" not in names)
+        absent = sorted(stem for stem in described - stems if stem.isdigit() and f"{stem}.tar" not in names)
         if absent:
-            lines.append(f"{len(absent):,} tars of which {absent[0]}{suffix} tells: {_shorten(absent)}")
-        unfinished = sorted(stems - told)
+            lines.append(f"{len(absent):,} tars that files such as {absent[0]}{suffix} describe: {_shorten(absent)}")
+        unfinished = sorted(stems - described)
         if suffix == STATS and unfinished:
             lines.append(f"{len(unfinished):,} tars are not finished, they have no {STATS}: {_shorten(unfinished)}")
     return lines
 
 
 def _count_of_img2dataset(path: Path) -> int | None:
-    """Return the samples that img2dataset says to have put into a tar; None where it says nothing."""
+    """Return the number of samples in a tar according to img2dataset; None if it wrote no such file."""
     stats = path.with_name(f"{path.stem}{STATS}")
     if stats.is_file():
         count = _read_json(stats).get("successes")
@@ -199,15 +211,15 @@ def _count_of_img2dataset(path: Path) -> int | None:
         try:
             if "status" in pq.read_schema(table).names:
                 return pq.read_table(table, columns=["status"]).column("status").to_pylist().count("success")
-        except (OSError, ValueError):  # pyarrow's own errors are of these
+        except (OSError, ValueError):  # pyarrow's own errors are subclasses of these
             return None
     return None
 
 
 def _read_infos(folder: Path, paths: Sequence[Path]) -> dict[str, tuple[list[str], dict[str, int]]]:
-    """Return for each split of an `_info.json` the base names of its tars, and the samples in each.
+    """Return for each split of an `_info.json` the base names of its tars, and the number of samples in each.
 
-    It lies next to the tars, or a folder higher, as Penstock writes it.
+    The file is next to the tars, or one folder above, where Penstock writes it.
     """
     own = {path.name for path in paths}
     for path in (folder / INFO, folder.absolute().parent / INFO):
@@ -216,12 +228,15 @@ def _read_infos(folder: Path, paths: Sequence[Path]) -> dict[str, tuple[list[str
         splits = _read_json(path).get("splits")
         found = {}
         for split, described in splits.items() if isinstance(splits, dict) else ():
+            # Read the names, unless they are another folder's.
             names = described.get("filenames") if isinstance(described, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 continue
             if path.parent != folder and not all(name.startswith(f"{folder.absolute().name}/") for name in names):
-                continue  # of another folder's tars
+                continue
             names = [name.rpartition("/")[2] for name in names]
+
+            # Read the number of samples of each, if there is one for every name.
             lengths = described.get("shard_lengths")
             lengths = lengths if isinstance(lengths, list) and len(lengths) == len(names) else [None] * len(names)
             counts = dict(zip(names, lengths, strict=True))
@@ -232,7 +247,7 @@ def _read_infos(folder: Path, paths: Sequence[Path]) -> dict[str, tuple[list[str
 
 
 def _read_sizes(folder: Path) -> dict[str, int]:
-    """Return the samples in each tar by webdataset's `sizes.json`."""
+    """Return the number of samples in each tar according to webdataset's `sizes.json`."""
     path = folder / SIZES
     found = _read_json(path) if path.is_file() else {}
     return {name: n for name, n in found.items() if name.endswith(".tar") and type(n) is int}
@@ -242,5 +257,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}), it tells which tars there are: fetch it again") from error
+        raise InputError(f"{path} is not JSON ({error}), but should list the tars: fetch it again") from error
     return found if isinstance(found, dict) else {}

@@ -1,9 +1,9 @@
 """Choose the image and the label of one WebDataset sample; pure functions of its members.
 
-A sample with one image and one label needs no choice. Where there are several, the documented extensions (`jpg`, `cls`,
-`json`) win and what was passed over is reported; else the sample cannot be used, and the reason names the flag of
-`prep/adopt.py` that chooses. The key of a sample ends at the first dot, so files whose names have dots in them become
-one sample: `photo.1.jpg` and `photo.2.jpg` are two images of the sample `photo`.
+A sample with one image and one label needs no choice. If there are several, the documented extensions (`jpg`, `cls`,
+`json`) are used and the others are reported. If none of them is documented, the sample cannot be used, and the reason
+names the flag of `prep/adopt.py` that chooses. The key of a sample ends at the first dot, so files with more dots in
+their names become one sample: `photo.1.jpg` and `photo.2.jpg` are two images of the sample `photo`.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prep.images import UnusableImageError
-from prep.tar_reader import Component, TarSample
+from prep.tar import Component, TarSample
 
 JPEGS = ("jpg", "jpeg")
 IMAGES = frozenset(
@@ -24,28 +24,28 @@ IMAGES = frozenset(
 )
 LABELS = ("cls", "json")
 JSON_LABELS = ("label", "cls")
-MAX_LABEL = 999_999  # a larger one is a mistake: names are made up to the largest label
+MAX_LABEL = 999_999  # a larger one is a mistake; class names are generated up to the largest label
 MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which members of a sample to read, as flags of `prep/adopt.py` say it; None: not said.
+    """The members of a sample to use, from the flags of `prep/adopt.py`; None: the flag was not given.
 
-    Extensions are what follows the first dot of a member's name, in lower case.
+    An extension is what follows the first dot of a member's name, in lower case.
     """
 
     image_ext: str | None = None
     label_ext: str | None = None
-    label_key: str | None = None  # of a JSON member; dots lead into objects: meta.label
+    label_key: str | None = None  # of a JSON member; a dot leads into an object: meta.label
 
     def is_wanted(self, extension: str) -> bool:
-        """Return whether a member of this extension may hold an image or a label."""
+        """Check whether a member with this extension may hold an image or a label."""
         last = last_part(extension)
         return last in IMAGES or last in LABELS or extension.lower() in (self.image_ext, self.label_ext)
 
     def to_reading(self) -> dict[str, str]:
-        """Return what was said, for the manifest's `reading`."""
+        """Return the flags that were given, for the manifest's `reading`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -59,7 +59,7 @@ ANY = Fields()
 
 @dataclass(frozen=True)
 class Choice:
-    """What a sample is taken for; `passed_over` says in words which other candidates it has."""
+    """The image and the label chosen from a sample; `passed_over` describes its other candidates."""
 
     image: Component
     label: int
@@ -67,25 +67,25 @@ class Choice:
 
 
 def last_part(extension: str) -> str:
-    """Return "png" for "Seg.PNG"."""
+    """Return the part of an extension after its last dot, in lower case: "png" for "Seg.PNG"."""
     return extension.lower().rpartition(".")[2]
 
 
 def list_images(sample: TarSample, fields: Fields) -> list[Component]:
-    """Return the members that are images by their names."""
+    """Return the members whose names are those of images."""
     return [c for c in sample.components if last_part(c.extension) in IMAGES or c.extension.lower() == fields.image_ext]
 
 
 def has_label_member(sample: TarSample, fields: Fields) -> bool:
-    """Return whether any member can hold a label, readable or not."""
+    """Check whether any member can hold a label, readable or not."""
     return any(last_part(c.extension) in LABELS or c.extension.lower() == fields.label_ext for c in sample.components)
 
 
-def choose(sample: TarSample, fields: Fields) -> Choice:
+def choose_members(sample: TarSample, fields: Fields) -> Choice:
     """Return the image and the label of a sample.
 
     Raises:
-        UnusableImageError: it has none, or several of which none is the documented one.
+        UnusableImageError: it has none, or has several and none of them is the documented one.
     """
     extensions = [component.extension.lower() for component in sample.components]
     if len(set(extensions)) < len(extensions):
@@ -100,6 +100,7 @@ def choose(sample: TarSample, fields: Fields) -> Choice:
 
 
 def _choose_image(sample: TarSample, fields: Fields) -> tuple[Component, list[str]]:
+    """Return the image, and a text for each other image."""
     images = list_images(sample, fields)
     if fields.image_ext:
         image = _find(sample, fields.image_ext)
@@ -108,6 +109,7 @@ def _choose_image(sample: TarSample, fields: Fields) -> tuple[Component, list[st
     elif len(images) == 1:
         image = images[0]
     else:
+        # Use the one plain .jpg, if the others are clearly something else.
         plain = [each for each in images if each.extension.lower() in JPEGS]
         if len(plain) != 1 or not all(_is_of_another_kind(each) for each in images if each is not plain[0]):
             raise UnusableImageError(
@@ -120,22 +122,25 @@ def _choose_image(sample: TarSample, fields: Fields) -> tuple[Component, list[st
 
 
 def _is_of_another_kind(image: Component) -> bool:
-    """Return whether an image next to a plain `jpg` is meant as something else (`seg.png`), not as another photograph.
+    """Check whether an image next to a plain `jpg` is something else (`seg.png`), not another photograph.
 
-    `1.png` is the rest of a file's name, and so is any other JPEG's.
+    `1.png` is the rest of a file name and thus another photograph; so is any other JPEG.
     """
     parts = image.extension.lower().split(".")
     return parts[-1] not in JPEGS and all(re.fullmatch(r"[^\W\d]\w*", part) for part in parts[:-1])
 
 
 def _choose_label(sample: TarSample, fields: Fields) -> tuple[Component, int, list[str]]:
-    """Return the member that holds the label, the label, and what was passed over."""
+    """Return the member that holds the label, the label, and a text for each other candidate."""
+    # The user chose the member.
     if fields.label_ext:
         member = _find(sample, fields.label_ext)
         if fields.label_key or last_part(fields.label_ext) == "json":
             return member, _require(_read_fields(member, fields.label_key), member), []
         return member, _require(_read_integer(member.data), member), []
-    text, document = (None if fields.label_key and ext == "cls" else _take_one(sample, ext) for ext in LABELS)
+
+    # A .cls with an integer comes first, then a .json with a label.
+    text, document = (None if fields.label_key and ext == "cls" else _find_one(sample, ext) for ext in LABELS)
     label = _read_integer(text.data) if text else None
     passed_over = _list_other_texts(sample, text) if text else []
     if text is not None and label is not None:
@@ -149,8 +154,12 @@ def _choose_label(sample: TarSample, fields: Fields) -> tuple[Component, int, li
     return document or _require_member(text), _require(label, text or document), passed_over
 
 
-def _take_one(sample: TarSample, extension: str) -> Component | None:
-    """Return the member that has this extension, else the only one whose extension ends in it."""
+def _find_one(sample: TarSample, extension: str) -> Component | None:
+    """Return the member with this extension, else the only one whose extension ends in it; None if there is none.
+
+    Raises:
+        UnusableImageError: several end in it.
+    """
     found = [each for each in sample.components if last_part(each.extension) == extension]
     plain = [each for each in found if each.extension.lower() == extension]
     if not plain and len(found) > 1:
@@ -161,9 +170,9 @@ def _take_one(sample: TarSample, extension: str) -> Component | None:
     return next(iter(plain or found), None)
 
 
-def _list_other_texts(sample: TarSample, taken: Component) -> list[str]:
-    others = [each for each in sample.components if last_part(each.extension) == "cls" and each is not taken]
-    return [f".{each.extension.lower()} next to .{taken.extension.lower()}" for each in others]
+def _list_other_texts(sample: TarSample, chosen: Component) -> list[str]:
+    others = [each for each in sample.components if last_part(each.extension) == "cls" and each is not chosen]
+    return [f".{each.extension.lower()} next to .{chosen.extension.lower()}" for each in others]
 
 
 def _require_member(member: Component | None) -> Component:
@@ -188,7 +197,11 @@ def _find(sample: TarSample, extension: str) -> Component:
 
 
 def _check_belongs(image: Component, label: Component) -> None:
-    """Check that the label is the image's: `photo.1.jpg` and `photo.2.cls` are one sample of two photographs."""
+    """Check that the label belongs to the image: `photo.1.jpg` and `photo.2.cls` are one sample of two photographs.
+
+    Raises:
+        UnusableImageError: their names differ.
+    """
     parts = [each.extension.lower().rpartition(".")[0] for each in (image, label)]
     is_numbered = any(re.search(r"(^|\.)\d+($|\.)", part) for part in parts)
     if parts[0] != parts[1] and (all(parts) or is_numbered):
@@ -204,7 +217,7 @@ def _read_integer(data: bytes | None) -> int | None:
 
 
 def _read_fields(member: Component, key: str | None) -> int | None:
-    """Return the label of a JSON member: by a key, else its integer "label" or "cls"."""
+    """Return the label of a JSON member: the integer under `key`, else under "label" or "cls"; None if it has none."""
     values = _list_values(member, key)
     if len(set(values.values())) > 1:
         found = ", ".join(f"{name} {value}" for name, value in values.items())
@@ -213,7 +226,7 @@ def _read_fields(member: Component, key: str | None) -> int | None:
 
 
 def _list_values(member: Component, key: str | None) -> dict[str, int]:
-    """Return the integers under the names that may hold a label; true and false are none."""
+    """Return the integers under the names that may hold a label; true and false are not integers here."""
     try:
         fields = json.loads(member.data or b"")
     except (ValueError, RecursionError):
@@ -234,5 +247,5 @@ def base_name(member: Component) -> str:
 
 
 def _list_names(members: Sequence[Component]) -> str:
-    more = ", …" if len(members) > MOST_NAMED else ""
+    more = ", ..." if len(members) > MOST_NAMED else ""
     return ", ".join(base_name(member) for member in members[:MOST_NAMED]) + more
