@@ -1,4 +1,4 @@
-"""Penstock's loader in anyone's training loop: an iterable of (images, labels), an epoch at a time.
+"""Use Penstock's loader in your own training loop: an iterable of (images, labels), one epoch per `iter`.
 
 from loaders import build
 loader = build("data/imagenet", "train", batch_size=256)
@@ -16,40 +16,41 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from loaders.batch import Batch
-from loaders.checks import check_arguments
-from loaders.config import LoaderConfig
-from loaders.device import join_environment
+from loaders.batch import Batch, Normalize
+from loaders.config import LoaderConfig, check_arguments
 from loaders.loader import Loader, build_loader
-from loaders.normalize import Normalize
 from loaders.order import Sampling
 from loaders.plan import EvalTransform, TrainTransform
-from loaders.ranks import check_group
+from loaders.world import check_group, join_environment
 from prep.dataset import Split
 from prep.errors import InputError
 
 DTYPES = {"uint8": torch.uint8, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Accelerate's wrappers that take one rank's batches, or each rank's own, and give every rank a part of them.
+# Accelerate's classes that divide each batch of one rank among all ranks.
 SPLITTERS = ("DataLoaderDispatcher", "IterableDatasetShard")
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Epochs(IterableDataset[Pair]):
-    """A loader's batches as (images, labels). Each `iter` gives one epoch and goes on where the last one stopped.
+    """The batches of a loader as (images, labels). Each `iter` gives one epoch, and continues where the last stopped.
 
     images: [B, 3, size, size], channels_last, on the loader's device; uint8, or normalised with ImageNet's mean and
-    standard deviation in the dtype asked for. labels: int64 [B]. An epoch of training has as many whole batches as
-    fit into the split; what is left over opens the next epoch, so no image is lost. Evaluation's last batch is short:
-    the processes share out evenly what is left, and give the same number of batches. Where fewer images than processes
-    are left it is empty in some, and its mean loss not a number: add up sums and numbers of images, not means.
+    standard deviation, in the requested dtype. labels: int64 [B].
+
+    Training: an epoch has as many full batches as fit into the split. The images left over start the next epoch, so
+    that no image is lost.
+
+    Evaluation: the last batch is smaller. Its images are divided evenly among the processes, and all processes yield
+    the same number of batches. If fewer images than processes are left, the batch is empty in some processes, and its
+    mean loss is NaN there: add sums and counts over all processes, not means.
     """
 
     def __init__(self, loader: Loader, dtype: str | torch.dtype = "fp32", *, follows_group: bool = False) -> None:
         """Wrap a loader.
 
         Args:
-            follows_group: the loader's rank was worked out, not given: an epoch begins only if torch.distributed, once
-                it is initialised, says the same.
+            follows_group: True if the loader's rank was worked out and not given. Each epoch then checks that
+                torch.distributed, if it is initialised by now, has the same rank.
         """
         self.loader, self.dtype, self.follows_group = loader, find_dtype(dtype), follows_group
         self.normalize = Normalize().to(loader.world.device)
@@ -57,7 +58,7 @@ class Epochs(IterableDataset[Pair]):
         self.lock, self.process = RLock(), os.getpid()
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches per epoch."""
         num_whole = len(self.loader.split) // self.loader.batch_size
         return max(1, num_whole) if self.loader.trains else len(self.loader)
 
@@ -67,18 +68,18 @@ class Epochs(IterableDataset[Pair]):
 
     def __reduce__(self) -> NoReturn:
         raise InputError(
-            "a loader cannot be sent to another process: build it there (inside of the function that mp.spawn starts), "
-            "and give a DataLoader num_workers=0, since Penstock reads and decodes in threads of its own"
+            "a loader cannot be sent to another process: build it there (inside the function that mp.spawn starts), "
+            "and set num_workers=0 for a DataLoader, since Penstock reads and decodes in its own threads"
         )
 
     def _check_consumer(self) -> None:
-        """Check that this process may iterate, and that no wrapper would give its images to other ranks.
+        """Check that this process may iterate, and that no wrapper divides its batches among other ranks.
 
         Raises:
-            InputError: images would be lost or seen twice.
+            InputError: images would be lost or used twice.
         """
         if get_worker_info() is not None:
-            raise InputError("Penstock reads and decodes in threads of its own: give the DataLoader num_workers=0")
+            raise InputError("Penstock reads and decodes in its own threads: set num_workers=0 for the DataLoader")
         if os.getpid() != self.process:
             raise InputError(
                 "this loader was built before its process was forked: build it in the process that uses it"
@@ -87,35 +88,36 @@ class Epochs(IterableDataset[Pair]):
             check_group(self.loader.world)
         if self.loader.world.size > 1 and (splitter := find_splitter()):
             raise InputError(
-                f"Accelerate's {splitter} would hand out one rank's batches and lose those of the others: "
-                "give `prepare` the loader itself, not DataLoader(loader)"
+                f"Accelerate's {splitter} would distribute one rank's batches and lose those of the others: "
+                "pass the loader itself to `prepare`, not DataLoader(loader)"
             )
 
     def _epoch(self) -> Iterator[Pair]:
-        """The stream stays open between epochs, so that the next one's first batch is ready when this one ends."""
+        """Yield one epoch. The stream stays open, so that the next epoch's first batch is ready when this one ends."""
         for _ in range(len(self)):
-            yield self._to_pair(self._take())
+            yield self._to_pair(self._next_batch())
 
-    def _take(self) -> Batch:
-        """Return the stream's next batch. Threads that iterate at the same time get different ones."""
+    def _next_batch(self) -> Batch:
+        """Return the next batch of the stream. Threads that iterate at the same time get different batches."""
         with self.lock:
             self.batches = self.batches or iter(self.loader)
             try:
                 return next(self.batches)
             except BaseException:
-                self.batches = None  # it has ended; who tries again goes on at the batch that failed
+                self.batches = None  # the generator has ended: the next call starts again at the batch that failed
                 raise
 
     def _pass(self) -> Iterator[Pair]:
+        """Yield one pass over the split, for evaluation."""
         for batch in self.loader:
             yield self._to_pair(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batch last taken."""
+        """Return the position after the last batch consumed; see `Loader.state_dict`."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on there, on any number of processes.
+        """Continue at a saved position, on any number of processes.
 
         Raises:
             InputError: the state belongs to another dataset, seed, order or number of repeats.
@@ -124,7 +126,7 @@ class Epochs(IterableDataset[Pair]):
         self.loader.load_state_dict(state)
 
     def close(self) -> None:
-        """Stop reading ahead, and give back threads, files and memory."""
+        """Stop reading ahead, and release threads, files and memory."""
         with self.lock:
             if self.batches is not None:
                 with closing(self.batches):  # pyright: ignore[reportArgumentType]  (a generator)
@@ -141,10 +143,10 @@ class Epochs(IterableDataset[Pair]):
 
 
 def find_dtype(dtype: object) -> torch.dtype:
-    """Return torch's dtype for one of DTYPES' names, or for itself.
+    """Return torch's dtype for a name in DTYPES, or the dtype itself.
 
     Raises:
-        InputError: images cannot be had in it.
+        InputError: it is not one of DTYPES.
     """
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or found not in DTYPES.values():
@@ -153,9 +155,10 @@ def find_dtype(dtype: object) -> torch.dtype:
 
 
 def find_splitter() -> str | None:
-    """Return Accelerate's class that is iterating over us, and would split what one rank yields.
+    """Return the name of Accelerate's class that is iterating over this loader, if it would divide a rank's batches.
 
-    `prepare(DataLoader(loader))` makes one, and neither the DataLoader nor its dataset is told: so look at who calls.
+    `prepare(DataLoader(loader))` creates such a wrapper, but tells neither the DataLoader nor its dataset. So this
+    looks for the wrapper among the callers on the stack.
     """
     frame = sys._getframe() if "accelerate" in sys.modules else None
     while frame is not None:
@@ -175,19 +178,20 @@ def build(
     dtype: str | torch.dtype = "fp32",
     **options: Any,
 ) -> Epochs:
-    """Build an iterable over a split's batches for any training loop. Every process of a run must build its own.
+    """Build an iterable over the batches of a split, for any training loop. Each process of a run builds its own.
 
     Args:
-        root: a dataset as `prep/shard.py` writes it; `split` is one of its folders.
-        batch_size: of this process, as PyTorch's loaders count it.
-        transform: by default training's for the split `train`, evaluation's for any other.
-        dtype: of the images: fp32, fp16 or bf16, normalised; or uint8. Also torch's own.
-        options: rank and world_size, which are otherwise those of torch.distributed or torchrun; seed, order and
-            repeats of training (`Sampling`); device (auto, cpu, cuda, cuda:N); and what `LoaderConfig` takes.
+        root: the folder of a dataset written by `prep/shard.py`; `split` is the name of a folder in it.
+        batch_size: images per batch of this process, as in PyTorch's loaders.
+        transform: by default TrainTransform() for the split `train`, EvalTransform() for any other.
+        dtype: of the images: fp32, fp16 or bf16, which are normalised, or uint8; also as a torch.dtype.
+        options: rank and world_size, by default those of torch.distributed or torchrun; seed, order and repeats of
+            training (`Sampling`); device (auto, cpu, cuda, cuda:N); and the fields of `LoaderConfig`.
 
     Raises:
-        InputError: an argument cannot be used, the data are not there, or this process cannot tell its rank.
+        InputError: an argument is invalid, the dataset does not exist, or this process cannot find out its rank.
     """
+    # Check the arguments, then divide the options among their owners.
     options = check_arguments(root, split, batch_size, options)
     find_dtype(dtype)
     rank, size = options.pop("rank", None), options.pop("world_size", None)
@@ -203,10 +207,10 @@ def choose_transform(split: str) -> TrainTransform | EvalTransform:
     """Return the default transform of a split.
 
     Raises:
-        InputError: its name could mean training, and evaluation's transform would neither shuffle nor augment.
+        InputError: the name could mean training, for which EvalTransform would be wrong: no shuffling, no augmentation.
     """
     if split != "train" and split.lower().startswith("train"):
         raise InputError(
-            f"the split {split} may be for training or not: pass transform=TrainTransform() or EvalTransform()"
+            f"the split {split} may be for training or evaluation: pass transform=TrainTransform() or EvalTransform()"
         )
     return TrainTransform() if split == "train" else EvalTransform()

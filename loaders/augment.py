@@ -1,10 +1,10 @@
-"""Which operations an image goes through after its crop and flip, and with which arguments: a part of the plan, pure.
+"""The augmentation operations of each image after its crop and flip, and their arguments: a part of the plan.
 
 RandAugment (E. Cubuk et al., arXiv 1909.13719) as timm draws it for `rand-m9-mstd0.5`, and TrivialAugment Wide
-(S. Müller and F. Hutter, arXiv 2103.10158) as torchvision draws it. What an operation does to pixels is defined in
-`loaders/augment_pillow.py`; `loaders/augment_dali.py` does the same on a GPU.
+(S. Müller and F. Hutter, arXiv 2103.10158) as torchvision draws it. This module decides the operations with pure
+functions; loaders/reference.py defines what each does to pixels, and loaders/augment_dali.py does the same on a GPU.
 
-Shapes: B images of one rank's batch; L layers, the operations that an image goes through one after the other.
+Shapes: B images of one rank's batch; L layers, the operations of one image, one after the other.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,16 @@ from enum import IntEnum
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtri
 
 AugmentKind = Literal["none", "rand", "trivial"]
-MOST = 10.0  # timm's magnitudes go from 0 to 10
-NUM_BINS = 31  # torchvision's magnitudes of TrivialAugment
-HALF_WORD = 2.0**-33  # moves a uniform number of 32 bits off 0, whose normal deviate is infinite
-FILL = (124, 116, 104)  # RGB of what lies beyond an image's edges: ImageNet's mean in 255ths, as timm fills
+MOST = 10.0  # timm's magnitudes range from 0 to 10
+NUM_BINS = 31  # number of magnitudes in torchvision's TrivialAugment
+HALF_WORD = 2.0**-33  # added to a uniform number of 32 bits, so that it is never 0: ndtri(0) is infinite
+FILL = (124, 116, 104)  # RGB outside of the image: ImageNet's mean in 255ths, as in timm
 
 
 class Op(IntEnum):
-    """An operation by its number in a plan; beside it, what its argument is."""
+    """The operations by their number in a plan; each comment says what the argument is."""
 
     IDENTITY = 0
     AUTO_CONTRAST = 1
@@ -30,16 +29,16 @@ class Op(IntEnum):
     INVERT = 3
     ROTATE = 4  # degrees, counterclockwise about the centre
     POSTERIZE = 5  # bits to keep
-    SOLARIZE = 6  # the value from which on values are inverted
-    SOLARIZE_ADD = 7  # what is added to values below 128
-    COLOR = 8  # the image's share, beside grey; above 1 it goes beyond the image
-    CONTRAST = 9  # the same, beside its mean grey
-    BRIGHTNESS = 10  # the same, beside black
-    SHARPNESS = 11  # the same, beside the smoothed image
-    SHEAR_X = 12  # an output pixel's source lies so many pixels to the right for each pixel down
-    SHEAR_Y = 13  # so many pixels down for each pixel to the right
-    TRANSLATE_X = 14  # so many pixels to the right
-    TRANSLATE_Y = 15  # so many pixels down
+    SOLARIZE = 6  # threshold: values of at least this are inverted
+    SOLARIZE_ADD = 7  # addend for values below 128
+    COLOR = 8  # share of the image in a blend with its grey version; above 1 it extrapolates
+    CONTRAST = 9  # the same, in a blend with its mean grey
+    BRIGHTNESS = 10  # the same, in a blend with black
+    SHARPNESS = 11  # the same, in a blend with the smoothed image
+    SHEAR_X = 12  # the source moves right by this many pixels per row
+    SHEAR_Y = 13  # the source moves down by this many pixels per column
+    TRANSLATE_X = 14  # the source moves right by this many pixels
+    TRANSLATE_Y = 15  # the source moves down by this many pixels
 
 
 OPS: dict[AugmentKind, list[Op]] = {
@@ -53,35 +52,42 @@ SHEARS, TRANSLATIONS = (Op.SHEAR_X, Op.SHEAR_Y), (Op.TRANSLATE_X, Op.TRANSLATE_Y
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """RandAugment with timm's values, whose `rand-m9-mstd0.5` these are; or TrivialAugment Wide, which has none."""
+    """RandAugment, by default timm's `rand-m9-mstd0.5`; or TrivialAugment Wide, which has no parameters."""
 
     kind: AugmentKind = "none"  # rand (RandAugment) or trivial (TrivialAugment Wide)
-    num_ops: int = 2  # drawn for an image; this and all below are of rand alone
-    magnitude: float = 9.0  # of 10
-    std: float = 0.5  # of the magnitude's normal noise, drawn for each operation
-    probability: float = 0.5  # with which an operation that was drawn is applied
-    increasing: bool = False  # timm's inc1: in every operation a larger magnitude is a stronger change
+    num_ops: int = 2  # operations per image; this field and those below apply to rand only
+    magnitude: float = 9.0  # strength, from 0 to 10
+    std: float = 0.5  # standard deviation of the magnitude's normal noise, drawn for each operation
+    probability: float = 0.5  # probability that a drawn operation is applied
+    increasing: bool = False  # timm's inc1: a larger magnitude is a stronger change in every operation
 
     @property
     def num_layers(self) -> int:
-        """Operations that an image goes through, the identity counted."""
+        """The number of operations per image, including the identity."""
         return {"none": 0, "rand": self.num_ops, "trivial": 1}[self.kind]
 
 
 def draw_ops(config: AugmentConfig, draws_4BL: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is done to each image of `size` pixels.
+    """Draw the operations of each image, and their arguments.
 
     Args:
-        draws_4BL: uniform [0, 1) numbers for the operation, its magnitude, its sign and whether it is applied.
+        draws_4BL: uniform numbers in [0, 1) for the operation, its magnitude, its sign, and whether it is applied.
+        size: side of the images in pixels.
 
     Returns:
-        The operations, int64 [B, L], identity where none is applied; and their arguments, float64 [B, L].
+        The operations, int64 [B, L], IDENTITY if none is applied; and their arguments, float64 [B, L].
     """
     choices_BL, levels_BL, signs_BL, applied_BL = draws_4BL
     ops, signs_BL = OPS[config.kind], np.where(signs_BL < 0.5, 1.0, -1.0)
+
+    # TrivialAugment: one of 31 levels, always applied.
     if config.kind == "trivial":
         levels_BL = np.floor(levels_BL * NUM_BINS) / (NUM_BINS - 1)
         return _choose(ops, choices_BL, trivial_arguments(levels_BL, signs_BL))
+
+    # RandAugment: a level with normal noise, applied with a probability.
+    from scipy.special import ndtri  # noqa: PLC0415  (takes 0.2 s to import, and only RandAugment needs it)
+
     magnitudes_BL = config.magnitude + config.std * ndtri(levels_BL + HALF_WORD)
     arguments = rand_arguments(np.clip(magnitudes_BL, 0, MOST) / MOST, signs_BL, size, config.increasing)
     ops_BL, arguments_BL = _choose(ops, choices_BL, arguments)
@@ -90,7 +96,7 @@ def draw_ops(config: AugmentConfig, draws_4BL: np.ndarray, size: int) -> tuple[n
 
 
 def _choose(ops: list[Op], choices_BL: np.ndarray, arguments: dict[Op, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One of the operations for each uniform number, and its argument; those that have none get 0."""
+    """Return an operation for each uniform number, and its argument, which is 0 for operations without one."""
     ops_BL = np.array(ops, np.int64)[np.floor(choices_BL * len(ops)).astype(np.int64)]
     arguments_BL = np.zeros(ops_BL.shape)
     for op, of_op_BL in arguments.items():
@@ -99,9 +105,10 @@ def _choose(ops: list[Op], choices_BL: np.ndarray, arguments: dict[Op, np.ndarra
 
 
 def rand_arguments(levels_BL: np.ndarray, signs_BL: np.ndarray, size: int, increasing: bool) -> dict[Op, np.ndarray]:
-    """RandAugment's arguments at levels in [0, 1], for images of `size` pixels: timm.data.auto_augment, LEVEL_TO_ARG.
+    """Return RandAugment's arguments at levels in [0, 1], as LEVEL_TO_ARG in timm.data.auto_augment.
 
-    Without `increasing` the fewest bits and the lowest threshold are at level 0, and shares are 1 at level 0.5.
+    Without `increasing`, level 0 has the fewest bits and the lowest threshold, and shares are 1 at level 0.5.
+    Translations are proportional to `size`, the side of the images in pixels.
     """
     bits_BL, thresholds_BL = np.trunc(4 * levels_BL), np.trunc(256 * levels_BL)
     shares_BL = 0.1 + 1.8 * levels_BL
@@ -120,7 +127,7 @@ def rand_arguments(levels_BL: np.ndarray, signs_BL: np.ndarray, size: int, incre
 
 
 def trivial_arguments(levels_BL: np.ndarray, signs_BL: np.ndarray) -> dict[Op, np.ndarray]:
-    """TrivialAugment's arguments at levels in [0, 1]: torchvision's TrivialAugmentWide, _augmentation_space."""
+    """Return TrivialAugment's arguments at levels in [0, 1], as torchvision's TrivialAugmentWide."""
     return {
         Op.ROTATE: 135 * signs_BL * levels_BL,
         Op.POSTERIZE: 8 - np.rint(6 * levels_BL),

@@ -1,9 +1,10 @@
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
-# (DALI builds its operators at run time; its stubs do not know them)
-"""The plan's operations as a part of DALI's graph: each image goes through the branch of its operation alone.
+# (DALI builds its operators at run time; its stubs do not describe them)
+"""The augmentation operations as a part of DALI's graph, on a GPU and, for tests, on the CPU.
 
-They follow Pillow's arithmetic (`loaders/augment_pillow.py`), which truncates where DALI's own operators round;
-docs/loading.md says what remains. On a GPU and, for tests, on the CPU.
+Each image runs only through the branch of its operation. The operations follow the arithmetic of Pillow
+(loaders/reference.py), which truncates where DALI's own operators round; docs/loading.md lists the differences that
+remain. Every branch has the same three inputs: images, argument, matrix.
 """
 
 import math
@@ -20,18 +21,20 @@ from loaders.plan import Plan
 
 GREY = np.array([19595, 38470, 7471], np.int32)  # Pillow's weights of red, green and blue, in 65,536ths
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL.ImageFilter.SMOOTH
-A_HAIR = 1 / 1024  # above float32's errors: what is whole but for them is not to be truncated to less
+EPSILON = 1 / 1024  # larger than float32's errors: keeps 3.9999 from being truncated to 3 where 4 is meant
+# The element of the affine matrix that holds the operation's argument.
 AFFINE_PARTS = {Op.SHEAR_X: (0, 1), Op.SHEAR_Y: (1, 0), Op.TRANSLATE_X: (0, 2), Op.TRANSLATE_Y: (1, 2)}
 
 
 def augment_arrays(plan: Plan) -> list[np.ndarray]:
-    """What the graph is fed for each batch: branches, arguments, and matrices from output to source pixels.
+    """Return the graph's inputs for a batch: branches, arguments, and matrices from output to source pixels.
 
     Returns:
-        int32 [B, L], float32 [B, L] and float32 [B, L, 2, 3], the identity where nothing is turned, sheared or moved.
+        int32 [B, L], float32 [B, L] and float32 [B, L, 2, 3]; the matrix is the identity for all operations except
+        rotations, shears and translations.
     """
     branches_BL = np.empty(plan.ops_BL.shape, np.int32)
-    for op, lowering in LOWERINGS.items():
+    for op, lowering in DALI_OPS.items():
         branches_BL[plan.ops_BL == op] = BRANCHES.index(lowering)
     matrices_BL23 = np.tile(np.eye(2, 3, dtype=np.float32), (*plan.ops_BL.shape, 1, 1))
     for op, (i, j) in AFFINE_PARTS.items():
@@ -43,15 +46,18 @@ def augment_arrays(plan: Plan) -> list[np.ndarray]:
 
 
 def _rotation(degrees: float, centre: float) -> np.ndarray:
-    """PIL.Image.rotate's matrix."""
+    """Return the matrix that PIL.Image.rotate uses."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.array([[cos, -sin, centre * (1 - cos + sin)], [sin, cos, centre * (1 - sin - cos)]])
 
 
-def augment(images: Any, branches: Any, arguments: Any, matrices: Any, num_layers: int) -> Any:
-    """uint8 HWC images after all their operations; the rest, as `augment_arrays` gives it, on the CPU.
+def apply_ops(images: Any, branches: Any, arguments: Any, matrices: Any, num_layers: int) -> Any:
+    """Return uint8 HWC images after all their operations.
 
-    The pipeline must be defined with `enable_conditionals=True`.
+    The pipeline must be defined with `enable_conditionals=True`: DALI's `select` then runs each branch for its images.
+
+    Args:
+        branches: with `arguments` and `matrices` the arrays of `augment_arrays`, on the CPU.
     """
     for layer in range(num_layers):
         argument = arguments[layer].gpu() if images.device == "gpu" else arguments[layer]
@@ -73,11 +79,13 @@ def _auto_contrast(images: Any, argument: Any, matrix: Any) -> Any:
 
 
 def _equalize(images: Any, argument: Any, matrix: Any) -> Any:
-    """Pillow's table counts the pixels below a value, in steps of a whole number of pixels.
+    """Equalize as Pillow does, by an operator that follows OpenCV.
 
-    OpenCV's, and so DALI's, counts those up to a value, in exact 255ths: inverted before and after, those below it.
+    Pillow's table counts the pixels below a value, in steps of a whole number of pixels. OpenCV's, and so DALI's,
+    counts the pixels up to and including a value, in exact 255ths of the total. With the image inverted before and
+    after, it counts the pixels below the value; the rest of the function repeats Pillow's rounding.
     """
-    below = _invert(fn.equalize(_invert(images, argument, matrix)), argument, matrix)  # in 255ths of the total
+    below = _invert(fn.equalize(_invert(images, argument, matrix)), argument, matrix)  # 255ths of the total
     is_highest = images == fn.reductions.max(images, axis_names="HW", keep_dims=True)
     total = fn.reductions.sum(fn.cast(is_highest ^ True, dtype=types.INT32), axis_names="HW", keep_dims=True)
     step = total // 255
@@ -117,7 +125,7 @@ def _brightness(images: Any, argument: Any, matrix: Any) -> Any:
 
 
 def _sharpness(images: Any, argument: Any, matrix: Any) -> Any:
-    """Pillow leaves the outermost pixels as they are: fewer than nine pixels lie under the filter there."""
+    """Blend with the smoothed image. Pillow leaves the outermost pixels, where 3 x 3 does not fit."""
     smooth = fn.filter(images, types.Constant(SMOOTH, device=images.device), dtype=types.UINT8)
     ones = types.Constant(np.ones((3, 3), np.float32), device=images.device)
     is_inside = fn.filter(_whiten(images), ones, border="constant", dtype=types.FLOAT) > 8.5 * 255
@@ -125,11 +133,11 @@ def _sharpness(images: Any, argument: Any, matrix: Any) -> Any:
 
 
 def _warp(images: Any, argument: Any, matrix: Any) -> Any:
-    """As Pillow, the outermost pixels are repeated up to the image's edge, and beyond it is the fill."""
+    """Warp as Pillow does: the outermost pixels are repeated up to the image's edge, and outside is the fill colour."""
     warped = fn.warp_affine(images, matrix=matrix, dtype=types.FLOAT)
     is_inside = fn.warp_affine(_whiten(images), matrix=matrix, interp_type=types.INTERP_NN, fill_value=0) > 0
     fill = types.Constant(np.array(FILL, np.int32), device=images.device)
-    return _truncate(fill + is_inside * (warped + A_HAIR - fill))
+    return _truncate(fill + is_inside * (warped + EPSILON - fill))
 
 
 def _whiten(images: Any) -> Any:
@@ -137,13 +145,13 @@ def _whiten(images: Any) -> Any:
 
 
 def _grey(images: Any) -> Any:
-    """int32 [H, W, 1], as Pillow converts to L."""
+    """Return int32 [H, W, 1], as Pillow converts to L."""
     weighted = images * types.Constant(GREY, device=images.device)
     return (fn.reductions.sum(weighted, axis_names="C", keep_dims=True) + (1 << 15)) // (1 << 16)
 
 
 def _blend(others: Any, images: Any, share: Any) -> Any:
-    """PIL.Image.blend."""
+    """Blend as PIL.Image.blend does."""
     return _truncate(others + share * (images - others))
 
 
@@ -151,7 +159,7 @@ def _truncate(values: Any) -> Any:
     return fn.cast(dali.floor(dali.clamp(values, 0.0, 255.0)), dtype=types.UINT8)
 
 
-LOWERINGS: dict[Op, Callable[[Any, Any, Any], Any]] = {
+DALI_OPS: dict[Op, Callable[[Any, Any, Any], Any]] = {
     Op.IDENTITY: _identity,
     Op.AUTO_CONTRAST: _auto_contrast,
     Op.EQUALIZE: _equalize,
@@ -165,4 +173,4 @@ LOWERINGS: dict[Op, Callable[[Any, Any, Any], Any]] = {
     Op.SHARPNESS: _sharpness,
     **dict.fromkeys((Op.ROTATE, *AFFINE_PARTS), _warp),
 }
-BRANCHES = list(dict.fromkeys(LOWERINGS.values()))
+BRANCHES = list(dict.fromkeys(DALI_OPS.values()))

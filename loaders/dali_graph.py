@@ -1,6 +1,18 @@
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
-# (DALI builds its operators at run time; its stubs do not know them)
-"""DALI's graph: windows of JPEGs on the CPU, whole batches on a GPU."""
+# (DALI builds its operators at run time; its stubs do not describe them)
+"""DALI's graph. On the CPU it returns decoded windows; on a GPU it returns finished batches.
+
+    external source    encoded JPEG, window (anchor, shape)          | on a GPU also: signed size, crop, operations
+      -> _check_windows  fails if a window ends beyond the size in its image's header
+      -> _decode         uint8 [height, width, 3] of each window
+      -> _finish         on a GPU: resize and flip the window; then augment (training) or crop the centre (evaluation)
+
+A window is the part of the stored image that is used: the random crop in training, (almost) the full image in
+evaluation. Signed size: the size after resizing; a negative width also flips.
+
+The functions below are called once, when the pipeline is built: they describe the graph, and DALI runs it for each
+batch. Variables here stand for one image, so they have no suffix `_B` as elsewhere.
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,17 +21,20 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
-from loaders.augment_dali import augment
-from loaders.backend import BackendSpec
+from loaders.augment_dali import apply_ops
+from loaders.backends import BackendSpec
 
-NVJPEG_PADDING_BYTES = 16 << 20  # of decoder memory per thread: DALI's default; a larger image grows it once
-AFFINITY = "DALI_AFFINITY_MASK"  # a core for each of a pipeline's threads, read when they start
+# Bytes per decoder thread, DALI's default for device memory. A larger image makes the decoder allocate again.
+NVJPEG_PADDING_BYTES = 16 << 20
+# Environment variable with one core per pipeline thread; DALI reads it when a thread starts.
+AFFINITY = "DALI_AFFINITY_MASK"
 
 
 def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
-    """The graph, and what feeds it: each batch's encoded images, window anchors and shapes, and on a GPU more."""
+    """Build the pipeline. It requests the inputs of a batch (see `list_inputs`) with `next(inputs)`."""
 
-    def feed() -> list[Any]:
+    def next_inputs() -> list[Any]:
+        """Return the next batch's inputs. DALI calls this in the thread that runs it; StopIteration ends the stream."""
         return next(inputs)
 
     @pipeline_def(
@@ -27,53 +42,64 @@ def build_pipeline(spec: BackendSpec, inputs: Iterator[list[Any]]) -> Pipeline:
         num_threads=spec.num_threads,
         device_id=spec.device.index if spec.decodes_on_gpu else None,
         prefetch_queue_depth=spec.batches_ahead,
-        exec_dynamic=True,  # otherwise outputs kept by torch are overwritten
+        exec_dynamic=True,  # the other executors would overwrite outputs that torch still holds
         set_affinity=bool(spec.cores),
-        enable_conditionals=spec.decodes_on_gpu and spec.num_layers > 0,  # each image goes through its own operations
+        # `apply_ops` runs each image only through the branch of its operation.
+        enable_conditionals=spec.decodes_on_gpu and spec.num_layers > 0,
     )
     def graph() -> Any:
-        kinds, ndims = _inputs(spec)
-        encoded, anchors, shapes, *others = fn.external_source(
-            source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=ndims
+        # Inputs, without a copy: `DaliBackend` keeps them until DALI, and then the GPU, has read them.
+        kinds, ndims = list_inputs(spec)
+        encoded, anchors, shapes, *gpu_inputs = fn.external_source(
+            source=next_inputs, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=ndims
         )
-        windows = _decode(spec, encoded, _checked(encoded, anchors, shapes), shapes)
-        return _finish(spec, windows, *others) if spec.decodes_on_gpu else windows
+        # Decode. On the CPU, loaders/resize.py finishes the windows.
+        windows = _decode(spec, encoded, _check_windows(encoded, anchors, shapes), shapes)
+        return _finish(spec, windows, *gpu_inputs) if spec.decodes_on_gpu else windows
 
     if spec.cores:
-        _pin(spec.cores, spec.num_threads)
+        _pin_threads(spec.cores, spec.num_threads)
     pipeline = graph()
     pipeline.build()
     return pipeline
 
 
-def _inputs(spec: BackendSpec) -> tuple[list[Any], list[int]]:
-    """Types and dimensions of what the graph is fed for each image."""
+def list_inputs(spec: BackendSpec) -> tuple[list[Any], list[int]]:
+    """Return the type, and the number of dimensions per image, of each input of the graph."""
+    # Encoded image; anchor (top, left) and shape (height, width) of its window.
     kinds, ndims = [types.UINT8, types.INT64, types.INT64], [1, 1, 1]
     if spec.decodes_on_gpu:
+        # Size after resizing (height, width); a negative width flips.
         kinds, ndims = [*kinds, types.FLOAT], [*ndims, 1]
-        if spec.crops:
+        if spec.crops_after_resize:
+            # Top and left of the crop.
             kinds, ndims = [*kinds, types.INT32], [*ndims, 1]
         if spec.num_layers:
+            # `augment_arrays`: branch, argument and matrix of each operation.
             kinds, ndims = [*kinds, types.INT32, types.FLOAT, types.FLOAT], [*ndims, 1, 1, 3]
     return kinds, ndims
 
 
-def _checked(encoded: Any, anchors: Any, shapes: Any) -> Any:
-    """The anchors, of windows that lie inside their images.
+def _check_windows(encoded: Any, anchors: Any, shapes: Any) -> Any:
+    """Return the anchors, unchanged; make DALI fail if a header cannot be parsed or a window ends beyond its size.
 
-    A header that cannot be parsed and a window beyond its image must fail here: in the decoder either ends the process
-    by a segmentation fault now and then (DALI 2.4 on the CPU).
+    A window ends beyond the size in the header if the file differs from the index. Without this check the decoder
+    sometimes ends the process by a segmentation fault (DALI 2.4, CPU). With it, the batch fails with a Python
+    exception, and the backend finds the image.
+
+    `peek_image_shape` fails on a bad header. For windows DALI has no assertion. So `sides` (2 elements) is sliced:
+    2 elements if the window is inside, which succeeds; 3 if not, which fails.
     """
     sides = fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
-    is_beyond = fn.reductions.min(sides - anchors - shapes, keep_dims=True) < 0
-    # DALI has no assertion: where a window is beyond, three of two sides are asked for.
-    sides = fn.slice(sides, np.zeros(1, np.int32), fn.cast(2 + is_beyond, dtype=types.INT32), axes=[0])
-    return anchors + 0 * sides
+    is_outside = fn.reductions.min(sides - anchors - shapes, keep_dims=True) < 0
+    checked = fn.slice(sides, np.zeros(1, np.int32), fn.cast(2 + is_outside, dtype=types.INT32), axes=[0])
+    # DALI removes operators without a used result. The sum makes the decoder depend on the check.
+    return anchors + 0 * checked
 
 
 def _decode(spec: BackendSpec, encoded: Any, anchors: Any, shapes: Any) -> Any:
-    """The windows of the encoded images, either decoded alone or cut out of what is decoded whole."""
-    # Windows are in stored pixels, and torchvision ignores EXIF too.
+    """Return the windows: decode only them (roi), or decode the full images and cut the windows out."""
+    # Windows are in stored pixels: ignore the EXIF orientation, as torchvision does.
     options = {"output_type": types.RGB, "adjust_orientation": False, **_device_options(spec)}
     if spec.roi:
         return fn.decoders.image_slice(encoded, anchors, shapes, axis_names="HW", **options)
@@ -81,7 +107,10 @@ def _decode(spec: BackendSpec, encoded: Any, anchors: Any, shapes: Any) -> Any:
 
 
 def _device_options(spec: BackendSpec) -> dict[str, Any]:
-    """Return the decoder's device and memory: pools that grow in the middle of an epoch stall it."""
+    """Return the decoder's device; on a GPU also the memory to allocate at the start.
+
+    Allocating in the middle of an epoch would make training wait.
+    """
     if not spec.decodes_on_gpu:
         return {"device": "cpu"}
     return {
@@ -95,17 +124,21 @@ def _device_options(spec: BackendSpec) -> dict[str, Any]:
 
 
 def _finish(spec: BackendSpec, windows: Any, sizes: Any, *others: Any) -> Any:
-    """Resize; crop or augment. A negative width flips as well. Triangular with antialias is Pillow's bilinear."""
+    """Return the finished images: resize and flip; then augment or crop, never both: evaluation has no operations."""
+    # A triangular filter with antialias is Pillow's bilinear. A negative width also flips.
     images = fn.resize(windows, size=sizes, interp_type=types.INTERP_TRIANGULAR, antialias=True)
     if spec.num_layers:
-        return augment(images, *others, spec.num_layers)
-    if spec.crops:
-        # The shape must be an argument: as an input DALI keeps it on the GPU, and waits for the GPU to read it.
+        return apply_ops(images, *others, spec.num_layers)
+    if spec.crops_after_resize:
+        # The shape is a constant. An input would be on the GPU, and DALI would have to wait to read it.
         (crops,) = others
         images = fn.slice(images, start=crops, shape=[spec.size, spec.size], axis_names="HW")
     return images
 
 
-def _pin(cores: tuple[int, ...], num_threads: int) -> None:
-    """Tells DALI, by the environment alone, which cores its threads go to. It stays: some start after the build."""
+def _pin_threads(cores: tuple[int, ...], num_threads: int) -> None:
+    """Set the environment variable that tells DALI the cores of its threads.
+
+    DALI has no other way. The variable stays set, since some threads start after the pipeline is built.
+    """
     os.environ[AFFINITY] = ",".join(str(cores[i % len(cores)]) for i in range(num_threads))

@@ -1,10 +1,10 @@
-"""The loader: plans -> reader -> backend -> a queue of batches, for one process of the world.
+"""The loader of one process: plan -> read -> decode -> queue -> batch.
 
     loader = build_loader(Split("data/imagenet", "train"), TrainTransform(), batch_size=256, world=world)
     for batch in loader: ...
 
-Training is one endless stream whose whole state is one integer, the number of images seen; evaluation is one
-pass in the index's order, the last batch padded.
+Training is one endless stream. Its state is the number of images seen, and the images that cannot be decoded.
+Evaluation is one pass in the index's order, with the last batch padded.
 """
 
 import logging
@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
-from functools import cache
 from itertools import count
 from typing import Any
 
@@ -20,31 +19,69 @@ import numpy as np
 import torch
 
 from loaders.augment import AugmentConfig
-from loaders.backend import BackendSpec, Pixels
-from loaders.backends import find_backend
-from loaders.batch import Batch, InUse, Ready, World
-from loaders.blame import DecodeError
-from loaders.checks import check_lowered, check_request, check_state
-from loaders.config import LoaderConfig, default_num_threads, share_cores
+from loaders.backends import BackendSpec, Pixels, find_backend
+from loaders.batch import Batch, InUse, Ready, upload_facts
+from loaders.config import (
+    LoaderConfig,
+    check_ops_supported,
+    check_request,
+    check_state,
+    default_num_threads,
+    share_cores,
+)
 from loaders.order import Sampling
 from loaders.placement import Choice, choose_placement
 from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
-from loaders.pump import Pump
-from loaders.quarantine import Quarantine
-from loaders.readahead import ReadAhead
-from loaders.reader import NOTHING, Encoded, Reader
+from loaders.prefetch import Prefetcher
+from loaders.quarantine import DecodeError, Quarantine
+from loaders.reader import EMPTY, Encoded, ReadAhead, Reader
 from loaders.stats import Counters, Stats
-from loaders.upload import allocate_host, upload
+from loaders.world import World, log_once
 from prep.dataset import Split
 from prep.errors import InputError
 
 Transform = TrainTransform | EvalTransform
-USUAL_SHARE = 0.999  # of the images, which a decoder's memory is made for
+SIZE_HINT_SHARE = 0.999  # share of images that are at most as large as `find_size_hint` returns
 log = logging.getLogger("penstock")
 
 
 class Loader:
-    """Batches of one split for one process. Iterating starts at `position`; build it with `build_loader`."""
+    """The batches of one split for one process. Build it with `build_loader`.
+
+    Training starts at `position`; evaluation always starts at 0.
+
+        Step (1) plan     `plan(position)` decides the rows, crop windows, flips and operations of this rank's images.
+           |              Pure numpy; no file is touched. loaders/plan.py
+           |  Plan
+        Step (2) read     `Reader` reads the encoded images into pooled buffers, `batches_ahead` batches ahead, in
+           |              its own `num_threads` threads. loaders/reader.py
+           |  (Plan, Encoded)
+        Step (3) decode   The backend decodes the windows, resizes, crops, flips and augments them, in its own threads
+           |              or on a GPU. loaders/reference.py, loaders/dali.py
+           |  Pixels
+        Step (4) complete `_complete` adds labels and masks, and records a CUDA event after the work on the batch.
+           |  Ready
+        Step (5) queue    `Prefetcher` holds up to `batches_ahead` batches. loaders/prefetch.py
+           |  Ready
+        Step (6) consume  `__iter__` makes the trainer's CUDA stream wait for the event, and moves `position` past
+           |              the batch. On a GPU `InUse` keeps the batch until the GPU has finished the trainer's
+           |              work on it. loaders/batch.py
+           v  Batch
+
+    Steps (2), (3) and (5) each work up to `batches_ahead` batches ahead of the step after them.
+
+    Steps (1) to (4) are generators chained in `_produce`, which runs in the prefetcher's thread; each step requests
+    the next item of the step before it. Step (6) runs in the consumer's thread. With a GPU, the producer
+    queues the GPU's work on the loader's own CUDA stream and does not wait for it. The consumer's thread waits for the
+    GPU only in `InUse`, if more than MAX_IN_USE batches are in use.
+
+    An image that cannot be decoded ends step (3) with a DecodeError. `_produce` puts it into the quarantine and starts
+    steps (1) to (3) again, after the last batch that it yielded. Batches in the queue stay valid. Training then shows
+    another image in its place; evaluation shows a black one, which counts as wrong.
+
+    The saved state is `position` and the quarantine. `position` is the end of the last batch given to the consumer; it
+    is set before the consumer uses the batch.
+    """
 
     def __init__(
         self,
@@ -55,48 +92,56 @@ class Loader:
         sampling: Sampling,
         config: LoaderConfig | Choice,
     ) -> None:
+        # Resolve the settings for this machine, and check everything that was passed.
         self.placement = config if isinstance(config, Choice) else choose_placement(config, world)
         self.config = config = self.placement.config
         check_request(split, transform, sampling)
         self.split, self.transform, self.batch_size = split, transform, batch_size
         self.world, self.sampling = world, sampling
-        self.slots = world.share(batch_size)
+        self.slots = world.share(batch_size)  # this rank's indices within a global batch
+
+        # Find the backend, and check that it supports the augmentation.
         self.backend = find_backend(config.backend)
         self.decodes_on_gpu = self.placement.side == "gpu"
         self.augment = transform.augment if isinstance(transform, TrainTransform) else AugmentConfig()
-        check_lowered(config.backend, self.backend.lowered(self.decodes_on_gpu), self.augment)
+        check_ops_supported(config.backend, self.backend.supported_ops(self.decodes_on_gpu), self.augment)
         if self.placement.warning and world.rank == 0:
             log_once(self.placement.warning)
+
+        # The state: where the stream is, and which images are damaged.
         self.trains = isinstance(transform, TrainTransform)
         outcome = "another image takes its place" if self.trains else "it counts as wrong"
         self.quarantine = Quarantine(split, config.most_damaged, outcome)
         self.widths, self.heights, self.labels = (split.column(name) for name in ("width", "height", "label"))
         self.position = self.planned = 0
-        self.counters, self.pump = Counters(), None
+        self.counters, self.prefetcher = Counters(), None
 
     def __len__(self) -> int:
-        """Batches in one pass over the split, the last one padded (evaluation) or filled from the next (training)."""
+        """Return the batches per pass; the last one is padded (evaluation) or filled from the next pass (training)."""
         return math.ceil(len(self.split) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on; training never ends by itself."""
+        """Yield batches: training from `position` on, without end; evaluation from 0 to the end of the split."""
         in_use = InUse(self.world.device, self.counters)
         position = self.position if self.trains else 0
-        with Pump(self._produce(position), self.config.batches_ahead, self.counters) as self.pump, in_use:
-            for ready in self.pump:
+        prefetcher = Prefetcher(self._produce(position), self.config.batches_ahead, self.counters)
+        with prefetcher as self.prefetcher, in_use:
+            for ready in self.prefetcher:
                 started = time.perf_counter()
-                batch = ready.take()
+                batch = ready.use_on_current_stream()
                 self.position = batch.position + self.batch_size
                 self.counters.take_seconds += time.perf_counter() - started
                 try:
                     yield batch
-                finally:  # the last batch of a stream that is closed here is still in use on a GPU
+                finally:  # also if the consumer closes the stream here: the GPU may still use this batch
                     in_use.add(ready)
         if not self.trains:
             self.position = 0
 
+    # Step (1): plan.
+
     def plan(self, position: int) -> Plan:
-        """This rank's part of the global batch at `position`."""
+        """Return the plan of this rank's part of the global batch at `position`."""
         images = Images(self.widths, self.heights, self.quarantine.rows)
         if isinstance(self.transform, TrainTransform):
             return train_plan(self.sampling, position, self.slots, images, self.transform)
@@ -106,93 +151,78 @@ class Loader:
     def slots_at(self, position: int) -> range:
         """Return this rank's slots of the global batch at `position` that hold images.
 
-        What is left for evaluation's last batch is shared out evenly. A rank is then left without an image only if
-        there are fewer images than ranks, and not, as by its usual slots, for any batch that is half empty.
+        The last batch of evaluation may be smaller. Its images are divided evenly, so every rank gets one if there are
+        enough. The usual slots would leave the last ranks empty if, for example, the batch is half full.
         """
         num_left = len(self.split) - position
         return self.slots if self.trains or num_left >= self.batch_size else self.world.share_evenly(num_left)
 
-    def stats(self) -> Stats:
-        """What it has done since it was made, and where it stands."""
-        sums = self.counters.sums()
-        if self.world.device.type == "cpu":
-            sums["wait_seconds"] = sums["queue_seconds"]
-        return Stats(
-            seconds=time.perf_counter() - self.counters.started,
-            queue_depth=self.pump.num_ready if self.pump else 0,
-            batches_ahead=max(0, self.planned - self.position) // self.batch_size,
-            num_damaged=len(self.quarantine),
-            **sums,
-        )
+    def _plans(self, position: int) -> Iterator[Plan]:
+        """Yield the plans from `position` on: endlessly for training, to the end of the split for evaluation."""
+        one_pass = range(position, len(self.split), self.batch_size)
+        for start in count(position, self.batch_size) if self.trains else one_pass:
+            self.planned = start + self.batch_size
+            yield self.plan(start)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batch last taken, and what it must not meet again."""
-        return {**self._identity(), "position": self.position, "damaged": self.quarantine.keys()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, on any number of processes.
-
-        Raises:
-            InputError: it is not a loader's state, or belongs to another dataset, seed, order or number of repeats.
-        """
-        check_state(state)
-        theirs = {"repeats": 1, **state}  # states of before there were any
-        for name, ours in self._identity().items():
-            if theirs[name] != ours:
-                raise InputError(
-                    f"the saved position is of {name} {theirs[name]}, not of {self.split.folder} with {name} {ours}"
-                )
-        self.quarantine.add_keys(state["damaged"])
-        self.position = state["position"]
-
-    def _identity(self) -> dict[str, Any]:
-        """What a position means nothing without."""
-        return {"dataset": self.split.digest, **vars(self.sampling)}
+    # Steps (2) to (4): read, decode, complete. They run in the prefetcher's thread.
 
     def _produce(self, position: int) -> Generator[Ready, None, None]:
-        """Batches from `position` on; what cannot be decoded is quarantined, and the stream taken up where it was."""
-        spec = self.spec()
+        """Yield batches from `position` on. After damage, continue at the first batch that was not yielded."""
+        spec = self.make_spec()
         with torch.cuda.stream(spec.stream) if spec.stream else nullcontext():
             while True:
                 try:
                     with closing(self._decode(spec, position)) as pixels:
                         for item in pixels:
-                            yield self._make_ready(item, spec)
+                            yield self._complete(item, spec)
                             position = item.plan.position + self.batch_size
                     return
                 except DecodeError as error:
+                    # A backend may be unusable after an error (DALI's pipeline is). Start all steps again; the new
+                    # plans avoid these rows.
                     if not error.rows:
                         raise
                     self.quarantine.add(error.rows, str(error))
 
     def _decode(self, spec: BackendSpec, position: int) -> Generator[Pixels, None, None]:
+        """Yield the pixels of the plans from `position` on."""
+        # A backend that reads no files, such as synthetic, needs the plans alone.
         if not self.backend.reads:
             backend = self.backend(spec, _ignore, self.counters)
-            yield from backend.decode((plan, NOTHING) for plan in self._plans(position))
+            yield from backend.decode((plan, EMPTY) for plan in self._plans(position))
             return
+
+        # Chain the steps: plans -> (read ahead ->) read -> decode. The stack closes threads and files in the end.
         with ExitStack() as stack:
             reader = Reader(self.split, spec.num_threads, self.config.batches_ahead, self.counters)
             stack.enter_context(reader)
             plans = self._plans(position)
             if self.trains and self.sampling.order == "blocks":
+                # ReadAhead passes the plans through, and starts to read the window of each and the next window.
                 plans = stack.enter_context(ReadAhead(self.split, self.sampling, self.world)).follow(plans)
             yield from self.backend(spec, reader.release, self.counters).decode(reader.read(plans))
 
-    def _plans(self, position: int) -> Iterator[Plan]:
-        ends = range(position, len(self.split), self.batch_size)
-        for start in count(position, self.batch_size) if self.trains else ends:
-            self.planned = start + self.batch_size
-            yield self.plan(start)
+    def _complete(self, item: Pixels, spec: BackendSpec) -> Ready:
+        """Return the batch with its labels and masks, on the device."""
+        started, plan = time.perf_counter(), item.plan
+        labels_B, valid_B, damaged_B = upload_facts(self.labels[plan.rows_B], plan, self.world.device)
+        ready_event = None
+        if spec.stream is not None:
+            ready_event = torch.cuda.Event(enable_timing=True)
+            ready_event.record(spec.stream)
+        self.counters.copy_seconds += time.perf_counter() - started
+        batch = Batch(item.images_BCHW, labels_B, valid_B, damaged_B, plan.position, plan.rows_B)
+        return Ready(batch, ready_event)
 
-    def spec(self) -> BackendSpec:
-        """What its backend is built for; on a GPU with a stream of its own."""
+    def make_spec(self) -> BackendSpec:
+        """Return the options for the backend; on a GPU with a new CUDA stream."""
         stream = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
-        # Sorting a million sizes takes a tenth of a second, and only a GPU's decoder asks for the result.
-        width_hint, height_hint = large_image(self.widths, self.heights) if self.decodes_on_gpu else (0, 0)
+        # Sorting a million sizes takes 0.1 s, and only a GPU's decoder needs the result.
+        width_hint, height_hint = find_size_hint(self.widths, self.heights) if self.decodes_on_gpu else (0, 0)
         return BackendSpec(
             batch_size=len(self.slots),
             size=self.transform.size,
-            crops=not self.trains,
+            crops_after_resize=not self.trains,
             num_layers=self.augment.num_layers,
             device=self.world.device,
             decodes_on_gpu=self.decodes_on_gpu,
@@ -206,53 +236,62 @@ class Loader:
             height_hint=height_hint,
         )
 
-    def _make_ready(self, item: Pixels, spec: BackendSpec) -> Ready:
-        """Return the batch with its labels and masks, on the device."""
-        started, plan = time.perf_counter(), item.plan
-        labels_B, valid_B, damaged_B = upload_facts(self.labels[plan.rows_B], plan, self.world.device)
-        made = None
-        if spec.stream is not None:
-            made = torch.cuda.Event(enable_timing=True)
-            made.record(spec.stream)
-        self.counters.copy_seconds += time.perf_counter() - started
-        batch = Batch(item.images_BCHW, labels_B, valid_B, damaged_B, plan.position, plan.rows_B)
-        return Ready(batch, made)
+    # The state and the statistics.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch consumed, and the damaged images to avoid."""
+        return {**self._identity(), "position": self.position, "damaged": self.quarantine.keys()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was saved, on any number of processes.
+
+        Raises:
+            InputError: it is not a loader's state, or it belongs to another dataset, seed, order or number of repeats.
+        """
+        check_state(state)
+        saved = {"repeats": 1, **state}  # older states have no repeats
+        for name, ours in self._identity().items():
+            if saved[name] != ours:
+                raise InputError(
+                    f"the saved position belongs to {name} {saved[name]}, but {self.split.folder} is read with "
+                    f"{name} {ours}"
+                )
+        self.quarantine.add_keys(state["damaged"])
+        self.position = state["position"]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return the fields that a saved position depends on."""
+        return {"dataset": self.split.digest, **vars(self.sampling)}
+
+    def stats(self) -> Stats:
+        """Return the sums since the loader was made, and the current lengths of its queues."""
+        sums = self.counters.sums()
+        if self.world.device.type == "cpu":
+            # On the CPU, waiting for the queue is the only waiting.
+            sums["wait_seconds"] = sums["queue_seconds"]
+        return Stats(
+            seconds=time.perf_counter() - self.counters.started,
+            queue_depth=self.prefetcher.num_ready if self.prefetcher else 0,
+            batches_ahead=max(0, self.planned - self.position) // self.batch_size,
+            num_damaged=len(self.quarantine),
+            **sums,
+        )
 
 
-def upload_facts(labels_B: np.ndarray, plan: Plan, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Send a plan's labels (int64), valid and damaged masks (bool) to the device, all three [B], in one copy."""
-    num_images = len(labels_B)
-    host = allocate_host((10 * num_images,), torch.uint8, device)  # per image 8 bytes of label, 1 of each mask
-    for part, array_B in zip(_split_facts(host), (labels_B, plan.valid_B, plan.damaged_B), strict=True):
-        np.copyto(part.numpy(), array_B)
-    return _split_facts(upload(host, device))
+def find_size_hint(widths_N: np.ndarray, heights_N: np.ndarray) -> tuple[int, int]:
+    """Return width and height of the image at the 99.9th percentile of size in pixels.
 
-
-def _split_facts(facts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the views of a buffer that `upload_facts` fills."""
-    labels, masks = facts[: len(facts) * 8 // 10], facts[len(facts) * 8 // 10 :]
-    return labels.view(torch.int64), *masks.view(torch.bool).chunk(2)
-
-
-def large_image(widths_N: np.ndarray, heights_N: np.ndarray) -> tuple[int, int]:
-    """Return width and height of the image that 99.9% of all do not exceed in pixels.
-
-    A GPU's decoder sets memory aside for a batch of such images. ImageNet's largest have 30 megapixels, a hundred and
-    fifty times the usual; and the widest one and the highest one, taken apart, make a size that no image has.
+    A GPU's decoder allocates memory in advance for a batch of such images. The maximum would be too much: ImageNet's
+    largest images have 30 megapixels, 150 times the usual size. Separate maxima of width and height would give a size
+    that no image has.
     """
     order_N = np.argsort(widths_N.astype(np.int64) * heights_N, kind="stable")
-    row = order_N[math.ceil(USUAL_SHARE * len(order_N)) - 1]
+    row = order_N[math.ceil(SIZE_HINT_SHARE * len(order_N)) - 1]
     return int(widths_N[row]), int(heights_N[row])
 
 
-@cache
-def log_once(line: str) -> None:
-    """Log a warning; the loaders of one process that would say the same say it once."""
-    log.warning(line)
-
-
 def _ignore(_: Encoded) -> None:
-    """What a backend that reads nothing gives back."""
+    """Release nothing: for backends that read no files."""
 
 
 def build_loader(
@@ -263,9 +302,13 @@ def build_loader(
     sampling: Sampling | None = None,
     config: LoaderConfig | Choice | None = None,
 ) -> Loader:
-    """Build a loader of `batch_size` images per step over all processes of `world`; the transform says train or eval.
+    """Build a loader of `batch_size` images per step over all processes of `world`.
 
     Args:
-        config: a `Choice` is taken as it is: what rank 0 has resolved then holds for all processes.
+        transform: a TrainTransform for an endless training stream, an EvalTransform for passes over the split.
+        world: this process's rank and device; by default a single process on the CPU.
+        sampling: the order of training and its seed.
+        config: how batches are produced. A `Choice` holds settings that are already resolved, for example by
+            rank 0 for all processes; it is used unchanged.
     """
     return Loader(split, transform, batch_size, world or World(), sampling or Sampling(), config or LoaderConfig())

@@ -1,8 +1,8 @@
-"""The order of an epoch: a true permutation of all rows, as a function of (seed, epoch) alone. numpy alone.
+"""The order of an epoch: a true permutation of all rows, as a function of (seed, epoch) alone. Needs only numpy.
 
-`shuffle` permutes the rows freely: each image is read from anywhere. `blocks` is for storage that hates random reads
-(EBS, S3 mounts): runs of neighbouring rows keep together, GROUP_BLOCKS of them at a time are shuffled into each other,
-so that a group can be read ahead in long runs. docs/LOG.md says how well it shuffles.
+`shuffle` permutes the rows freely, so each image may be read from anywhere. `blocks` is for storage with slow random
+reads (EBS, S3 mounts): neighbouring rows form blocks of 64 images, the blocks are shuffled, and each group of 64
+blocks is shuffled image by image. A group can then be read ahead in long runs. docs/LOG.md says how well it shuffles.
 """
 
 from dataclasses import dataclass
@@ -18,22 +18,24 @@ GROUP_BLOCKS = 64  # 4,096 images, about 450 MB
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which images come when, and how they are cut, flipped and augmented: all follows from this and the position."""
+    """The order of the training stream. With a position it determines each image's row, crop, flip and operations."""
 
     seed: int = 0
     order: OrderKind = "shuffle"
-    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): times that an image comes, one after the other
+    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): times that an image is used in a row
 
 
-@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the dataset is smaller than a batch
+@lru_cache(maxsize=2)  # a batch spans at most two epochs, unless the dataset is smaller than a batch
 def epoch_order(sampling: Sampling, epoch: int, num_images: int) -> np.ndarray:
-    """The epoch's permutation of all rows, int64 [N]: the stable sort of one random word each.
+    """Return the epoch's permutation of all rows, int64 [N]: rows sorted by one random word each.
 
-    Raw Philox streams are guaranteed not to change with numpy's version, `Generator.permutation` is not.
+    numpy guarantees that raw Philox streams stay the same in later versions, but not `Generator.permutation`.
     """
     words_N = _words(sampling.seed, epoch, 0, num_images)
     if sampling.order == "shuffle":
         return np.argsort(words_N, kind="stable")
+
+    # Give each block a random place. Sort rows by the group of their block's place, then by their own word.
     num_blocks = -(-num_images // BLOCK_IMAGES)
     places = np.argsort(np.argsort(_words(sampling.seed, epoch, 1, num_blocks), kind="stable"))
     groups_N = (places // GROUP_BLOCKS)[np.arange(num_images) // BLOCK_IMAGES]
@@ -45,9 +47,10 @@ def _words(seed: int, epoch: int, stream: int, num_words: int) -> np.ndarray:
 
 
 def locate(sampling: Sampling, positions_B: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and rows of some positions of the endless training stream, int64 [B] each.
+    """Return the epochs and rows of positions in the endless training stream, int64 [B] each.
 
-    An epoch is as long as the split also where images are repeated: then it shows a part of them, another each time.
+    An epoch always has as many positions as the split has images. With `repeats`, it shows only a part of the images,
+    a different part in each epoch.
     """
     epochs_B, places_B = np.divmod(positions_B, num_images)
     rows_B = np.empty_like(positions_B)
@@ -58,12 +61,12 @@ def locate(sampling: Sampling, positions_B: np.ndarray, num_images: int) -> tupl
 
 
 def find_repeats(sampling: Sampling, positions_B: np.ndarray, num_images: int) -> np.ndarray:
-    """Of some positions, how many times in a row their image came just before them, int64 [B], below `repeats`."""
+    """Return how many times each position's image came just before it, int64 [B], from 0 to `repeats` - 1."""
     return positions_B % num_images % sampling.repeats
 
 
 def find_substitute(sampling: Sampling, position: int, num_images: int, damaged: np.ndarray) -> int:
-    """The row shown instead of a damaged one: the next sound one in the same epoch's order, round to its start."""
+    """Return the row to show instead of a damaged one: the next intact row in the epoch's order, which wraps around."""
     epoch, place = divmod(position, num_images)
     order_N = epoch_order(sampling, epoch, num_images)
     following_N = np.roll(order_N, -(place // sampling.repeats))

@@ -1,4 +1,4 @@
-"""Philox4x32-10, vectorised: random words as a pure function of (key, counter), with no state to lose.
+"""Philox4x32-10, vectorised: random words as a pure function of (key, counter), without any state.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -12,10 +12,10 @@ LOW, WORD_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox4x32(key: int, counter_4N: np.ndarray) -> np.ndarray:
-    """Four random 32-bit words for each counter.
+    """Return four random 32-bit words for each counter.
 
     Args:
-        key: 64 bits.
+        key: an integer of 64 bits.
         counter_4N: [4, ...] integers below 2**32.
 
     Returns:
@@ -32,10 +32,11 @@ def philox4x32(key: int, counter_4N: np.ndarray) -> np.ndarray:
 
 
 def counters(stream: int, position: int, num_positions: int, block: int = 0) -> np.ndarray:
-    """The counters of consecutive positions in the training stream, [4, N]; each position has blocks enough.
+    """Return the counters of consecutive positions in the training stream, uint64 [4, N].
 
     Args:
-        stream: which use the numbers have, one that `loaders/plan.py` does not take for its own.
+        stream: number of the purpose, different from CROP_STREAM and AUGMENT_STREAM in loaders/plan.py.
+        block: number of a block of four words; each position has 2**32 blocks.
     """
     positions_N = np.arange(position, position + num_positions, dtype=np.uint64)
     counter_4N = np.empty((4, num_positions), np.uint64)
@@ -45,5 +46,5 @@ def counters(stream: int, position: int, num_positions: int, block: int = 0) -> 
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """32-bit words as float64 in [0, 1)."""
+    """Convert 32-bit words to float64 in [0, 1)."""
     return words * 2.0**-32

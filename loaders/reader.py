@@ -1,55 +1,72 @@
-"""The reader: encoded bytes of planned batches, some batches ahead, by `preadv` into pooled buffers.
+"""Read the encoded bytes of planned batches, several batches ahead.
 
-The plan is known ahead, so a slow disk only empties a queue; a shard that shrinks is a short read with a name.
+`Reader` reads each image with `preadv` into a pooled buffer. If the disk is slow for a moment, batches that were
+read ahead are used. Reads instead of a memory map mean that a shard that shrinks gives an error with its name; a map
+would end the process with a bus error. `ReadAhead` is for the order `blocks`: it reads long runs of the shards into the
+page cache before the reader needs them.
 """
 
 import io
 import os
+import queue
 import resource
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from loaders.order import BLOCK_IMAGES, GROUP_BLOCKS, Sampling, locate
 from loaders.plan import DAMAGED_SIDE, Plan
 from loaders.stats import Counters
-from prep.dataset import Split
+from loaders.world import World
 from prep.errors import InputError, RankError
 
-SPARE_DESCRIPTORS = 256  # for everything else that this process opens
+if TYPE_CHECKING:
+    from prep.dataset import Split
+
+SPARE_DESCRIPTORS = 256  # open files that everything else in this process may need
+WINDOW_IMAGES = BLOCK_IMAGES * GROUP_BLOCKS  # 4,096 images: the order `blocks` shuffles within such a window
+LARGEST_GAP_BYTES = 1 << 20  # a gap up to this size is read too (tar headers, images of other windows): one long read
+CHUNK_BYTES = 1 << 20  # size of one read of `ReadAhead`
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoded images of one batch: uint8 views into one pooled buffer, valid until it is released."""
+    """The encoded images of one batch: uint8 views into one pooled buffer, valid until `Reader.release`."""
 
     images: list[np.ndarray]
     buffer: np.ndarray
 
 
+EMPTY = Encoded([], np.empty(0, np.uint8))  # for backends that read no files
+
+
 class ShardError(RankError):
-    """A shard that one process finds unreadable, and the others may not."""
-
-
-NOTHING = Encoded([], np.empty(0, np.uint8))
+    """A shard cannot be read by this process; other processes may not notice."""
 
 
 class Reader:
-    """Reads the images of plans from a split's shards. Use as a context manager: it holds threads and files."""
+    """Reads the images of plans from a split's shards. Use as a context manager: it holds threads and open files.
 
-    def __init__(self, split: Split, num_threads: int, batches_ahead: int, counters: Counters) -> None:
+    A buffer belongs to one batch from `_start` until the backend calls `release`; then another batch may use it.
+    `free` holds the unused buffers. Only the thread that iterates over `read` uses it, so it needs no lock.
+    """
+
+    def __init__(self, split: "Split", num_threads: int, batches_ahead: int, counters: Counters) -> None:
         self.split, self.counters = split, counters
         self.num_threads, self.batches_ahead = num_threads, batches_ahead
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
         _allow_open_files(len(split.shard_paths))
-        self.descriptors = _open(split.shard_paths)
+        self.descriptors = _open_files(split.shard_paths)
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-read")
         self.free: list[np.ndarray] = []
 
@@ -62,7 +79,8 @@ class Reader:
             os.close(descriptor)
 
     def read(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Encoded]]:
-        """Each plan with its encoded images, in order. The consumer gives every `Encoded` back to `release`."""
+        """Yield each plan with its encoded images, in order. The backend must pass every `Encoded` to `release`."""
+        # The reads of `batches_ahead` more batches are running while one is consumed.
         pending: deque[tuple[Plan, Encoded, list[Future[None]]]] = deque()
         for plan in plans:
             pending.append(self._start(plan))
@@ -72,32 +90,37 @@ class Reader:
             yield self._finish(*pending.popleft())
 
     def release(self, encoded: Encoded) -> None:
-        """Give a batch's buffer back for another batch."""
+        """Return a batch's buffer to the pool."""
         self.free.append(encoded.buffer)
 
     def _start(self, plan: Plan) -> tuple[Plan, Encoded, list[Future[None]]]:
+        """Start reading a batch in the threads; return its images, which are filled when all futures are done."""
+        # Divide one buffer among the images. A damaged image is not read: a black JPEG takes its place.
         rows_B = plan.rows_B
         sizes_B = np.where(plan.damaged_B, 0, self.sizes[rows_B])
         ends_B = np.cumsum(sizes_B)
-        buffer = self._take_buffer(int(ends_B[-1]))
+        buffer = self._find_buffer(int(ends_B[-1]))
         images = [buffer[end - size : end] for end, size in zip(ends_B, sizes_B, strict=True)]
         for i in np.flatnonzero(plan.damaged_B):
             images[i] = black_jpeg()
+
+        # Read in the order of the disk, each thread a contiguous part of it.
         in_disk_order = np.lexsort((self.offsets[rows_B], self.shards[rows_B]))
         parts = np.array_split(in_disk_order[sizes_B[in_disk_order] > 0], self.num_threads)
-        futures = [self.threads.submit(self._read_some, rows_B[part], [images[i] for i in part]) for part in parts]
+        futures = [self.threads.submit(self._read_images, rows_B[part], [images[i] for i in part]) for part in parts]
         return plan, Encoded(images, buffer), futures
 
-    def _take_buffer(self, size_bytes: int) -> np.ndarray:
-        """A free buffer that is large enough, or a new one with some room to be so for later batches too."""
+    def _find_buffer(self, size_bytes: int) -> np.ndarray:
+        """Return a free buffer that is large enough, or a new one."""
         for i, buffer in enumerate(self.free):
             if len(buffer) >= size_bytes:
                 return self.free.pop(i)
-        if self.free:
+        if self.free:  # all are too small: replace one, so that the pool does not grow
             self.free.pop()
-        return np.empty(size_bytes + size_bytes // 4, np.uint8)
+        return np.empty(size_bytes + size_bytes // 4, np.uint8)  # 25% larger, so that later batches fit too
 
     def _finish(self, plan: Plan, encoded: Encoded, futures: list[Future[None]]) -> tuple[Plan, Encoded]:
+        """Wait until a batch is read. Raises what a thread raised."""
         started = time.perf_counter()
         for future in futures:
             future.result()
@@ -105,37 +128,41 @@ class Reader:
         self.counters.read_bytes += sum(image.nbytes for image in encoded.images)
         return plan, encoded
 
-    def _read_some(self, rows: np.ndarray, images: list[np.ndarray]) -> None:
+    def _read_images(self, rows: np.ndarray, images: list[np.ndarray]) -> None:
         for row, image in zip(rows, images, strict=True):
             self._read_image(int(row), image)
 
     def _read_image(self, row: int, image: np.ndarray) -> None:
+        """Fill `image` with a row's bytes. One `preadv` may return fewer bytes than requested."""
         done, shard = 0, int(self.shards[row])
         while done < len(image):
             try:
                 num_bytes = os.preadv(self.descriptors[shard], [image.data[done:]], int(self.offsets[row]) + done)
             except OSError as error:
-                raise self._fault(row, f"cannot be read ({error.strerror}) at") from error
+                raise self._make_error(row, f"cannot be read ({error.strerror}) at") from error
             if not num_bytes:
-                raise self._fault(row, "ends before")
+                raise self._make_error(row, "ends before")
             done += num_bytes
 
-    def _fault(self, row: int, what: str) -> ShardError:
+    def _make_error(self, row: int, what: str) -> ShardError:
         path, key = self.split.shard_paths[int(self.shards[row])], self.split.keys(np.array([row]))[0]
         return ShardError(
-            f"{path} {what} its image {key}: `python prep/verify.py {self.split.folder}` says how to mend it"
+            f"{path} {what} its image {key}: `python prep/verify.py {self.split.folder}` says how to repair it"
         )
 
 
 @cache
 def black_jpeg() -> np.ndarray:
-    """What is decoded instead of a damaged image that is counted as wrong: uint8, encoded."""
+    """Return the encoded image that evaluation decodes instead of a damaged one, which counts as wrong: uint8."""
+    from PIL import Image  # noqa: PLC0415  (only a run with damaged images needs it)
+
     encoded = io.BytesIO()
     Image.new("RGB", (DAMAGED_SIDE, DAMAGED_SIDE)).save(encoded, "JPEG")
     return np.frombuffer(encoded.getvalue(), np.uint8)
 
 
-def _open(paths: list[Path]) -> list[int]:
+def _open_files(paths: list[Path]) -> list[int]:
+    """Return file descriptors; if one file cannot be opened, close the others and raise InputError."""
     descriptors: list[int] = []
     try:
         for path in paths:
@@ -145,15 +172,87 @@ def _open(paths: list[Path]) -> list[int]:
             os.close(descriptor)
         raise InputError(
             f"{error.filename} cannot be opened ({error.strerror}): "
-            f"`python prep/verify.py {paths[0].parent}` says how to mend it"
+            f"`python prep/verify.py {paths[0].parent}` says how to repair it"
         ) from error
     return descriptors
 
 
 def _allow_open_files(num_files: int) -> None:
+    """Raise this process's soft limit of open files if the shards need more than it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and wanted > soft:
         if hard != resource.RLIM_INFINITY and wanted > hard:
             raise InputError(f"{num_files} shards need {wanted} open files, the limit is {hard}: raise `ulimit -Hn`")
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class ReadAhead:
+    """Reads the next window of the stream into the page cache while the current one is consumed.
+
+    For the order `blocks` on storage with slow random reads: a window of 4,096 images is read in long runs, and the
+    reader then finds its images in memory. The processes of a machine divide the runs among themselves. Use as a
+    context manager.
+    """
+
+    def __init__(self, split: "Split", sampling: Sampling, world: World) -> None:
+        self.split, self.sampling, self.world = split, sampling, world
+        self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
+        self.requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # numbers of windows; None: stop
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._read_windows, name="penstock-ahead", daemon=True)
+
+    def __enter__(self) -> "ReadAhead":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stopped.set()
+        self.requests.put(None)
+        self.thread.join()
+
+    def follow(self, plans: Iterable[Plan]) -> Iterator[Plan]:
+        """Yield the same plans; when they enter a window, request that window and the next one, each once."""
+        done = -1
+        for plan in plans:
+            first = plan.position // WINDOW_IMAGES
+            for window in range(max(first, done + 1), first + 2):
+                self.requests.put(window)
+                done = window
+            yield plan
+
+    def find_runs(self, window: int) -> np.ndarray:
+        """Return the byte ranges of a window that this process reads: int64 [runs, 3], shard, start, stop."""
+        positions_W = np.arange(window * WINDOW_IMAGES, (window + 1) * WINDOW_IMAGES)
+        _, rows_W = locate(self.sampling, positions_W, len(self.split))
+        runs = merge_runs(self.shards[rows_W], self.offsets[rows_W], self.sizes[rows_W])
+        return runs[self.world.local_rank :: self.world.local_size]
+
+    def _read_windows(self) -> None:
+        """Read the requested windows, in a thread, until the request None."""
+        chunk = memoryview(bytearray(CHUNK_BYTES))  # its content is never used: only the page cache matters
+        while (window := self.requests.get()) is not None:
+            for shard, start, stop in self.find_runs(window).tolist():
+                with suppress(OSError):  # the reader will fail at the same place, and reports the shard's name
+                    self._read_run(shard, start, stop, chunk)
+
+    def _read_run(self, shard: int, start: int, stop: int, chunk: memoryview) -> None:
+        with self.split.shard_paths[shard].open("rb", buffering=0) as file:
+            while start < stop and not self.stopped.is_set():
+                num_bytes = os.preadv(file.fileno(), [chunk[: stop - start]], start)
+                if not num_bytes:
+                    return
+                start += num_bytes
+
+
+def merge_runs(shards_B: np.ndarray, offsets_B: np.ndarray, sizes_B: np.ndarray) -> np.ndarray:
+    """Return the fewest byte ranges that contain all B images: int64 [runs, 3], shard, start, stop.
+
+    Two images belong to one range if they are at most LARGEST_GAP_BYTES apart in the same shard.
+    """
+    order_B = np.lexsort((offsets_B, shards_B))
+    shards_B, starts_B = shards_B[order_B].astype(np.int64), offsets_B[order_B].astype(np.int64)
+    stops_B = starts_B + sizes_B[order_B]
+    breaks = (np.diff(shards_B) != 0) | (starts_B[1:] - stops_B[:-1] > LARGEST_GAP_BYTES)
+    firsts, lasts = np.r_[0, np.flatnonzero(breaks) + 1], np.r_[np.flatnonzero(breaks), len(shards_B) - 1]
+    return np.stack([shards_B[firsts], starts_B[firsts], stops_B[lasts]], axis=1)

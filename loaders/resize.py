@@ -1,6 +1,6 @@
-"""Finishing decoded windows on the CPU: torch resizes them in a quarter of the time that DALI takes, Pillow augments.
+"""Finish decoded windows on the CPU: torch resizes them, in a quarter of DALI's time, and Pillow augments them.
 
-torch's antialiased bilinear filter of uint8 is Pillow's to within 1 of 255 (`tests/test_loader_parity.py`).
+torch's antialiased bilinear filter of uint8 is Pillow's to within 1 of 255 (`tests/loaders/test_parity.py`).
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from loaders.augment_pillow import augment
+from loaders.batch import allocate_host
 from loaders.plan import Plan
-from loaders.upload import allocate_host
+from loaders.reference import apply_ops
 
-bilinear = torch.ops.aten._upsample_bilinear2d_aa  # also `torch.nn.functional.interpolate(antialias=True)`, in place
+# The operator of `torch.nn.functional.interpolate(antialias=True)`, which also has a version that writes to `out`.
+bilinear = torch.ops.aten._upsample_bilinear2d_aa
 
 
 class Resizer:
-    """Threads that finish a plan's windows. Use as a context manager.
+    """Finishes a plan's windows in threads. Use as a context manager.
 
     Args:
-        device: to which the caller will upload the batches; for a GPU they are made in pinned memory.
+        device: the device to which the caller will upload the batches; for a GPU they are made in pinned memory.
     """
 
     def __init__(self, num_threads: int, device: torch.device) -> None:
@@ -38,16 +39,17 @@ class Resizer:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, plan: Plan, windows: Sequence[Any]) -> torch.Tensor:
-        """Return a batch made of its windows, in host memory.
+        """Return the finished batch, in host memory.
 
         Args:
-            windows: for each image uint8 [height, width, 3], anything that DLPack takes.
+            windows: uint8 [height, width, 3] of each image, in any type that supports DLPack.
 
         Returns:
             uint8 [B, size, size, 3].
         """
         images_BHWC = allocate_host((len(windows), plan.size, plan.size, 3), torch.uint8, self.device)
 
+        # Thread t finishes the images t, t + num_threads, ...
         def finish(first: int) -> None:
             for i in range(first, len(windows), self.num_threads):
                 finish_window(torch.from_dlpack(windows[i]), plan, i, images_BHWC[i])
@@ -57,22 +59,26 @@ class Resizer:
 
 
 def finish_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:
-    """Resize, crop, flip and augment one window as image `i` of a plan, into `out`."""
+    """Resize, crop, flip and augment one window as image `i` of a plan; write it to `out`."""
     resize_window(window_HWC, plan, i, out_HWC)
     if plan.ops_BL[i].any():
-        np.copyto(out_HWC.numpy(), np.asarray(augment(Image.fromarray(out_HWC.numpy()), plan, i)))
+        np.copyto(out_HWC.numpy(), np.asarray(apply_ops(Image.fromarray(out_HWC.numpy()), plan, i)))
 
 
 def resize_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:
-    """As `finish_window`, without its operations.
+    """Do what `finish_window` does, except the augmentation.
 
-    Copies go through OpenCV and numpy: torch would share one image out among threads of its own, which costs more.
+    Copies are made by OpenCV and numpy: torch would divide one image among its own threads, which costs more time.
     """
     size, (top, left) = plan.resized_B2[i].tolist(), plan.crops_B2[i].tolist()
-    window_1CHW = window_HWC[None].permute(0, 3, 1, 2)  # in this order the strides are channels_last's to the letter
+    window_1CHW = window_HWC[None].permute(0, 3, 1, 2)  # this order gives exactly the strides of channels_last
+
+    # Neither crop nor flip: resize directly into `out`.
     if size == [plan.size, plan.size] and not plan.flips_B[i]:
         bilinear.out(window_1CHW, size, False, out=out_HWC[None].permute(0, 3, 1, 2))
         return
+
+    # Otherwise resize into a new tensor, and copy the crop.
     resized_HWC = bilinear(window_1CHW, size, False)[0].permute(1, 2, 0).numpy()
     cropped_HWC = resized_HWC[top : top + plan.size, left : left + plan.size]
     if plan.flips_B[i]:

@@ -1,4 +1,4 @@
-"""Where a loader's time goes. `Counters` is what its parts add to, `Stats` what `loader.stats()` tells."""
+"""Statistics: how much time the loader spends where. `Counters` is written by its parts, `Stats` is for the user."""
 
 import dataclasses
 import time
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass
 class Counters:
-    """Sums since the loader was made; each field is written by one thread."""
+    """Sums since the loader was made, in the fields of `Stats`. Each field is written by only one thread."""
 
     started: float = field(default_factory=time.perf_counter)
-    num_batches: int = 0  # handed to the consumer
+    num_batches: int = 0
     queue_seconds: float = 0.0
     wait_seconds: float = 0.0  # of a GPU; on the CPU it is `queue_seconds`
     take_seconds: float = 0.0
@@ -21,33 +21,33 @@ class Counters:
     copy_seconds: float = 0.0
 
     def sums(self) -> dict[str, Any]:
-        """Those of its fields that `Stats` has too."""
+        """Return the fields that `Stats` has too."""
         return {name: value for name, value in vars(self).items() if name != "started"}
 
 
 @dataclass(frozen=True)
 class Stats:
-    """A loader's figures, of one process. `now.since(before)` gives those of an interval."""
+    """Statistics of the loader of one process. `now.since(before)` gives those of an interval."""
 
-    seconds: float  # that the figures cover
-    num_batches: int  # handed to the consumer
-    wait_seconds: float  # training waited for a batch: what the loader costs it; on a GPU measured there
-    queue_seconds: float  # the consumer's thread waited in the queue; on a GPU it may do so while the GPU works
-    take_seconds: float  # the consumer's own work to take them
+    seconds: float  # length of the interval
+    num_batches: int  # batches passed to the consumer
+    wait_seconds: float  # training waited for a batch: the cost of the loader; with a GPU, measured on the GPU
+    queue_seconds: float  # the consumer's thread waited for the queue; with a GPU, the GPU may work meanwhile
+    take_seconds: float  # the consumer's own work to receive batches
     read_seconds: float  # the producer waited for storage
-    read_bytes: int  # of encoded images
-    decode_seconds: float  # the producer waited for pixels; on a GPU, to queue the work for them
-    copy_seconds: float  # the producer made labels and masks, and sent them to the device
-    queue_depth: int  # batches that are ready now
-    batches_ahead: int  # planned and not yet taken, now
-    num_damaged: int  # images known that cannot be decoded, now
+    read_bytes: int  # encoded images read
+    decode_seconds: float  # the producer waited for pixels; on a GPU, until the work for them was queued
+    copy_seconds: float  # the producer made labels and masks, and copied them to the device
+    queue_depth: int  # batches ready now
+    batches_ahead: int  # batches planned and not yet consumed now
+    num_damaged: int  # images known now that cannot be decoded
 
     @property
     def bytes_per_second(self) -> float:
-        """Read from storage, or from the page cache."""
+        """Bytes read per second, from storage or the page cache."""
         return self.read_bytes / self.seconds if self.seconds else 0.0
 
     def since(self, before: "Stats") -> "Stats":
-        """The sums of the time between the two; what is said of now stays."""
+        """Return the sums of the interval between the two; fields that describe the present keep their value."""
         sums = ("num_batches", "read_bytes", *(f.name for f in dataclasses.fields(self) if "seconds" in f.name))
         return dataclasses.replace(self, **{name: getattr(self, name) - getattr(before, name) for name in sums})

@@ -1,6 +1,6 @@
-"""A part of a split for quick experiments: a fraction of each class, or some classes alone.
+"""Select a part of a split for quick experiments: a fraction of each class, or only some classes.
 
-Its rows and labels are numbered anew, so to a plan it is a dataset like any other, with a digest of its own.
+Rows and labels are renumbered, so for a plan the part is a dataset like any other, with its own digest.
 """
 
 import difflib
@@ -17,7 +17,7 @@ ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001, which is 7 images and not 8
 
 
 class Subset(Split):
-    """Some rows of a split, in its order, their labels numbered within `labels`. Made by `select`."""
+    """Some rows of a split, in its order, with labels renumbered as indices into `labels`. Made by `select`."""
 
     def __init__(self, split: Split, rows_N: np.ndarray, labels: Sequence[int]) -> None:
         self.folder, self.manifest, self.samples = split.folder, split.manifest, split.samples
@@ -35,7 +35,7 @@ class Subset(Split):
         return hashlib.sha256(self.split.digest.encode() + self.rows_N.tobytes()).hexdigest()
 
     def column(self, name: str) -> np.ndarray:
-        """As a split's, of these rows alone: a copy."""
+        """Return a column of the sample index for these rows, as a copy."""
         values_N = self.split.column(name)[self.rows_N]
         return np.searchsorted(self.labels, values_N).astype(values_N.dtype) if name == "label" else values_N
 
@@ -47,17 +47,17 @@ class Subset(Split):
 
 
 def select(split: Split, fraction: float = 1.0, classes: Sequence[str] = ()) -> Split:
-    """A part of a split: the same images whatever the run's seed, and within those of any larger fraction.
+    """Return a part of a split: the same images for every seed, and a subset of those of any larger fraction.
 
     Args:
-        fraction: of each class's images, in (0, 1]; at least one of each.
-        classes: names, numbers or ranges of numbers as in `0-99`; none means all. Labels are numbered anew.
+        fraction: share of each class's images, in (0, 1]; at least one image per class.
+        classes: names, numbers, or ranges of numbers such as `0-99`; empty: all. Labels are renumbered.
 
     Raises:
-        InputError: the fraction is out of range, or a class is not there.
+        InputError: the fraction is out of range, or a class does not exist.
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"fraction {fraction} is out of range: take more than 0 and at most 1")
+        raise InputError(f"fraction must be more than 0 and at most 1, got {fraction}")
     if fraction == 1 and not classes:
         return split
     labels = sorted({label for word in classes for label in find_classes(word, split.class_names)})
@@ -66,7 +66,7 @@ def select(split: Split, fraction: float = 1.0, classes: Sequence[str] = ()) -> 
 
 
 def find_classes(word: str, names: Sequence[str]) -> range:
-    """The labels that a word means: a class's name, its number, or a range of numbers with both ends.
+    """Return the labels for a word: a class name, a number, or a range of numbers that includes both ends.
 
     Raises:
         InputError: there is no such class.
@@ -79,16 +79,21 @@ def find_classes(word: str, names: Sequence[str]) -> range:
         labels = range(int(first), int(last or first) + 1)
         if labels and labels[-1] < len(names):
             return labels
-        raise InputError(f"there are no classes {word}: they are numbered from 0 to {len(names) - 1}")
+        raise InputError(f"unknown classes {word}: classes are numbered from 0 to {len(names) - 1}")
     near = difflib.get_close_matches(word, names, n=1)
-    raise InputError(f"there is no class {word}" + (f", did you mean {near[0]}?" if near else f", as {names[0]} is"))
+    advice = f"did you mean {near[0]!r}?" if near else f"a class is for example {names[0]!r}"
+    raise InputError(f"unknown class {word!r}; {advice}")
 
 
 def _pick(labels_N: np.ndarray, labels: Sequence[int], fraction: float) -> np.ndarray:
-    """Rows of these labels, int64, in order: of each class those with the smallest random words."""
+    """Return rows of these labels, int64, in order: in each class those with the smallest random words.
+
+    The words do not depend on the fraction, so a smaller fraction is a subset of a larger one.
+    """
+    # Sort by class, and by random word within a class; `places` counts the rows of each class from 0.
     order_N = np.lexsort((np.random.Philox(key=0).random_raw(len(labels_N)), labels_N))
     counts_K = np.bincount(labels_N)
     firsts_K = np.cumsum(counts_K) - counts_K
-    places_N = np.arange(len(labels_N)) - firsts_K[labels_N[order_N]]  # of each row within its class
+    places_N = np.arange(len(labels_N)) - firsts_K[labels_N[order_N]]
     wanted_N = places_N < np.ceil(counts_K * fraction - ROUNDING)[labels_N[order_N]]
     return np.sort(order_N[wanted_N & np.isin(labels_N[order_N], labels)])

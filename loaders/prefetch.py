@@ -1,4 +1,4 @@
-"""A producer thread and a bounded queue: the consumer only takes what is ready."""
+"""A producer thread and a bounded queue, so that the consumer finds its next item ready."""
 
 import atexit
 import queue
@@ -12,20 +12,28 @@ from typing import Generic, TypeVar
 from loaders.stats import Counters
 
 T = TypeVar("T")
-SECONDS_BETWEEN_CHECKS = 0.1  # how soon a producer with a full queue notices that it should stop
+SECONDS_BETWEEN_CHECKS = 0.1  # how often a producer with a full queue checks whether it should stop
 
 
-class Pump(Generic[T]):
-    """Runs a generator in a thread of its own, at most `depth` items ahead; its exceptions reach the consumer."""
+class Prefetcher(Generic[T]):
+    """Runs a generator in its own thread, ahead of the consumer. Use as a context manager.
+
+    It holds up to `depth` finished items in a queue, and one more while the queue is full.
+
+    Exceptions of the generator are raised in the consumer. The generator is closed in the producer's thread: the
+    threads and CUDA streams that it holds belong to that thread.
+    """
 
     def __init__(self, items: Generator[T, None, None], depth: int, counters: Counters) -> None:
         self.items, self.counters = items, counters
+        # Each entry is an item; or an error that ends the stream; or (None, None), the normal end.
         self.queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._produce, name="penstock-pump", daemon=True)
+        self.thread = threading.Thread(target=self._produce, name="penstock-prefetch", daemon=True)
 
-    def __enter__(self) -> "Pump[T]":
-        # A process that ends with a loader open must stop it first: DALI aborts where threads still run its pipelines.
+    def __enter__(self) -> "Prefetcher[T]":
+        # A process that ends while a loader is open must stop the thread first: DALI aborts the process if threads
+        # still run its pipelines.
         atexit.register(self._stop)
         self.thread.start()
         return self
@@ -40,10 +48,11 @@ class Pump(Generic[T]):
 
     @property
     def num_ready(self) -> int:
-        """Items that wait to be taken."""
+        """The number of items in the queue."""
         return self.queue.qsize()
 
     def __iter__(self) -> Iterator[T]:
+        """Yield the items in order; the time spent waiting for them is counted in `queue_seconds`."""
         while True:
             started = time.perf_counter()
             item, error = self.queue.get()
@@ -56,17 +65,19 @@ class Pump(Generic[T]):
             yield item
 
     def _produce(self) -> None:
+        """Run the generator and fill the queue: the body of the producer's thread."""
         try:
-            with closing(self.items):  # here, since what it holds (threads, streams) belongs to this thread
+            with closing(self.items):
                 for item in self.items:
                     self._put(item, None)
                     if self.stopped.is_set():
                         return
             self._put(None, None)
-        except BaseException as error:  # whatever it is, the consumer must hear of it
+        except BaseException as error:  # of any kind: otherwise the consumer would wait forever
             self._put(None, error)
 
     def _put(self, item: T | None, error: BaseException | None) -> None:
+        """Put an entry into the queue; give up when the consumer has stopped, since it takes nothing any more."""
         while not self.stopped.is_set():
             try:
                 self.queue.put((item, error), timeout=SECONDS_BETWEEN_CHECKS)
