@@ -1,10 +1,14 @@
-"""The command line of `train/main.py`, typed and generated from the recipe's dataclasses.
+"""The command line of `train/main.py`, generated from the recipe's dataclasses by tyro.
 
-In a file of its own because it alone needs tyro, which the other commands run without.
+A separate file because only this command needs tyro. Needs no torch until an --optim flag has to be checked.
 """
 
 import dataclasses
 import difflib
+import inspect
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,35 +17,43 @@ from typing import Annotated, Any
 import tyro
 
 from prep.errors import InputError
-from train.config import Recipe, RunConfig
-from train.optim import OPTIONAL, OptimConfig, describe_unused, find_unused, own_lr
+from train.config import OptimConfig, Recipe, RunConfig
 from train.recipe import DEFAULT_RECIPE, RECIPES
 
-# `from` is a keyword of Python, so the field has another name than its flag. Named here, since train/config.py is
-# also used without tyro.
+# `from` is a keyword of Python, so the field has another name than its flag. The annotation is set here, since
+# train/config.py is also used without tyro.
 RENAMED = {"run.start-from": "run.from"}
 RunConfig.__annotations__["start_from"] = Annotated[Path | None, tyro.conf.arg(name="from")]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a user asked for."""
+    """A parsed command line."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    device: str = "auto"  # auto (a GPU where there is one), cpu or cuda
+    device: str = "auto"  # auto (a GPU if there is one), cpu or cuda
     dry_run: bool = False  # print the resolved recipe and stop
 
 
 def parse_command(arguments: list[str]) -> Command:
-    """`[RECIPE] [--flag value]…`, the recipe's own values being the defaults.
+    """Parse `[RECIPE] [--flag value]...`; the recipe's values are the defaults of the flags.
+
+    `--help` without a recipe lists the recipes and exits; with a recipe it lists that recipe's flags.
 
     Raises:
-        InputError: no such recipe or flag; the nearest one is named.
+        InputError: unknown recipe or flag (the message names the nearest one), or --optim flags that exclude each
+            other.
     """
+    # The recipe.
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(list_recipes())
+        sys.exit(0)
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT_RECIPE
     if name not in RECIPES:
-        raise InputError(f"there is no recipe {name}{_near(name, RECIPES)}: choose from {', '.join(RECIPES)}")
+        raise InputError(f"unknown recipe '{name}'{_suggest(name, RECIPES)} (recipes: {', '.join(RECIPES)})")
+
+    # Its flags.
     default = Command(RECIPES[name]())
     command, unknown = tyro.cli(
         Command,
@@ -53,30 +65,68 @@ def parse_command(arguments: list[str]) -> Command:
     )
     if unknown:
         flag = unknown[0].partition("=")[0]
-        near = _near(flag, [f"--{field}" for field in _fields(default)])
-        raise InputError(f"there is no flag {flag}{near}: `train/main.py {name} --help` lists them")
-    optim = choose_optimizer(default.recipe.optim, command.recipe.optim, _given(arguments, "--optim."))
-    return replace(command, recipe=replace(command.recipe, optim=optim))
+        suggestion = _suggest(flag, [f"--{field}" for field in _list_flags(default)])
+        raise InputError(f"unknown flag {flag}{suggestion} (`train/main.py {name} --help` lists all flags)")
+
+    # The optimizer: the flags of one may not fit another.
+    if given := _find_given(arguments, "--optim."):
+        optim = choose_optimizer(default.recipe.optim, command.recipe.optim, given)
+        command = replace(command, recipe=replace(command.recipe, optim=optim))
+    return command
+
+
+def list_recipes() -> str:
+    """Return the help text that lists the recipes: the first line and the expected accuracy of each docstring."""
+    width = shutil.get_terminal_size().columns
+    lines = [
+        "usage: [torchrun --nproc-per-node N] train/main.py [RECIPE] [--flag value]...",
+        "",
+        "Train a recipe. Run the same command again to resume.",
+        "",
+        "recipes:",
+    ]
+    for name, recipe in RECIPES.items():
+        title, expected = describe_recipe(inspect.getdoc(recipe) or "")
+        default = " (default)" if name == DEFAULT_RECIPE else ""
+        start = f"  {name + default:<20}"
+        lines += textwrap.wrap(f"{title} Expected: {expected}", width, initial_indent=start, subsequent_indent=" " * 22)
+    lines += ["", "`train/main.py RECIPE --help` lists the flags of a recipe: each of its values is one."]
+    return "\n".join(lines)
+
+
+def describe_recipe(docstring: str) -> tuple[str, str]:
+    """Return a recipe's title, which is the first line of its docstring, and the sentence after `Expected:`."""
+    title = docstring.partition("\n")[0]
+    expected = docstring.partition("Expected: ")[2].partition("\n\n")[0]
+    # The value ends where the next entry, e.g. `Hardware:`, begins.
+    kept = []
+    for line in expected.splitlines():
+        if kept and line.partition(" ")[0].endswith(":"):
+            break
+        kept.append(line)
+    return title, " ".join(kept)
 
 
 def choose_optimizer(usual: OptimConfig, asked: OptimConfig, given: set[str]) -> OptimConfig:
-    """Return the optimizer's settings; where it is not the recipe's, what the recipe says of its own does not hold.
+    """Return the optimizer's settings; for another optimizer than the recipe's, the recipe's own do not apply.
 
     Args:
-        usual: of the recipe.
-        asked: with the command line's values.
-        given: the fields that the command line named.
+        usual: the recipe's settings.
+        asked: the same with the values of the command line.
+        given: the fields that the command line names.
 
     Raises:
-        InputError: no such optimizer, a field that it does not use, or a learning rate that was meant for another one.
+        InputError: unknown optimizer, a field that it does not use, or a learning rate meant for another optimizer.
     """
+    from train.optim import OPTIONAL, default_lr, describe_unused, find_unused  # noqa: PLC0415  (imports torch)
+
     for field in find_unused(asked):
         if field in given:
             raise InputError(describe_unused(asked, field))
     if asked.name == usual.name:
         return asked
     if "lr" not in given:
-        own = own_lr(asked.name)
+        own = default_lr(asked.name)
         raise InputError(
             f"the recipe's learning rate {usual.lr:g} is for {usual.name}, not for {asked.name}: give --optim.lr"
             + (f" ({asked.name}'s own default is {own:g})" if own else "")
@@ -84,24 +134,25 @@ def choose_optimizer(usual: OptimConfig, asked: OptimConfig, given: set[str]) ->
     return replace(asked, **{name: getattr(OptimConfig(), name) for name in OPTIONAL if name not in given})
 
 
-def _given(arguments: list[str], prefix: str) -> set[str]:
+def _find_given(arguments: list[str], prefix: str) -> set[str]:
     """Return the fields under a prefix that a command line names, e.g. `lr` for --optim.lr=0.1."""
-    flags = [argument.partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith(prefix)]
-    return {flag.rpartition(".")[2].removeprefix("no_") for flag in flags}
+    flags = [argument.partition("=")[0].replace("-", "_") for argument in arguments]
+    prefix = prefix.replace("-", "_")
+    return {flag.rpartition(".")[2].removeprefix("no_") for flag in flags if flag.startswith(prefix)}
 
 
-def _near(word: str, words: Iterable[str]) -> str:
+def _suggest(word: str, words: Iterable[str]) -> str:
     found = difflib.get_close_matches(word.replace("_", "-"), words, n=1, cutoff=0.5)
-    return f", did you mean {found[0]}" if found else ""
+    return f"; did you mean {found[0]}?" if found else ""
 
 
-def _fields(value: Any, prefix: str = "") -> list[str]:
-    """The flags of a dataclass, dotted: those of `recipe` have no prefix, as on the command line."""
+def _list_flags(value: Any, prefix: str = "") -> list[str]:
+    """Return the dotted flags of a dataclass; those of `recipe` have no prefix, as on the command line."""
     names = []
     for field in dataclasses.fields(value):
         inner, name = getattr(value, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(inner):
-            names += _fields(inner, "" if isinstance(inner, Recipe) else f"{name}.")
+            names += _list_flags(inner, "" if isinstance(inner, Recipe) else f"{name}.")
         else:
             names.append(RENAMED.get(name, name))
     return names

@@ -1,25 +1,155 @@
-"""What an export holds beside the weights: timm's configuration, and `artifact.json` for those who serve the model."""
+"""The facts that an export records about its weights: timm's configuration and `artifact.json`, for `train/export.py`.
 
+In order: the provenance of the weights (`trace`), their measured accuracy (`read_metrics`, `read_scores`), and the two
+descriptions (`describe_for_timm`, `describe_for_servers`).
+"""
+
+import json
 import math
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from loaders import EvalTransform
-from loaders.normalize import Normalize
+from loaders.batch import Normalize
+from loaders.subset import find_classes
+from prep.dataset import MANIFEST, Manifest, Origin, read_manifest
+from prep.errors import InputError
 from prep.preprocess import PATTERN, draw_pattern
-from train.config import Recipe
+from train.checkpoint import EMA, MODEL
+from train.config import DataConfig, Recipe
 from train.model import size_options
-from train.provenance import Provenance
+from train.validate import Hits
 
 FORMAT = 1
 STRUCTURE = ("architecture", "first_conv", "classifier", "fixed_input_size")  # facts of a network, whatever its weights
 
+Which = Literal["ema", "model"]
+FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}  # in a checkpoint
+PREFIXES: dict[Which, str] = {"ema": "ema_", "model": ""}  # of their validation metrics
+FIGURES = ("num_images", "num_damaged", "num_top1", "num_top5", "loss", "ece_percent")
+
+
+# Provenance.
+
+
+@dataclass(frozen=True)
+class Accuracy(Hits):
+    """Accuracy on a split, with the preprocessing of the recipe's evaluation."""
+
+    dataset: str | None  # its name; None: not known
+    split: str
+    loss: float  # mean cross-entropy, nats
+    ece_percent: float | None = None  # expected calibration error; None: not measured
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The facts about an export's weights."""
+
+    recipe: Recipe
+    which: Which  # of a checkpoint's two sets of weights
+    clock: int  # images seen in training
+    commit: str | None  # of the code that trained
+    class_names: tuple[str, ...] | None  # one per label; None: the data was not available
+    source: Origin | None  # of the training data
+    accuracy: Accuracy | None  # None: never evaluated
+
+
+def trace(meta: dict[str, Any], which: Which, num_classes: int, data: Path | None, scores: Path | None) -> Provenance:
+    """Return what is known about a checkpoint.
+
+    Args:
+        meta: its meta.json.
+        num_classes: of its classifier.
+        data: a prepared dataset; None: the one it was trained on, if it still exists.
+        scores: of `train/evaluate.py`; None: use the metrics that were measured during training.
+
+    Raises:
+        InputError: the data or the scores do not belong to the checkpoint.
+    """
+    # Class names and source, from the dataset's manifest.
+    recipe = Recipe.from_dict(meta["recipe"])
+    manifest = _find_manifest(recipe.data, data)
+    names = _choose_names(manifest, recipe.data) if manifest else None
+    source = manifest.source if manifest else None
+    if names is not None and len(names) != num_classes:
+        raise InputError(
+            f"the dataset has {len(names):,} classes and the checkpoint {num_classes:,}: "
+            "give --data with the dataset it was trained on"
+        )
+
+    # Accuracy.
+    if scores is not None:
+        accuracy = read_scores(scores, meta, recipe, which)
+    else:
+        accuracy = read_metrics(meta, recipe, which, source.name if source else None)
+    return Provenance(recipe, which, meta["clock"], meta["commit"], names, source, accuracy)
+
+
+def _find_manifest(data: DataConfig, root: Path | None) -> Manifest | None:
+    folder = (root or data.root) / data.train
+    return read_manifest(folder) if root or (folder / MANIFEST).is_file() else None
+
+
+def _choose_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:
+    """Return the names of the classes that were trained on, one per label."""
+    labels = sorted({label for word in data.classes for label in find_classes(word, manifest.class_names)})
+    return tuple(manifest.class_names[label] for label in labels) if labels else manifest.class_names
+
+
+# Accuracy.
+
+
+def read_metrics(meta: dict[str, Any], recipe: Recipe, which: Which, dataset: str | None) -> Accuracy | None:
+    """Return the accuracy that a checkpoint's meta.json records; None if it was saved without an evaluation."""
+    metrics, prefix = meta["metrics"], PREFIXES[which]
+    if not metrics:
+        return None
+    top1, top5, num_images = metrics[f"{prefix}top1"], metrics[f"{prefix}top5"], metrics["num_images"]
+    return Accuracy(
+        dataset=dataset,
+        split=recipe.data.validation,
+        num_images=num_images,
+        num_damaged=metrics["num_damaged"],
+        num_top1=round(top1 * num_images / 100),
+        num_top5=round(top5 * num_images / 100),
+        loss=metrics[f"{prefix}loss"],
+    )
+
+
+def read_scores(path: Path, meta: dict[str, Any], recipe: Recipe, which: Which) -> Accuracy:
+    """Return the accuracy in a scores.json, which `train/evaluate.py` printed or wrote.
+
+    Raises:
+        InputError: it is of other weights, or its images were preprocessed in another way than the export records.
+    """
+    try:
+        scores = json.loads(path.read_text())
+        same_weights = scores["files"][FILES[which]] == meta["files"][FILES[which]]
+        transform = scores["size"], scores["resize"], scores["flip"]
+        figures = {name: scores[which][name] for name in FIGURES} if which in scores else {}
+        dataset, split = scores["data"]["source"], scores["data"]["split"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no scores ({error!r}): give a scores.json of train/evaluate.py") from error
+    if not same_weights or not figures:
+        raise InputError(f"{path} holds no scores of these {which} weights: evaluate this checkpoint")
+    if transform != (recipe.evaluation.size, recipe.evaluation.resize, False):
+        raise InputError(
+            f"{path} was measured with another --size, --resize or --flip than the recipe's, which are exported: "
+            "evaluate without them"
+        )
+    return Accuracy(dataset=dataset, split=split, **figures)
+
+
+# Descriptions.
+
 
 def describe_for_timm(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
-    """A `pretrained_cfg` with what was really used; timm's own is that of its published weights."""
+    """Return a `pretrained_cfg` with the settings that were used; timm's own is that of its published weights."""
     theirs: Any = model.pretrained_cfg
     transform = recipe.evaluation
     return {
@@ -35,13 +165,13 @@ def describe_for_timm(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
 
 
 def crop_share(transform: EvalTransform) -> float:
-    """The crop as a share of the short side, such that timm, which divides by it and rounds down, resizes alike."""
+    """Return the crop as a share of the short side; timm, which divides by it and rounds down, then resizes equally."""
     share = transform.size / transform.resize
     return share if math.floor(transform.size / share) == transform.resize else math.nextafter(share, 0)
 
 
 def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: str) -> dict[str, Any]:
-    """`artifact.json`: recorded accuracy, preprocessing, class names, and logits that a server can check itself by."""
+    """Return artifact.json: accuracy, preprocessing, class names, and logits with which a server can check itself."""
     recipe = facts.recipe
     return {
         "format": FORMAT,
@@ -54,7 +184,7 @@ def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: st
         "commit": facts.commit,
         "preprocessing": {
             "resize": recipe.evaluation.resize,  # of the short side; the long one is truncated to whole pixels
-            "crop": recipe.evaluation.size,  # from the centre
+            "crop": recipe.evaluation.size,  # from the center
             "interpolation": "bilinear",
             "antialias": True,
             "exif_orientation": "ignored",
@@ -68,7 +198,10 @@ def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: st
 
 
 def golden_logits(model: nn.Module, recipe: Recipe) -> torch.Tensor:
-    """The logits of a model in evaluation mode for the generated image, float32 [K], on the CPU without autocast."""
+    """Return a model's logits for the generated image, float32 [K], on the CPU without autocast.
+
+    The model must be in evaluation mode.
+    """
     pixels_HWC = torch.from_numpy(draw_pattern(recipe.evaluation.size))
     images_BCHW = Normalize(recipe.model.mean, recipe.model.std)(pixels_HWC.permute(2, 0, 1)[None])
     with torch.inference_mode():

@@ -1,19 +1,18 @@
-"""The model card, README.md of an export: what the weights are and how good they were measured to be, nothing else."""
+"""Write the model card, README.md of an export: what the weights are, and their measured accuracy."""
 
 import json
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from train.artifact import Accuracy, Provenance
 from train.config import NOT_COMPARED, Recipe
-from train.measured import Accuracy
-from train.provenance import Provenance
 
 LICENSE = "apache-2.0"
 WORDS = {"ema": "the averaged (EMA) weights", "model": "the weights as trained, not averaged"}
 
 
 def write_card(facts: Provenance) -> str:
-    """The card, with the front matter that the hub reads."""
+    """Return the card as Markdown, with the front matter that the hub reads."""
     sections = [
         f"---\n{_describe_for_hub(facts).to_yaml()}\n---",
         f"# {facts.recipe.model.name}, {facts.recipe.name}",
@@ -42,7 +41,7 @@ def _describe_for_hub(facts: Provenance) -> ModelCardData:
 
 
 def _list_results(accuracy: Accuracy | None) -> list[EvalResult] | None:
-    """The figures as the hub takes them; it wants the name of their dataset."""
+    """Return the figures in the hub's form, which requires the name of the dataset; None without it."""
     if accuracy is None or accuracy.dataset is None:
         return None
     figures = {"top-1 accuracy, percent": accuracy.top1, "top-5 accuracy, percent": accuracy.top5}
@@ -67,7 +66,7 @@ def _describe_accuracy(facts: Provenance) -> str:
     dataset = f"{accuracy.dataset}, " if accuracy.dataset else ""
     images = f"{accuracy.num_images:,} images of {dataset}split {accuracy.split}"
     damaged = f" ({accuracy.num_damaged:,} that cannot be decoded count as wrong)" if accuracy.num_damaged else ""
-    pixels = f"short side resized to {transform.resize} pixels, {transform.size} cropped from the centre"
+    pixels = f"short side resized to {transform.resize} pixels, {transform.size} cropped from the center"
     return f"On {images}{damaged}, one crop each, {pixels}:\n\n{_make_table(accuracy)}"
 
 
@@ -95,19 +94,19 @@ logits = model(transform(image.convert("RGB"))[None])
 ```
 
 The transform resizes the short side to {transform.resize} pixels (bilinear, antialiased), crops {transform.size} from
-the centre and normalises with mean {list(recipe.model.mean)} and std {list(recipe.model.std)}. `artifact.json` holds
-the same, and logits to check a server by."""
+the center and normalizes with mean {list(recipe.model.mean)} and std {list(recipe.model.std)}. `artifact.json` holds
+the same settings, and logits with which to check a server."""
 
 
 def _describe_data(facts: Provenance) -> str:
     if facts.source is None:
-        return "Its source was not at hand when this was exported."
+        return "The source of the data was not available when this was exported."
     num_classes = f", {len(facts.class_names):,} classes" if facts.class_names else ""
     return f"{facts.source.name}, revision {facts.source.revision}, split {facts.recipe.data.train}{num_classes}."
 
 
 def _show_recipe(recipe: Recipe) -> str:
-    """What was trained, not where and how fast: JSON, a line a part."""
+    """Return what was trained, not where and how fast: JSON with one line per section."""
     fields = recipe.to_dict()
     data = {name: value for name, value in fields["data"].items() if name != "root"}
     shown = {name: value for name, value in fields.items() if name not in NOT_COMPARED} | {"data": data}

@@ -1,36 +1,39 @@
-"""Checkpoints: a folder each, whole or not there. To resume, run the same command again.
+"""Checkpoints: copy the training state, write the copy to disk while training continues, read it again.
 
-step_0000012800/    the clock: images seen
+step_0000012800/    a checkpoint, named by its clock (images seen); the folder appears only when it is complete
   model.safetensors  ema.safetensors  optimizer.pt (weights_only)  meta.json (recipe, metrics, versions, digests)
+
+To resume, run the same command again: the newest complete checkpoint (all files match their digests) is loaded.
 """
 
+import copy
 import json
 import shutil
-import subprocess
-import sys
-import tomllib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from loaders import World
 from prep.errors import InputError
 from prep.files import sha256_of_file, write_folder, write_whole
+from train.config import CHECKPOINTS, Recipe
+from train.model import build_model
+from train.versions import describe_commit, describe_versions
 
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
 SCORES = ("top1", "ema_top1")  # the best checkpoint by each of these metrics is kept
-PROJECT = "penstock"
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
 class TrainState:
-    """All that training changes: what a checkpoint holds and a resumed run needs."""
+    """Everything that training changes: what a checkpoint holds and a resumed run needs."""
 
     model: nn.Module
     ema: nn.Module
@@ -41,29 +44,83 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as it was at one moment, in host memory, whatever training has done since."""
+    """A copy of the state at one moment, in host memory; training does not change it."""
 
     clock: int
     model: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor]
     optimizer: dict[str, Any]  # and the scaler
-    copied: torch.cuda.Event | None  # until then a GPU has not copied all of it
+    copied: torch.cuda.Event | None  # on a GPU: recorded after the copies, which are complete when it is reached
+
+
+# Writing.
+
+
+class Saver:
+    """Writes checkpoints on rank 0 in a thread, one at a time. Use as a context manager: the exit waits for the last.
+
+    Args:
+        folder: of the checkpoints.
+        keep: number of newest checkpoints to keep, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        self.folder, self.keep = folder, keep
+        self.writes = world.rank == 0
+        self.thread = ThreadPoolExecutor(1, "penstock-saver")
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.thread.shutdown()
+        if error is None:
+            self.wait()
+
+    def save(self, state: TrainState, facts: dict[str, Any]) -> None:
+        """Save the state as it is now; training may change it as soon as this returns.
+
+        Waits for the previous save, and on a GPU once for the steps queued so far (`take_snapshot`); neither for the
+        copies of this save nor for the disk.
+
+        Args:
+            facts: as for `write_checkpoint`.
+
+        Raises:
+            Exception: the error with which the previous save failed.
+        """
+        self.wait()
+        if self.writes:
+            self.pending = self.thread.submit(self._write, take_snapshot(state), facts)
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; raise the error with which it failed."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, snapshot: Snapshot, facts: dict[str, Any]) -> None:
+        write_checkpoint(self.folder, snapshot, facts)
+        prune(self.folder, self.keep)
 
 
 def take_snapshot(state: TrainState) -> Snapshot:
-    """Copy a state.
+    """Copy a state into host memory.
 
-    On a GPU this waits once, for the steps queued so far: `GradScaler.state_dict` reads its scale on the CPU. (The
-    trainer has waited by then anyway, to read the sums that belong into the checkpoint.) The copies themselves are
-    queued before the steps to come, into pinned memory, and only `write_checkpoint` waits for them. The first save
-    takes longer: it pins memory for every tensor, which torch keeps for the saves after it.
+    On a GPU this waits once, for the steps queued so far: `GradScaler.state_dict` reads its scale on the CPU. (`fit`
+    has already waited, to read the sums for meta.json.) The copies themselves are queued before the coming steps, into
+    pinned memory, and only `write_checkpoint` waits for them. The first save takes longer: it pins memory for every
+    tensor, which torch keeps for later saves.
     """
     # The scaler first: the wait must not include the copies.
     optimizer = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
     model, ema, optimizer = map(_copy, (state.model.state_dict(), state.ema.state_dict(), optimizer))
+
+    # An event that marks the end of the copies.
     copied = None
     if next(state.model.parameters()).is_cuda:
-        copied = torch.cuda.Event(blocking=True)  # or who waits for it would spin
+        copied = torch.cuda.Event(blocking=True)  # the waiting thread sleeps instead of spinning
         copied.record()
     return Snapshot(state.clock, model, ema, optimizer, copied)
 
@@ -71,18 +128,23 @@ def take_snapshot(state: TrainState) -> Snapshot:
 def write_checkpoint(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
     """Write a checkpoint below `folder`; it appears under its name only when all of it is on disk.
 
-    Where there is a whole one of this clock already it holds the same state, and is told the new facts alone: it is
-    never taken away to be put back.
-
     Args:
-        facts: what `meta.json` holds beside clock, versions and digests; must be JSON.
+        facts: content of `meta.json` besides clock, versions and digests; must be JSON.
+
+    Returns:
+        The checkpoint's folder.
     """
     if snapshot.copied is not None:
         snapshot.copied.synchronize()
+
+    # If a complete checkpoint of this clock exists, replace only meta.json: the state is the same. Weights that are
+    # complete are never deleted and rewritten.
     final = folder / f"step_{snapshot.clock:010d}"
     if final.exists() and not find_fault(final):
         write_whole(final / META, _describe(snapshot, facts, read_meta(final)["files"]))
         return final
+
+    # Weights first, then their digests in meta.json; `write_folder` syncs and renames.
     with write_folder(final, folder / f"{PARTIAL}{final.name}") as partial:
         save_file(_contiguous(snapshot.model), partial / MODEL)
         save_file(_contiguous(snapshot.ema), partial / EMA)
@@ -92,67 +154,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) ->
     return final
 
 
-def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
-    """Put a checkpoint into `state`; its meta.json.
-
-    Raises:
-        InputError: it does not fit the state's model.
-    """
-    meta = read_meta(path)
-    load_weights(path, state.model, state.ema)
-    saved = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.scaler.load_state_dict(saved["scaler"])
-    state.clock = meta["clock"]
-    return meta
-
-
-def load_weights(path: Path, model: nn.Module, ema: nn.Module) -> None:
-    """Put a checkpoint's weights into a model and its EMA.
-
-    Raises:
-        InputError: they do not fit, key by key.
-    """
-    for module, name in ((model, MODEL), (ema, EMA)):
-        try:
-            module.load_state_dict(load_file(path / name), strict=True)
-        except RuntimeError as error:
-            raise InputError(f"{path / name} does not fit: {' '.join(str(error).split())[:300]}") from error
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json."""
-    return json.loads((path / META).read_text())
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, oldest first."""
-    return sorted(folder.glob("step_*"))
-
-
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files match their digests, and a line about each damaged one passed over."""
-    damaged = []
-    for path in reversed(list_checkpoints(folder)):
-        if fault := find_fault(path):
-            damaged.append(f"{path} is damaged ({fault}): taking the one before")
-            continue
-        return path, damaged
-    return None, damaged
-
-
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, if anything."""
-    try:
-        files = read_meta(path)["files"]
-        changed = [name for name, digest in files.items() if sha256_of_file(path / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{META}: {error}"
-    return f"{changed[0]} changed after it was saved" if changed else None
-
-
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints (at least one) and the best; and what a killed save left."""
+    """Delete all checkpoints except the `keep` newest (at least one) and the best; delete remains of killed saves."""
     paths = list_checkpoints(folder)
     kept = {*paths[-max(1, keep) :], *find_best(paths)}
     for path in [*paths, *folder.glob(f"{PARTIAL}*")]:
@@ -161,7 +164,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def find_best(paths: list[Path]) -> set[Path]:
-    """The best checkpoint by each of SCORES, where one bears it; the oldest of several alike."""
+    """Return the best checkpoint by each of SCORES, among those that have it; of equal ones the oldest."""
     best = set()
     for name in SCORES:
         scores = {path: score for path in paths if (score := _read_score(path, name)) is not None}
@@ -178,13 +181,13 @@ def _read_score(path: Path, name: str) -> float | None:
 
 
 def _describe(snapshot: Snapshot, facts: dict[str, Any], digests: dict[str, str]) -> bytes:
-    """The content of meta.json."""
+    """Return the content of meta.json."""
     about = {"commit": describe_commit(), "versions": describe_versions(), "files": digests}
     return (json.dumps({"clock": snapshot.clock, **facts, **about}, indent=1) + "\n").encode()
 
 
 def _copy(value: Any) -> Any:
-    """A state_dict with each tensor's value as it is now, in host memory and the same memory format."""
+    """Return a state_dict with each tensor's present value, in host memory and the same memory format."""
     if isinstance(value, torch.Tensor):
         return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
     if isinstance(value, dict):
@@ -196,53 +199,96 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def describe_versions(*more_packages: str) -> dict[str, str]:
-    """Return the versions of the packages that decide a result, and of `more_packages`, by distribution name.
+# Reading.
 
-    A package whose version cannot be found is left out: it is no reason to lose a checkpoint or a record.
+
+def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
+    """Load a checkpoint into `state`; return its meta.json.
+
+    Raises:
+        InputError: it does not fit the state's model.
     """
-    names = dict.fromkeys(("torch", "timm", "numpy", PROJECT, *more_packages))
-    found = {name: find_version(name) for name in names}
-    return {name: each for name, each in found.items() if each is not None}
+    meta = read_meta(path)
+    load_weights(path, state.model, state.ema)
+    saved = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scaler.load_state_dict(saved["scaler"])
+    state.clock = meta["clock"]
+    return meta
 
 
-def find_version(package: str) -> str | None:
-    """Return the version of an installed or importable package, None if it is unknown.
+def load_weights(path: Path, model: nn.Module, ema: nn.Module) -> None:
+    """Load a checkpoint's weights into a model and its EMA.
 
-    On a machine where code is merely put on PYTHONPATH, nothing is installed and packages have no metadata. Then the
-    version is what an imported module says of itself, or for this project what pyproject.toml of the checkout says.
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape.
     """
+    for module, name in ((model, MODEL), (ema, EMA)):
+        try:
+            module.load_state_dict(load_file(path / name), strict=True)
+        except RuntimeError as error:
+            raise InputError(f"{path / name} does not fit: {' '.join(str(error).split())[:300]}") from error
+
+
+def restore_models(path: Path, recipe: Recipe, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
+    """Return a checkpoint's two networks by name: `model`, as trained, and `ema`, its averaged weights.
+
+    Raises:
+        InputError: the weights are not those of such a model, or a run in progress has deleted them in the meantime.
+    """
+    model = build_model(recipe.model, num_classes, device, recipe.image_sizes())
+    models = {"model": model, "ema": copy.deepcopy(model)}
     try:
-        return version(package)
-    except PackageNotFoundError:
-        pass
-    if package == PROJECT:
-        return _read_project_version(CHECKOUT / "pyproject.toml")
-    return getattr(sys.modules.get(package), "__version__", None)
+        load_weights(path, **models)
+    except OSError as error:
+        raise InputError(f"{path} can no longer be read ({error}): start again to use a newer one") from error
+    return models
 
 
-def _read_project_version(path: Path) -> str | None:
-    """Return this project's version from its pyproject.toml, None if the file is missing or of another project."""
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's meta.json."""
+    return json.loads((path / META).read_text())
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a user means by a run folder (its newest complete one) or by a checkpoint's folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    if (path / META).exists():
+        if fault := find_fault(path):
+            raise InputError(f"{path} is damaged ({fault}): choose another checkpoint")
+        return path
+    newest, _ = newest_complete(path / CHECKPOINTS)
+    if newest is None:
+        raise InputError(
+            f"{path} holds no complete checkpoint: give a run folder of train/main.py or one of its step_ folders"
+        )
+    return newest
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints below `folder`, oldest first."""
+    return sorted(folder.glob("step_*"))
+
+
+def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest complete checkpoint, and one line about each damaged one that was skipped."""
+    damaged = []
+    for path in reversed(list_checkpoints(folder)):
+        if fault := find_fault(path):
+            damaged.append(f"{path} is damaged ({fault}): using the previous one")
+            continue
+        return path, damaged
+    return None, damaged
+
+
+def find_fault(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files; None if they match their digests."""
     try:
-        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-        return project["version"] if project["name"] == PROJECT else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def describe_commit() -> str | None:
-    """The commit of this checkout, with a plus sign where files differ from it."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        files = read_meta(path)["files"]
+        changed = [name for name, digest in files.items() if sha256_of_file(path / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{META}: {error}"
+    return f"{changed[0]} changed after it was saved" if changed else None

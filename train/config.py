@@ -1,4 +1,7 @@
-"""What a recipe is made of: everything that decides a training run, as values. The recipes are in `train/recipe.py`."""
+"""The settings of a training run, as frozen dataclasses; `Recipe` contains all of them.
+
+Needs neither torch nor timm, so that the command line can be parsed at once. The recipes are in `train/recipe.py`.
+"""
 
 import dataclasses
 import math
@@ -7,65 +10,147 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loaders import EvalTransform, LoaderConfig, OrderKind, TrainTransform
-from loaders.plan import sizes
+from loaders.config import LoaderConfig
+from loaders.order import OrderKind
+from loaders.plan import EvalTransform, TrainTransform, sizes
 from prep.errors import InputError
-from train.erase import EraseConfig
-from train.mix import MixConfig
-from train.model import ModelConfig, Sizes
-from train.optim import OptimConfig
-from train.speed import SpeedConfig
+from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
+from train.compile import SpeedConfig
 
-NOT_COMPARED = ("run", "data", "loader", "speed")  # where and how fast, not what: they may change when a run goes on
+# Sections that say where and how fast a run trains, not what it trains: they may change when a run is resumed.
+NOT_COMPARED = ("run", "data", "loader", "speed")
 
+# Files in a run folder.
+RECIPE = "recipe.json"  # the resolved recipe
+TUNED = "tuned.json"  # copy of the file that --loader.tuned named last
+STARTS = "starts.jsonl"  # one line per start: commit, versions, devices, recipe
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+CONTINUE = "continue.json"  # exists from the moment a run leaves early until it is resumed
+HANG = "hang.txt"  # which rank hung, and the stack of each thread
+BAD_BATCHES = "bad_batches.json"  # images of the batches with a loss that was not finite
+LOCK = "run.lock"  # locked by the process that writes into the folder; removed when that process ends normally
+HOLDER = "holder.json"  # heartbeat of that process
 
-SpotKind = Literal["auto", "on", "off"]
+AmpKind = Literal["none", "bf16", "fp16"]
 HeadKind = Literal["auto", "keep", "new"]
+LrScaling = Literal["linear", "sqrt", "none"]
+ScheduleKind = Literal["cosine", "linear"]
+SpotKind = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which prepared dataset to use."""
+    """The prepared dataset."""
 
-    root: Path = Path("data/imagenet")  # as written by prep/shard.py
+    root: Path = Path("data/imagenet")  # written by prep/shard.py
     train: str = "train"  # split to train on
     validation: str = "validation"  # split to evaluate on
-    fraction: float = 1.0  # of each class's training images, for quick experiments
-    classes: tuple[str, ...] = ()  # names, numbers or ranges as 0-99, numbered anew; none: all
-    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): times that a drawn image comes, windows apart
-    order: OrderKind = "shuffle"  # or blocks, for storage that hates random reads
+    fraction: float = 1.0  # share of each class's training images, for quick experiments
+    classes: tuple[str, ...] = ()  # names, numbers or ranges such as 0-99, renumbered from 0; none: all
+    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): how often each drawn image comes, in other windows
+    order: OrderKind = "shuffle"  # or blocks, for storage that is slow at random reads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A timm model, by name."""
+
+    name: str = "resnet50d"
+    drop_path: float = 0.0  # stochastic depth: probability at the last block
+    mean: Channels = IMAGENET_MEAN  # of RGB values in [0, 1]
+    std: Channels = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD with Nesterov momentum, or another optimizer; the learning rate warms up linearly, then decays to zero."""
+
+    name: str = "sgd"  # or any that timm.optim.list_optimizers() names and docs/models.md lists
+    lr: float = 0.1  # peak, for a batch of 256
+    lr_scaling: LrScaling = "linear"  # of lr with the batch size; timm's train.py uses sqrt for lamb and ada...
+    momentum: float = 0.9  # only for optimizers that have it
+    nesterov: bool = True  # only for sgd; elsewhere it is an option, or part of the name
+    betas: tuple[float, ...] = ()  # only for optimizers that have them; none: the optimizer's default
+    eps: float | None = None  # only for optimizers that have it; none: the optimizer's default
+    options: tuple[str, ...] = ()  # further arguments of the optimizer, each NAME=VALUE
+    weight_decay: float = 1e-4  # not applied to norms and biases
+    warmup_epochs: float = 5.0
+    schedule: ScheduleKind = "cosine"  # half a cosine to zero, or a straight line
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Mixup or CutMix of every batch; if both have an alpha, a fair coin chooses for each batch."""
+
+    mixup: float = 0.0  # alpha of the distribution Beta(alpha, alpha) of the share; 0: no Mixup
+    cutmix: float = 0.0  # the same for CutMix
+    until: float | None = None  # epoch at which both end
+
+
+@dataclass(frozen=True)
+class EraseConfig:
+    """Random erasing."""
+
+    probability: float = 0.0  # that an image gets an erased rectangle
+    area: tuple[float, float] = (0.02, 1 / 3)  # of the rectangle, as a share of the image's
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)  # height / width
+    until: float | None = None  # epoch at which it ends
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run is kept, and how often it logs, evaluates and saves."""
+    """The run folder, and how often a run logs, evaluates and saves."""
 
     dir: Path | None = None  # default: runs/RECIPE
     log_every: int = 12_800  # images
     evaluate_every: float = 1.0  # epochs
     save_every: float = 0.5  # epochs
-    keep: int = 2  # newest checkpoints kept, beside the best by top-1 of the model and of its EMA
-    most_bad_steps: int = 20  # in a row whose loss is not finite, before the run stops
-    hang_minutes: float = 10.0  # without a step on some process, before the run is ended and that process named
+    keep: int = 2  # newest checkpoints to keep, besides the best by top-1 of the model and of its EMA
+    most_bad_steps: int = 20  # steps in a row with a loss that is not finite, before the run stops
+    hang_minutes: float = 10.0  # without a step on some process, before the run ends and names that process
     spot: SpotKind = "auto"  # watch for EC2's notice that a spot instance is about to end
-    start_from: Path | None = None  # run, checkpoint or export whose weights a new run starts with (--run.from)
-    from_optimizer: bool = False  # take over its optimizer's state (momentum) too
+    start_from: Path | None = None  # run, checkpoint or export with the weights that a new run starts from (--run.from)
+    from_optimizer: bool = False  # also load the state of its optimizer (momentum)
     from_head: HeadKind = "auto"  # its classifier: keep it, start a new one, or keep it if the classes are the same
 
-    def check(self) -> None:
-        """Check each setting on its own; raise InputError for one that cannot work."""
+    def check_intervals(self) -> None:
+        """Check the settings that do not depend on the data.
+
+        Raises:
+            InputError: a setting cannot work.
+        """
         for name in ("keep", "most_bad_steps", "log_every"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is too few: take 1 or more")
+                raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("evaluate_every", "save_every"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be more than 0 epochs, got {getattr(self, name)}: inf means never")
+                raise InputError(f"run.{name} must be more than 0 epochs (inf: never), got {getattr(self, name)}")
         if not self.hang_minutes > 0:
-            raise InputError(f"hang_minutes {self.hang_minutes} is too short: take more than 0, or inf to never end")
+            raise InputError(f"run.hang_minutes must be more than 0 (inf: never end the run), got {self.hang_minutes}")
         if self.start_from is None and (self.from_optimizer or self.from_head != "auto"):
             raise InputError(
-                "--run.from-optimizer and --run.from-head need --run.from PATH: give it, or leave them out"
+                "--run.from-optimizer and --run.from-head need --run.from PATH: give it, or remove these flags"
             )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The resolutions at which a network runs, in pixels of the square image that it receives."""
+
+    train: tuple[int, ...]  # in the order of training; the weights are made for the last one
+    evaluate: int
+    images_at_once: int = 2  # in training, per process: BatchNorm needs more than one value for each channel
+
+    @property
+    def main(self) -> int:
+        """The resolution at the end of training."""
+        return self.train[-1]
+
+    @property
+    def differ(self) -> bool:
+        """True if the network runs at more than one resolution."""
+        return {*self.train, self.evaluate} != {self.main}
 
 
 @dataclass(frozen=True)
@@ -74,11 +159,11 @@ class Recipe:
 
     name: str
     epochs: float
-    batch_size: int = 256  # images a step, over all processes
+    batch_size: int = 256  # images per step, over all processes
     seed: int = 0
-    amp: Literal["none", "bf16", "fp16"] = "bf16"  # autocast; fp16 with a gradient scaler
+    amp: AmpKind = "bf16"  # autocast; fp16 with a gradient scaler
     label_smoothing: float = 0.1
-    ema_decay: float = 0.9999  # of the averaged weights, a step
+    ema_decay: float = 0.9999  # of the averaged weights, per step
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     transform: TrainTransform = field(default_factory=TrainTransform)
@@ -92,15 +177,20 @@ class Recipe:
 
     @property
     def run_dir(self) -> Path:
+        """The run folder."""
         return self.run.dir or Path("runs") / self.name
 
-    def check(self) -> None:
-        """Check the settings of a run's length and pace; raise InputError for one that cannot work."""
-        self.run.check()
+    def check_lengths(self) -> None:
+        """Check the length of the run, its warm-up and its intervals.
+
+        Raises:
+            InputError: a setting cannot work.
+        """
+        self.run.check_intervals()
         if not 0 < self.epochs < math.inf:
             raise InputError(f"epochs must be a number above 0, got {self.epochs}: give --epochs 1 or more")
         warmup = self.optim.warmup_epochs
-        if not 0 <= warmup <= self.epochs:  # the rate would never reach its peak
+        if not 0 <= warmup <= self.epochs:  # the learning rate would never reach its peak
             raise InputError(
                 f"warmup_epochs must be 0 to epochs, which is {self.epochs:g}, got {warmup:g}: "
                 f"give --optim.warmup-epochs {self.epochs / 10:g}"
@@ -110,16 +200,16 @@ class Recipe:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
 
     def image_sizes(self, images_at_once: int = 2) -> Sizes:
-        """The resolutions of training and evaluation.
+        """Return the resolutions of training and evaluation.
 
         Args:
-            images_at_once: in training, on a process.
+            images_at_once: in training, per process.
         """
         train = (*(each for each in sizes(self.transform, self.epochs) if each != self.transform.size),)
         return Sizes((*train, self.transform.size), self.evaluation.size, images_at_once)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON can hold it."""
+        """Return the recipe as nested dicts that JSON can hold."""
         fields = dataclasses.asdict(self)
         fields["data"]["root"], fields["run"]["dir"] = str(self.data.root), str(self.run_dir)
         fields["run"]["start_from"] = self.run.start_from and str(self.run.start_from)
@@ -128,7 +218,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
-        """The recipe that `to_dict` gave, also when it has been through JSON."""
+        """Return the recipe that `to_dict` described, also after a round trip through JSON."""
         recipe = _from_dict(cls, fields)
         data = replace(recipe.data, root=Path(recipe.data.root))
         start_from = recipe.run.start_from and Path(recipe.run.start_from)
@@ -138,7 +228,7 @@ class Recipe:
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
-    """A dataclass from nested dicts; JSON's lists are our tuples."""
+    """Build a dataclass from nested dicts; lists, which JSON makes of tuples, become tuples."""
     types = typing.get_type_hints(kind)
     arguments = {
         name: _from_dict(types[name], value)
@@ -154,7 +244,8 @@ def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
 def complete(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's dict as this version writes it, with defaults for fields that an older version did not have.
 
-    So a run that an older version began goes on. Fields of a newer version stay as they are, to be found different.
+    So a run that an older version began can be resumed. A dict with fields of a newer version is returned unchanged,
+    and is then found to be different.
     """
     try:
         return Recipe.from_dict(fields).to_dict()
@@ -163,7 +254,10 @@ def complete(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
-    """The first field in which two recipes (by `to_dict`) differ in what they train, e.g. `optim.lr`."""
+    """Return the first field, e.g. `optim.lr`, in which two recipes (as `to_dict` gives them) train differently.
+
+    The sections in NOT_COMPARED are ignored. None: the recipes train the same.
+    """
     for name in {**ours, **theirs}:
         a, b = ours.get(name), theirs.get(name)
         if not prefix and name in NOT_COMPARED:

@@ -1,50 +1,51 @@
-"""`python train/export.py CHECKPOINT --out DIR [--scores FILE]`: a checkpoint's weights as timm and the hub take them.
+"""`python train/export.py CHECKPOINT --out DIR [--scores FILE]`: export a checkpoint's weights for timm and the hub.
 
-DIR/  model.safetensors  config.json   what `timm.create_model("local-dir:DIR", pretrained=True)` loads
+DIR/  model.safetensors  config.json   loaded by `timm.create_model("local-dir:DIR", pretrained=True)`
       README.md                        the model card
-      artifact.json                    what a server needs beside: accuracy, preprocessing, class names, golden logits
-CHECKPOINT is a run folder (its newest whole checkpoint is taken) or one checkpoint's folder.
+      artifact.json                    for servers: accuracy, preprocessing, class names, golden logits
+CHECKPOINT is a run folder (its newest complete checkpoint is used) or one checkpoint's folder.
 """
 
 import argparse
 import json
 from pathlib import Path
-
-import timm
-import torch
-from safetensors import safe_open
-from timm.models import get_pretrained_cfg, save_for_hf
-from torch import nn
+from typing import TYPE_CHECKING
 
 from prep.errors import InputError, run
 from prep.files import sha256_of_file, write_folder
-from train.artifact import describe_for_servers, describe_for_timm, golden_logits
-from train.card import write_card
-from train.checkpoint import read_meta
 from train.config import Recipe
-from train.measured import FILES
-from train.provenance import Provenance, trace
-from train.restore import find_checkpoint, restore
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from train.artifact import Provenance
+
+# Torch and timm are imported inside the functions that need them, so that --help and a wrong flag are answered at once.
 
 WEIGHTS, CONFIG, CARD, ARTIFACT = "model.safetensors", "config.json", "README.md", "artifact.json"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="train/export.py", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new, empty or an earlier export")
-    parser.add_argument("--model", choices=list(FILES), default="ema", help="which weights (default: ema)")
+    parser.add_argument("--model", choices=("ema", "model"), default="ema", help="which weights (default: ema)")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="scores.json of train/evaluate.py")
-    parser.add_argument(
-        "--data", type=Path, help="prepared dataset (default: the one it was trained on, if it is here)"
-    )
+    parser.add_argument("--data", type=Path, help="prepared dataset (default: the one it was trained on, if it exists)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Export; say where, and what was not known."""
+    """Export; print the folder and what is missing in it."""
     arguments = parse_arguments()
+
+    import torch  # noqa: PLC0415
+
+    from train.artifact import FILES, trace  # noqa: PLC0415
+    from train.checkpoint import find_checkpoint, read_meta, restore_models  # noqa: PLC0415
+
+    # Find the checkpoint and what is known about it.
     out = arguments.out.absolute()
     replaces = check_out(out)
     path = find_checkpoint(arguments.checkpoint)
@@ -52,33 +53,40 @@ def main() -> None:
     recipe = Recipe.from_dict(meta["recipe"])
     num_classes = count_classes(path, recipe)
     facts = trace(meta, arguments.model, num_classes, arguments.data, arguments.scores)
-    model = restore(path, recipe, num_classes, torch.device("cpu"))[arguments.model]
-    check_finite(model, path / FILES[arguments.model])
+
+    # Load the weights and write the export.
+    model = restore_models(path, recipe, num_classes, torch.device("cpu"))[arguments.model]
+    check_finite_weights(model, path / FILES[arguments.model])
     write_export(out, model.to(memory_format=torch.contiguous_format).eval(), facts)  # pyright: ignore[reportCallIssue]
     print(f"{arguments.model} of {path}: {arguments.out}{' (the earlier export was replaced)' if replaces else ''}")
     if facts.class_names is None:
-        print(f"without class names and source: {recipe.data.root} is not here, --data DIR gives another place")
+        print(f"without class names and source: {recipe.data.root} does not exist here; --data DIR gives another path")
     if facts.accuracy is None:
-        print("without accuracy: this checkpoint was not evaluated, --scores FILE takes what train/evaluate.py finds")
+        print("without accuracy: this checkpoint was not evaluated; --scores FILE adds results of train/evaluate.py")
 
 
 def check_out(out: Path) -> bool:
-    """Whether there is an earlier export.
+    """Return True if `out` holds an earlier export.
 
     Raises:
-        InputError: there is something else, which must not be deleted.
+        InputError: it holds something else, which must not be deleted.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"{out} is no folder: choose another --out")
+        raise InputError(f"{out} is not a folder: choose another --out")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     others = found - {WEIGHTS, CONFIG, CARD, ARTIFACT} if ARTIFACT in found else found
     if others:
-        raise InputError(f"{out} holds {min(others)}, which is no part of an earlier export: choose another --out")
+        raise InputError(f"{out} holds {min(others)}, which is not part of an earlier export: choose another --out")
     return bool(found)
 
 
 def count_classes(path: Path, recipe: Recipe) -> int:
-    """The number of classes that a checkpoint's weights tell apart."""
+    """Return the number of classes of a checkpoint's classifier."""
+    from safetensors import safe_open  # noqa: PLC0415
+    from timm.models import get_pretrained_cfg  # noqa: PLC0415
+
+    from train.artifact import FILES  # noqa: PLC0415
+
     config = get_pretrained_cfg(recipe.model.name)
     classifier = config.classifier if config else None
     first = classifier if isinstance(classifier, str) else next(iter(classifier or ()), "fc")
@@ -86,28 +94,43 @@ def count_classes(path: Path, recipe: Recipe) -> int:
         return weights.get_slice(f"{first}.weight").get_shape()[0]
 
 
-def check_finite(model: nn.Module, path: Path) -> None:
-    """Raises InputError where a weight or a running statistic is infinite or no number."""
+def check_finite_weights(model: "nn.Module", path: Path) -> None:
+    """Check that no weight or running statistic is infinite or NaN.
+
+    Raises:
+        InputError: one is; it names `path`.
+    """
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} is not finite, so neither is what it computes: take another checkpoint")
+            raise InputError(f"{path}: {name} contains NaN or infinity: choose another checkpoint")
 
 
-def write_export(out: Path, model: nn.Module, facts: Provenance) -> None:
-    """Write all files beside `out`, see that timm loads them, and give the folder its name."""
+def write_export(out: Path, model: "nn.Module", facts: "Provenance") -> None:
+    """Write all files, check that timm loads them; `out` appears, or is replaced, only when all of that succeeded."""
+    from timm.models import save_for_hf  # noqa: PLC0415
+
+    from train.artifact import describe_for_servers, describe_for_timm  # noqa: PLC0415
+    from train.card import write_card  # noqa: PLC0415
+
     model.pretrained_cfg = describe_for_timm(model, facts.recipe)  # pyright: ignore[reportArgumentType]
     names = {"label_names": list(facts.class_names)} if facts.class_names else {}
     with write_folder(out) as partial:
         save_for_hf(model, str(partial), model_config=names, safe_serialization=True)
-        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable by its owner alone
+        # safetensors makes its file readable by the owner alone.
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         check_loads(partial, model, facts.recipe)
         artifact = describe_for_servers(model, facts, sha256_of_file(partial / WEIGHTS))
         (partial / ARTIFACT).write_text(json.dumps(artifact, indent=1) + "\n")
         (partial / CARD).write_text(write_card(facts))
 
 
-def check_loads(folder: Path, model: nn.Module, recipe: Recipe) -> None:
-    """What timm makes of the folder computes the same bits."""
+def check_loads(folder: Path, model: "nn.Module", recipe: Recipe) -> None:
+    """Check that the model that timm loads from the folder computes the same bits."""
+    import timm  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    from train.artifact import golden_logits  # noqa: PLC0415
+
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(golden_logits(loaded, recipe), golden_logits(model, recipe)), f"{folder} loads as another model"
 

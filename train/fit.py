@@ -1,10 +1,11 @@
-"""Training from the first image to the last: `fit` reads as what happens, in its order."""
+"""Training from the first image to the last: `fit` reads from top to bottom, its parts follow in the same order."""
 
 import copy
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,135 +17,158 @@ from loaders.placement import Choice
 from loaders.subset import Subset
 from prep.errors import InputError
 from prep.files import write_whole
-from train.checkpoint import TrainState, load_checkpoint
-from train.config import Recipe
-from train.dist import from_every_rank, meet
-from train.guard import NotFiniteError
-from train.journal import Journal
-from train.metrics import Meter, train_metrics, validation_metrics
+from train.checkpoint import Saver, TrainState, load_checkpoint
+from train.compile import set_precision
+from train.config import BAD_BATCHES, CHECKPOINTS, RECIPE, Recipe
+from train.dist import all_gather_objects, barrier, resolve_on_rank0
+from train.loader_settings import apply_tuned_on_every_rank, keep_tuned_file
+from train.logger import RunLogger, log_augmented, log_mistakes
+from train.metrics import DataWaitWarning, Meter, Sums, train_metrics, validation_metrics
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
-from train.origin import check_paths, hash_classes, load_origin
-from train.pictures import show_augmented, show_mistakes
 from train.preemption import Notices, Reason, remove_marker, write_marker
-from train.run_folder import BAD_BATCHES, CHECKPOINTS, RECIPE
 from train.run_lock import RunLock
-from train.saver import Saver
-from train.speed import set_precision
-from train.start import Start, find_start, read_recipe
-from train.starvation import Starvation
-from train.step import Step, Sums, check_step, new_state
-from train.tuned import keep_file, resolve_on_rank_0, settle_on_every_rank
+from train.start import Start, check_origin_path, find_start, hash_classes, load_origin, read_recipe
+from train.step import NotFiniteError, Step, check_step, new_state, warm_up
 from train.validate import validate
-from train.warmup import warm_up
 from train.watchdog import Watchdog
 
 
+@dataclass
+class Run:
+    """The objects that a run uses from its start to its end."""
+
+    step: Step
+    train_loader: Loader
+    validation_loader: Loader
+    start: Start
+    logger: RunLogger
+    saver: Saver
+    watchdog: Watchdog
+    notices: Notices
+
+    def __post_init__(self) -> None:
+        # `meter` and `data_wait` measure the training loader from here on.
+        self.meter, self.data_wait = Meter(self.train_loader), DataWaitWarning(self.train_loader)
+
+
 def fit(recipe: Recipe, world: World) -> bool:
-    """Train a recipe to its end, going on from its run folder's newest whole checkpoint.
+    """Train a recipe to its end, from the newest complete checkpoint in its run folder if there is one.
 
     Returns:
-        Whether it is finished. If not, it was asked to leave, has saved, and the same call goes on.
+        True if the run is finished. False if a signal or spot notice asked it to stop early: it has saved, and
+        the same call resumes it.
 
     Raises:
         InputError: the data, the recipe or the run folder cannot be used as they are, or the loss is not finite.
     """
+    # Refuse what cannot work before anything is read or written.
     check_recipe(recipe, world)
     set_precision(recipe.speed)
-    recipe, tuned, placement = settle_on_every_rank(recipe, world)
+
+    # Open the data. Rank 0 chooses the loader's settings for all ranks, so that all decode in the same way.
+    recipe, tuned_file, placement = apply_tuned_on_every_rank(recipe, world)
     training, validation = open_loaders(recipe, placement, world)
     check_length(recipe, training)
-    with RunLock(recipe.run_dir, world) as lock:  # no other run writes into the folder, or reads what this one writes
-        start = resolve_on_rank_0(lambda: lock.confirm() or find_start(recipe, len(training.split)), world)
-        return train(recipe, tuned, training, validation, start)
-
-
-def train(recipe: Recipe, tuned: Path | None, training: Loader, validation: Loader, start: Start) -> bool:
-    """Train from a start to the end, in a run folder that this run holds; return whether it is finished."""
-    world, epoch_size = training.world, len(training.split)
+    epoch_size = len(training.split)
     total_images = round(recipe.epochs * epoch_size)
-    state, sums, saved, start = start_state(recipe, training, start)
-    metrics, owes_evaluation = saved.get("metrics", {}), start.owes_evaluation
-    claim_run_folder(recipe, tuned, world)
-    step, meter, starvation = Step(recipe, state, total_images, world), Meter(training), Starvation(training)
 
-    with (
-        Journal(recipe, state.clock, epoch_size, world, training.placement, start) as journal,
-        Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world) as saver,
-        Watchdog(recipe.run.hang_minutes, recipe.run_dir, world) as watchdog,
-        Notices(recipe.run.spot, world) as notices,
-    ):
+    # Lock the run folder, so that no other run starts or resumes in it. Other commands may read its checkpoints.
+    with RunLock(recipe.run_dir, world) as lock, ExitStack() as stack:
+        # Build the model and the optimizer; load the checkpoint that rank 0 finds. Write the recipe into the folder.
+        start = resolve_on_rank0(lambda: decide_start(recipe, epoch_size, lock), world)
+        state, sums, start = start_state(recipe, training, start)
+        claim_run_folder(recipe, tuned_file, world)
+        step = Step(recipe, state, total_images, world)
+
+        # Start logging, saving, the watchdog and the handlers of signals and spot notices; the stack
+        # closes them in reverse order.
+        logger = stack.enter_context(RunLogger(recipe, state.clock, epoch_size, world, training.placement, start))
+        saver = stack.enter_context(Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world))
+        watchdog = stack.enter_context(Watchdog(recipe.run.hang_minutes, recipe.run_dir, world))
+        notices = stack.enter_context(Notices(recipe.run.spot, world))
+        run = Run(step, training, validation, start, logger, saver, watchdog, notices)
+
+        # Print what this run is and where it starts. A finished run ends here.
         remove_marker(recipe.run_dir)
-        journal.say(describe(recipe, training, total_images, state.clock, world))
-        for line in (*start.warnings, start.epochs, start.found):
-            if line is not None:
-                journal.say(str(line))
-        if state.clock >= total_images and not owes_evaluation:
-            journal.say(f"{recipe.run_dir} is finished: nothing left to train")
+        print_start(run, total_images)
+        if state.clock >= total_images and not start.owes_evaluation:
+            logger.print(f"{recipe.run_dir} is finished: nothing left to train")
             return True
-        if start.found is not None:  # the weights of another run are needed only once
-            saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, start))
+
+        # A new run from other weights: save them now. When this save is complete, their folder is no longer needed.
+        if start.from_weights is not None:
+            saver.save(state, gather_facts(run, sums, metrics={}, owes_evaluation=False))
+
+        # Compile, choose convolutions and fix the order of DDP's buckets before the first step.
         warm_up(step)
-        reason, batches = Reason.NONE, iter(training)
-        while not reason and (owes_evaluation or state.clock < total_images):
-            saves = False
-            if not owes_evaluation:  # a run that left in the middle of one does it first
-                before, metrics = state.clock, {}
-                watchdog.beat(before, "reading")
-                batch = next(batches)
-                watchdog.beat(before, "training")
-                step(batch, sums)
-                last = state.clock >= total_images
-                if last or due(recipe.run.log_every, before, state.clock):
-                    log_training(step, sums, training, meter, starvation, journal)
-                    sums = Sums.zero(world.device)
-                owes_evaluation = last or due(recipe.run.evaluate_every * epoch_size, before, state.clock)
-                saves = due(recipe.run.save_every * epoch_size, before, state.clock)
-                if owes_evaluation:
-                    show_augmented(journal, step, batch)
-            if owes_evaluation and (metrics := evaluate(step, validation, journal, watchdog, notices)):
-                journal.log("validation", state.clock, metrics)
-                owes_evaluation, saves = False, True
-                meter.restart()
-                starvation.restart()
-            reason = notices.agreed()
-            if saves or reason:
-                watchdog.beat(state.clock, "saving")
-                journal.sync()  # before the checkpoint: what it has logged must not be lost behind it
-                saver.save(state, gather_facts(step, training, sums, metrics, owes_evaluation, start))
+        batches = iter(training)
+
+        # Repeat, from its first image, the evaluation that a notice interrupted in the previous run.
+        owes_evaluation = start.owes_evaluation
+        if owes_evaluation:
+            owes_evaluation = not evaluate_and_save(run, sums)
+
+        # The training loop. `notices.agreed()` below asks the other ranks and sets `notices.reason`, the same on all
+        # ranks. A signal counts one or two steps later.
+        while not notices.reason and state.clock < total_images:
+            # Train on one global batch; `step` advances the clock.
+            before = state.clock
+            watchdog.beat(before, "reading")
+            batch = next(batches)
+            watchdog.beat(before, "training")
+            step(batch, sums)
+            is_last = state.clock >= total_images
+
+            # Log the averages since the last log. Other steps read no results, unless they evaluate or save.
+            if is_last or is_due(recipe.run.log_every, before, state.clock):
+                log_training(run, sums)
+                sums = Sums.zero(world.device)
+
+            # Evaluate, which also saves; or only save, on schedule or before leaving early.
+            if is_last or is_due(recipe.run.evaluate_every * epoch_size, before, state.clock):
+                log_augmented(logger, step, batch)
+                owes_evaluation = not evaluate_and_save(run, sums)
+            elif notices.agreed() or is_due(recipe.run.save_every * epoch_size, before, state.clock):
+                save(run, sums, metrics={}, owes_evaluation=False)
+
+        # Wait for the last save. A run that leaves early marks its folder, so that a script can start it again.
         saver.wait()
         is_finished = state.clock >= total_images and not owes_evaluation
         if not is_finished:
-            write_marker(recipe.run_dir, reason, state.clock, world)
-        meet(world)  # torchrun ends all processes when the first has left
-        journal.say(conclude(recipe, state.clock, None if is_finished else reason))
+            write_marker(recipe.run_dir, notices.reason, state.clock, world)
+        barrier(world)  # torchrun ends the others when one exits with an error status, and 75 is one
+        logger.print(describe_end(recipe, state.clock, None if is_finished else notices.reason))
     return is_finished
 
 
-def due(every: float, before: int, now: int) -> bool:
-    """Whether the clock passed a multiple of `every` images in going from `before` to `now`."""
-    return before // max(1, every) < now // max(1, every)
+# Before the loop.
 
 
 def check_recipe(recipe: Recipe, world: World) -> None:
-    """Raise InputError for what needs neither data nor other processes to be found wrong."""
-    recipe.check()
+    """Check everything that needs neither the data nor other processes; raise InputError if it cannot work."""
+    recipe.check_lengths()
     check_step(recipe, world)
-    check_paths(recipe)
+    check_origin_path(recipe)
 
 
 def check_length(recipe: Recipe, training: Loader) -> None:
-    """Check that an epoch, and the run, hold at least one batch.
+    """Check that an epoch, and the run, have at least one batch.
+
+    Otherwise a batch would span several epochs, or the run would be longer than asked for.
 
     Raises:
-        InputError: they do not. A batch would be of several epochs, and the run longer than it was asked to be.
+        InputError: they are shorter.
     """
     split, num_processes = training.split, training.world.size
     num_images, batch_size = len(split), recipe.batch_size
+
+    # An epoch. The advice is computed: the largest batch that fits, or the share of the data that holds a batch.
     if num_images < batch_size:
         parent = split.split if isinstance(split, Subset) else split
         labels = split.labels if isinstance(split, Subset) else range(len(split.class_names))
         available = int(np.isin(parent.column("label"), labels).sum())
+        # Images per process: as many as fit, rounded down to a multiple of the microbatch.
         each = num_images // num_processes
         each -= each % min(recipe.speed.microbatch or 1, max(each, 1))
         remedies = [f"--batch-size {each * num_processes}"] if each > 1 else []
@@ -155,26 +179,13 @@ def check_length(recipe: Recipe, training: Loader) -> None:
             f"{parent.folder}{' in the chosen classes' if recipe.data.classes else ''}: "
             f"give {' or '.join(remedies) or 'more images, or start fewer processes'}"
         )
+
+    # The run.
     if (total := round(recipe.epochs * num_images)) < batch_size:
         raise InputError(
             f"a run must have at least one batch of {batch_size} images, and --epochs {recipe.epochs:g} are {total}: "
             f"give --epochs {math.ceil(1000 * batch_size / num_images) / 1000:g} or more"
         )
-
-
-def claim_run_folder(recipe: Recipe, tuned: Path | None, world: World) -> None:
-    """Write the resolved recipe into the run folder, once everything that it needs was found to be there.
-
-    It is written again where a run goes on with another number of epochs.
-
-    Args:
-        tuned: where the loader's settings are from; a copy is written too.
-    """
-    if world.rank == 0:
-        theirs = read_recipe(recipe.run_dir)
-        if theirs is None or theirs["epochs"] != recipe.epochs:
-            write_whole(recipe.run_dir / RECIPE, (json.dumps(recipe.to_dict(), indent=1) + "\n").encode())
-    keep_file(tuned, recipe, world)
 
 
 def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loader, Loader]:
@@ -192,52 +203,114 @@ def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loade
     return training, validation
 
 
-def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainState, Sums, dict[str, Any], Start]:
-    """Build the state of a new run, or load that of its newest checkpoint, and the loader's with it.
+def decide_start(recipe: Recipe, epoch_size: int, lock: RunLock) -> Start:
+    """Check that no other run holds the run folder, then find where this run starts. For rank 0."""
+    lock.confirm()
+    return find_start(recipe, epoch_size)
+
+
+def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainState, Sums, Start]:
+    """Build the state of a new run, or load it, and the loader's position, from the checkpoint of `start`.
 
     Returns:
-        The state, what it has added up since the last log, what the checkpoint says of itself, and the start with what
-        was found out about the weights of another run.
+        The state, the sums since the last log, and the start; for weights of another run, it now also records what was
+        loaded.
     """
+    # Weights depend on the seed alone.
     world, class_names = training.world, training.split.class_names
     torch.manual_seed(recipe.seed)
+    # Images of one forward pass on this rank.
     at_once = len(training.slots) // recipe.speed.num_parts(len(training.slots))
     model = build_model(recipe.model, len(class_names), world.device, recipe.image_sizes(at_once))
     ema = copy.deepcopy(model).requires_grad_(False)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
-    sums, saved = Sums.zero(world.device), {}
+    sums = Sums.zero(world.device)
+
+    # Resume from this run's checkpoint, or start from the weights of another run.
     if start.checkpoint is not None:
         saved = load_checkpoint(start.checkpoint, state)
         try:
             training.load_state_dict(saved["loader"])
         except InputError as error:
-            raise InputError(f"{recipe.run_dir} cannot go on: {error}; choose another --run.dir") from error
+            raise InputError(f"{recipe.run_dir} cannot be resumed: {error}; choose another --run.dir") from error
         sums.restore(saved.get("since_log"), world)
-    elif start.found is not None:
-        found = load_origin(start.found, recipe, class_names, state)
-        start = replace(start, found=found, origin=found.to_dict())
-    return state, sums, saved, start
+    elif start.from_weights is not None:
+        loaded = load_origin(start.from_weights, recipe, class_names, state)
+        start = replace(start, from_weights=loaded, origin=loaded.to_dict())
+    return state, sums, start
 
 
-def log_training(
-    step: Step, sums: Sums, training: Loader, meter: Meter, starvation: Starvation, journal: Journal
-) -> None:
-    """The figures since the last log, and what they give cause to say; the one place that waits for the device."""
-    check_guard(step, training)
-    figures = train_metrics(sums, meter, step.lr, step.world)
-    journal.log("train", step.state.clock, figures)
-    starvation.look(figures["data_wait_percent"], journal.say)
+def claim_run_folder(recipe: Recipe, tuned_file: Path | None, world: World) -> None:
+    """Write the resolved recipe into the run folder. Call this when everything that the run needs has been found.
+
+    The recipe is written again if a run is resumed with another number of epochs.
+
+    Args:
+        tuned_file: the source of the loader's settings, of which a copy is written too; None without one.
+    """
+    if world.rank == 0:
+        theirs = read_recipe(recipe.run_dir)
+        if theirs is None or theirs["epochs"] != recipe.epochs:
+            write_whole(recipe.run_dir / RECIPE, (json.dumps(recipe.to_dict(), indent=1) + "\n").encode())
+    keep_tuned_file(tuned_file, recipe, world)
 
 
-def check_guard(step: Step, training: Loader) -> None:
-    """Raises InputError where the loss has not been finite for too long, and lists the images in the run's folder."""
-    most = step.recipe.run.most_bad_steps
+def print_start(run: Run, total_images: int) -> None:
+    """Print what the run trains; then warnings (damaged files), a change of epochs, and the source of the weights."""
+    run.logger.print(describe_run(run.step.recipe, run.train_loader, total_images, run.step.state.clock))
+    for line in (*run.start.warnings, run.start.epochs, run.start.from_weights):
+        if line is not None:
+            run.logger.print(str(line))
+
+
+def describe_run(recipe: Recipe, training: Loader, total_images: int, clock: int) -> str:
+    """Return one line that describes a run before it starts."""
+    world = training.world
+    each, lr = len(training.slots), peak_lr(recipe.optim, recipe.batch_size)
+    resumed = f", resuming at image {clock:,}" if clock else ""
+    return (
+        f"{recipe.name}: {recipe.model.name}, {len(training.split):,} images of {len(training.split.class_names):,} "
+        f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), {recipe.optim.name}, "
+        f"peak lr {lr:g}, {recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
+    )
+
+
+def describe_end(recipe: Recipe, clock: int, reason: Reason | None) -> str:
+    """Return one line that describes how a run ended; `reason` is None for a finished run."""
+    if reason:
+        return f"{reason.name}: saved at image {clock:,} in {recipe.run_dir}; the same command resumes from there"
+    return f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs"
+
+
+# The parts of the loop.
+
+
+def is_due(every: float, before: int, now: int) -> bool:
+    """Return True if the clock passed a multiple of `every` images on its way from `before` to `now`."""
+    return before // max(1, every) < now // max(1, every)
+
+
+def log_training(run: Run, sums: Sums) -> None:
+    """Log the averages since the last log, and warn if training waited for data. Waits for the device."""
+    check_finite_loss(run)
+    figures = train_metrics(sums, run.meter, run.step.lr, run.step.world)
+    run.logger.log_metrics("train", run.step.state.clock, figures)
+    run.data_wait.check_wait(figures["data_wait_percent"], run.logger.print)
+
+
+def check_finite_loss(run: Run) -> None:
+    """Check that at least one of the last steps had a finite loss; if not, list their images in a file.
+
+    Raises:
+        InputError: no loss was finite in `recipe.run.most_bad_steps` steps in a row, on any one rank.
+    """
+    step, most = run.step, run.step.recipe.run.most_bad_steps
     try:
-        step.guard.check(most, step.world)
+        step.guard.check_bad_steps(most, step.world)
     except NotFiniteError as error:
         path = step.recipe.run_dir / BAD_BATCHES
         if step.world.rank == 0:
-            batches = list_batches(training, step.state.clock, most)
+            batches = list_batches(run.train_loader, step.state.clock, most)
             write_whole(path, (json.dumps(batches, indent=1) + "\n").encode())
         raise InputError(
             f"{error}: {path} lists the images of the last {most} batches, from which nothing was learned; look at "
@@ -246,39 +319,76 @@ def check_guard(step: Step, training: Loader) -> None:
 
 
 def list_batches(training: Loader, clock: int, num_batches: int) -> list[dict[str, Any]]:
-    """The global batches before `clock`, the last one first: its position in the stream and its images' keys."""
+    """Return the global batches before `clock`, the last one first: position in the stream and keys of the images.
+
+    Damaged images that only another rank knows are not replaced.
+    """
     split, size = training.split, training.batch_size
+    # This rank's loader plans only its own slots; a loader for a world of one plans complete batches.
     whole = build_loader(split, training.transform, size, World(), training.sampling, training.placement)
     whole.quarantine.rows = training.quarantine.rows
     positions = range(clock - size, max(-1, clock - size * num_batches - 1), -size)
     return [{"position": position, "keys": split.keys(whole.plan(position).rows_B)} for position in positions]
 
 
-def evaluate(
-    step: Step, validation: Loader, journal: Journal, watchdog: Watchdog, notices: Notices
-) -> dict[str, float]:
-    """Metrics of the model and of its EMA; none where all ranks agree to leave before every image was seen."""
+def evaluate_and_save(run: Run, sums: Sums) -> bool:
+    """Evaluate the model and its EMA, log the scores, save.
 
-    def attend() -> Iterator[Batch]:
-        for batch in validation:
-            watchdog.beat(step.state.clock, "evaluating")
-            if notices.agreed():
+    Returns:
+        True if every image was seen. False if a notice interrupted the evaluation. The checkpoint records this, and
+        the next run evaluates again from the start.
+    """
+    metrics = run_validation(run)
+    if metrics:
+        run.logger.log_metrics("validation", run.step.state.clock, metrics)
+        # The time of the evaluation does not count as training time.
+        run.meter.restart()
+        run.data_wait.restart()
+    # A training step that evaluates does not reach `agreed()` in the loop: ask here.
+    run.notices.agreed()
+    save(run, sums, metrics, owes_evaluation=not metrics)
+    return bool(metrics)
+
+
+def run_validation(run: Run) -> dict[str, float]:
+    """Return the metrics of the model and of its EMA; empty if all ranks agreed to leave before the last image."""
+    step = run.step
+
+    def batches() -> Iterator[Batch]:
+        for batch in run.validation_loader:
+            run.watchdog.beat(step.state.clock, "evaluating")
+            if run.notices.agreed():
                 return
             if batch.position == 0:
-                show_mistakes(journal, step, batch, validation.split)
+                # `validate` has set the models to evaluation mode before it requests the first batch.
+                log_mistakes(run.logger, step, batch, run.validation_loader.split)
             yield batch
 
     models = {"model": step.state.model, "ema": step.state.ema}
-    scores = validate(models, step.augment.normalize, attend(), step.amp, step.world)
-    return {} if notices.reason else validation_metrics(scores)
+    scores = validate(models, step.augment.normalize, batches(), step.amp, step.world)
+    return {} if run.notices.reason else validation_metrics(scores)
 
 
-def gather_facts(
-    step: Step, training: Loader, sums: Sums, metrics: dict[str, float], owes_evaluation: bool, start: Start
-) -> dict[str, Any]:
-    """What a checkpoint holds beside the state; every rank must call it, and then knows of all damaged images."""
-    since_log = sums.over(step.world)
-    training.quarantine.add_keys(from_every_rank(training.quarantine.keys(), step.world))
+def save(run: Run, sums: Sums, metrics: dict[str, float], owes_evaluation: bool) -> None:
+    """Save a checkpoint. Every rank must call it."""
+    run.watchdog.beat(run.step.state.clock, "saving")
+    # The log goes to disk before the checkpoint: a run that resumes from it must find all earlier entries.
+    run.logger.sync()
+    run.saver.save(run.step.state, gather_facts(run, sums, metrics, owes_evaluation))
+
+
+def gather_facts(run: Run, sums: Sums, metrics: dict[str, float], owes_evaluation: bool) -> dict[str, Any]:
+    """Return what a checkpoint's meta.json holds about the run. Every rank must call it.
+
+    Afterwards every rank knows the damaged images that any rank has found.
+
+    Args:
+        metrics: of the evaluation at this clock; empty without one.
+        owes_evaluation: True if an evaluation at this clock was interrupted.
+    """
+    step, training = run.step, run.train_loader
+    since_log = sums.over_all_ranks(step.world)
+    training.quarantine.add_keys(all_gather_objects(training.quarantine.keys(), step.world))
     return {
         "recipe": step.recipe.to_dict(),
         "loader": training.state_dict(),
@@ -287,23 +397,5 @@ def gather_facts(
         "since_log": since_log,
         "placement": training.placement.to_dict(),
         "classes_sha256": hash_classes(training.split.class_names),
-        "origin": start.origin,
+        "origin": run.start.origin,
     }
-
-
-def describe(recipe: Recipe, training: Loader, total_images: int, clock: int, world: World) -> str:
-    """The run in a few words, before it starts."""
-    each, lr = len(training.slots), peak_lr(recipe.optim, recipe.batch_size)
-    resumed = f", going on at image {clock:,}" if clock else ""
-    return (
-        f"{recipe.name}: {recipe.model.name}, {len(training.split):,} images of {len(training.split.class_names):,} "
-        f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), {recipe.optim.name}, "
-        f"peak lr {lr:g}, {recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
-    )
-
-
-def conclude(recipe: Recipe, clock: int, reason: Reason | None) -> str:
-    """The run in a few words, when it ends or leaves."""
-    if reason:
-        return f"{reason.name}: saved at image {clock:,} in {recipe.run_dir}; the same command goes on from there"
-    return f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs"

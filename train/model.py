@@ -1,8 +1,8 @@
-"""The network: any of timm's, in channels_last, built for the resolutions at which it will run.
+"""Build the network: any timm model, in channels_last, for the resolutions at which it will run.
 
-Before a network is built for good, its shape is tried: on torch's `meta` device, which computes shapes and no numbers,
-each resolution takes a fraction of a second and no memory. What cannot run is refused here in one line, instead of by
-an assertion of timm's in the first step. docs/models.md has a table of what was tried.
+First the network is tried at each resolution on torch's `meta` device, which computes shapes but no numbers; that takes
+a fraction of a second and no memory. So a network that cannot run is refused here in one line, instead of by an
+assertion inside timm in the first step. docs/models.md has a table of the models that were tried.
 """
 
 import difflib
@@ -16,58 +16,31 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from prep.errors import InputError
-from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
+from train.config import ModelConfig, Sizes
 
-TRIED_CLASSES = 7  # of networks that are only tried
-SIZE_STEPS = (16, 28, 32)  # pixels: patches and windows of most networks divide multiples of one of these
-MOST_TRIES = 8  # of resolutions to suggest: each takes up to a second
-ENOUGH_SIZES = 2  # to suggest
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A model of timm's by name."""
-
-    name: str = "resnet50d"
-    drop_path: float = 0.0  # stochastic depth, probability at the last block
-    mean: Channels = IMAGENET_MEAN  # of RGB in [0, 1]
-    std: Channels = IMAGENET_STD
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The resolutions at which a network runs, in pixels of the square that it sees."""
-
-    train: tuple[int, ...]  # in the order in which they come; the weights are made for the last one
-    evaluate: int
-    images_at_once: int = 2  # in training, on a process: BatchNorm needs more than one value for each channel
-
-    @property
-    def main(self) -> int:
-        return self.train[-1]
-
-    @property
-    def differ(self) -> bool:
-        return {*self.train, self.evaluate} != {self.main}
+TRIED_CLASSES = 7  # number of classes of networks that are only tried
+SIZE_STEPS = (16, 28, 32)  # pixels: the patches and windows of most networks divide multiples of one of these
+MOST_TRIES = 8  # resolutions to try as suggestions: each takes up to a second
+ENOUGH_SIZES = 2  # resolutions to suggest
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a model does not run at a resolution."""
+    """The reason why a model does not run at a resolution."""
 
     size: int
-    evaluates: bool  # else it trains
+    evaluates: bool  # True: in evaluation; False: in training
     reason: str
 
 
 def build_model(config: ModelConfig, num_classes: int, device: torch.device, sizes: Sizes | None = None) -> nn.Module:
-    """A freshly initialised model; its weights depend on torch's seed alone.
+    """Build a model with random weights, which depend on torch's seed alone.
 
     Args:
-        sizes: None: timm's own resolution, and nothing is tried.
+        sizes: the resolutions at which it will run; None: timm's default resolution, without trying it.
 
     Raises:
-        InputError: timm has no model of that name, or it cannot run as asked.
+        InputError: timm has no model of that name, or it cannot run at these resolutions.
     """
     check_name(config.name)
     model = _create(config, num_classes, size_options(config, sizes) if sizes else {})
@@ -75,7 +48,7 @@ def build_model(config: ModelConfig, num_classes: int, device: torch.device, siz
 
 
 def check_name(name: str) -> None:
-    """Raises InputError where timm has no model of that name, or the name is that of pretrained weights."""
+    """Check that timm has a model of that name; raise InputError if not, or if it names pretrained weights."""
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise InputError(
@@ -85,24 +58,25 @@ def check_name(name: str) -> None:
     names = timm.list_models()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
-        raise InputError(f"timm has no model {name}" + (f": did you mean {', '.join(near)}?" if near else ""))
+        raise InputError(f"timm has no model {name}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
 
 @cache
 def size_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any]:
-    """Return the arguments with which timm builds a model for these resolutions; {} for most.
+    """Return the arguments with which timm builds a model for these resolutions; {} for most models.
 
-    `img_size` where the weights depend on the resolution (position embeddings, windows): that of the end of training,
-    which `train/evaluate.py` cannot change. `dynamic_img_size` where others are seen too: then timm interpolates
-    position embeddings and makes attention masks as each batch needs.
+    `img_size`: if the weights depend on the resolution (position embeddings, windows), that of the end of training,
+    which `train/evaluate.py` cannot change. `dynamic_img_size`: if the model also runs at other resolutions; then timm
+    interpolates position embeddings and makes attention masks for each batch.
 
     Raises:
-        InputError: the model cannot run at one of them.
+        InputError: the model cannot run at one of the resolutions.
     """
     found = _choose_options(config, sizes)
     if not isinstance(found, Fault):
         return found
-    # Advice comes from trials too, so that it holds.
+
+    # It fails even if it runs at its main resolution alone. Each advice is tried before it is given.
     main, at_once = sizes.main, sizes.images_at_once
     if isinstance(_choose_options(config, Sizes((main,), main, at_once)), Fault):
         line = f"{config.name} does not train at {main} pixels ({found.reason})"
@@ -112,7 +86,9 @@ def size_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any]:
         if not others:
             raise InputError(f"{line}: choose another --model.name")
         raise InputError(f"{line}: give --transform.size and --evaluation.size one of {', '.join(map(str, others))}")
-    line = f"{config.name} whose training ends at {main} pixels"
+
+    # It fails at another resolution, in evaluation or earlier in training.
+    line = f"{config.name} with {main} pixels at the end of training"
     if found.evaluates:
         raise InputError(
             f"{line} cannot be evaluated at {found.size} ({found.reason}): "
@@ -122,7 +98,7 @@ def size_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any]:
 
 
 def _choose_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any] | Fault:
-    """Return the arguments with which a model runs at all of the resolutions, or why there are none."""
+    """Return the arguments with which a model runs at all resolutions, or the reason why there are none."""
     pretrained_cfg, main = get_pretrained_cfg(config.name), sizes.main
     alone = replace(sizes, train=(main,), evaluate=main)
     options: dict[str, Any] = {}
@@ -131,7 +107,7 @@ def _choose_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any] | Fault
         if fault := _find_fault(config, alone, options):
             if _find_fault(config, alone, {}):
                 return fault
-            options = {}  # it takes no img_size, or cuts each image to its own
+            options = {}  # it does not accept img_size, or crops each image to its own size
     fault = _find_fault(config, sizes, options)
     if fault and options and sizes.differ:
         options = options | {"dynamic_img_size": True}
@@ -140,9 +116,9 @@ def _choose_options(config: ModelConfig, sizes: Sizes) -> dict[str, Any] | Fault
 
 
 def _find_fault(config: ModelConfig, sizes: Sizes, options: dict[str, Any]) -> Fault | None:
-    """Try a model at all of the resolutions, in training and evaluation."""
+    """Try a model at all resolutions, in training and evaluation; return the first fault."""
     fault = _try_on("meta", config, sizes, options)
-    if fault and "meta" in fault.reason.lower():  # what has no shapes without numbers
+    if fault and "meta" in fault.reason.lower():  # its shapes depend on numbers, which the meta device has not
         return _try_on("cpu", config, sizes, options)
     return fault
 
@@ -160,18 +136,18 @@ def _try_on(device: str, config: ModelConfig, sizes: Sizes, options: dict[str, A
             _check_output(model.eval()(torch.zeros(1, 3, size, size)), 1)
     except InputError:
         raise
-    except Exception as error:  # networks fail on a wrong size in any way
+    except Exception as error:  # networks raise all kinds of errors for a wrong size
         return Fault(size, evaluates, " ".join(str(error).split())[:120] or type(error).__name__)
     return None
 
 
 def _check_patches(model: nn.Module, sizes: Sizes) -> None:
-    """Raises ValueError where patches do not cover an image: timm would leave its last rows and columns out."""
+    """Raise ValueError if patches do not cover an image: timm would leave out its last rows and columns."""
     patch_size: Any = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
     side = max(patch_size) if isinstance(patch_size, tuple | list) else patch_size
     for size in (*sizes.train, sizes.evaluate):
         if size % side:
-            raise ValueError(f"{size} is no multiple of its patches of {side} pixels")
+            raise ValueError(f"{size} is not a multiple of its patch size, {side} pixels")
 
 
 def _create(config: ModelConfig, num_classes: int, options: dict[str, Any]) -> nn.Module:
@@ -185,15 +161,16 @@ def _create(config: ModelConfig, num_classes: int, options: dict[str, Any]) -> n
 
 
 def _check_output(logits_BK: Any, num_images: int) -> None:
-    """Raises ValueError where a network gives anything but a logit of each class for each image."""
+    """Raise ValueError unless a network's output is one logit per class for each image."""
     if not isinstance(logits_BK, torch.Tensor):
-        raise ValueError(f"it gives a {type(logits_BK).__name__}, not one tensor of logits")
+        raise ValueError(f"its output is a {type(logits_BK).__name__}, not one tensor of logits")
     if logits_BK.shape != (num_images, TRIED_CLASSES):
-        raise ValueError(f"of {TRIED_CLASSES} classes it gives {list(logits_BK.shape)} numbers, not a logit of each")
+        expected, shape = [num_images, TRIED_CLASSES], list(logits_BK.shape)
+        raise ValueError(f"its output has the shape {shape}, not one logit per class, {expected}")
 
 
 def _suggest_sizes(config: ModelConfig, size: int, images_at_once: int) -> list[int]:
-    """Return a few resolutions at which a model runs: timm's own, and those closest to the one that was asked for."""
+    """Return a few resolutions at which a model runs: timm's default, and those closest to `size`."""
     pretrained_cfg = get_pretrained_cfg(config.name)
     usual = [pretrained_cfg.input_size[1]] if pretrained_cfg else []
     steps = {step * count for step in SIZE_STEPS for count in range(1, 17)}

@@ -1,31 +1,51 @@
-"""Leaving early without losing anything: signals and spot notices become one answer, the same on every rank.
+"""Leave early without losing anything: signals, spot notices and a lost torchrun.
 
-Whoever learns of a notice only takes it down; the trainer asks once a step, saves and leaves. A signal that comes again
-while it saves changes nothing, except for a second Ctrl-C.
+* `Notices` records the reasons to leave and makes all ranks agree on one. The trainer asks once per step, saves and
+  leaves. A signal that comes again while it saves changes nothing, except for a second Ctrl-C.
+* `SpotWatch` asks EC2's metadata service whether the spot instance is about to end, two minutes ahead.
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html (IMDSv2: a token first)
+* `watch_launcher` ends a process when its torchrun has ended. It would otherwise continue unnoticed and hold its GPU,
+  with no process left to end or restart it: torchrun starts its processes in separate sessions, so if it is killed by
+  SIGKILL or by the out-of-memory killer, they get no signal, neither from torchrun nor from a terminal that is closed.
 """
 
+import http.client
 import json
+import logging
 import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType, TracebackType
+from urllib.parse import urlsplit
 
 from loaders import World
+from prep.errors import InputError
 from prep.files import write_whole
-from train.config import SpotKind
-from train.dist import Agreement
-from train.run_folder import CONTINUE
-from train.spot import SpotWatch
+from train.config import CONTINUE, SpotKind
+from train.dist import AsyncMax
 
-LEFT_EARLY = os.EX_TEMPFAIL  # exit status of a run that wants to be continued
+LEFT_EARLY = os.EX_TEMPFAIL  # exit status of a run that left early and can be resumed
+
+# The metadata service: environment variable of its address, and the default.
+ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254"
+TOKEN, NOTICE = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+POLL_SECONDS = 5.0  # as EC2 advises
+ANSWER_SECONDS = 2.0  # to wait for an answer: the service is on the machine itself
+
+LOOK_SECONDS = 0.5  # between looks at this process's parent
+LAUNCHERS = ("python", "torch", "accelerate")  # in the command line of torchrun, however it was started
+log = logging.getLogger("penstock")
 
 
 class Reason(IntEnum):
-    """Why a run is to leave; of several the largest counts."""
+    """The reason to leave early; of several, the largest counts."""
 
     NONE = 0
     SIGINT = 1
@@ -35,56 +55,173 @@ class Reason(IntEnum):
 
 
 class Notices:
-    """Takes down notices as long as it is open. Use as a context manager, in the main thread."""
+    """Records notices while it is open. Use as a context manager, in the main thread."""
 
     def __init__(self, spot: SpotKind, world: World) -> None:
-        self.reason = Reason.NONE  # agreed upon
-        self.given = Reason.NONE  # known to this process
+        self.reason = Reason.NONE  # the same on every rank
+        self.own_reason = Reason.NONE  # known to this process alone
         self.was_interrupted = False  # by Ctrl-C
-        self.agreement = Agreement(world)
-        self.spot = SpotWatch(spot if world.local_rank == 0 else "off", self._take_down_spot)
+        self.largest = AsyncMax(world)
+        self.spot = SpotWatch(spot if world.local_rank == 0 else "off", self._on_spot_notice)
         self.stack = ExitStack()
 
     def __enter__(self) -> "Notices":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup: the end of the terminal is not the end of the run
-            before = signal.signal(number, self._take_down_signal)
+                continue  # started by nohup: the run outlives its terminal
+            before = signal.signal(number, self._on_signal)
             self.stack.callback(signal.signal, number, before)
         self.stack.enter_context(self.spot)
-        self.stack.enter_context(self.agreement)
+        self.stack.enter_context(self.largest)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.stack.__exit__(kind, error, trace)
 
     def agreed(self) -> Reason:
-        """Why to leave, the same on every rank; each must ask equally often. It is never taken back."""
+        """Return the reason to leave, the same on every rank; every rank must ask equally often. It never goes away.
+
+        A notice that one rank got is agreed on at the next call or the one after it, without waiting.
+        """
         if not self.reason:
-            self.reason = Reason(self.agreement.ask(self.given))
+            self.reason = Reason(self.largest.ask(self.own_reason))
         return self.reason
 
-    def _take_down_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self.was_interrupted:
-                signal.default_int_handler(number, frame)  # asked twice: at once
+                signal.default_int_handler(number, frame)  # a second Ctrl-C ends the process at once
             self.was_interrupted = True
-        self._take_down(Reason[signal.Signals(number).name])
+        self._record(Reason[signal.Signals(number).name])
 
-    def _take_down_spot(self) -> None:
-        self._take_down(Reason.SPOT_NOTICE)
+    def _on_spot_notice(self) -> None:
+        self._record(Reason.SPOT_NOTICE)
 
-    def _take_down(self, reason: Reason) -> None:
-        self.given = max(self.given, reason)
+    def _record(self, reason: Reason) -> None:
+        self.own_reason = max(self.own_reason, reason)
 
 
 def write_marker(run_dir: Path, reason: Reason, clock: int, world: World) -> None:
-    """Say in the run's folder that the run wants to be continued: torchrun's exit status cannot."""
+    """Write continue.json, on rank 0: the run left early and can be resumed. torchrun's exit status cannot say that."""
     if world.rank == 0:
         marker = {"reason": reason.name, "clock": clock, "command": shlex.join(sys.argv)}
         write_whole(run_dir / CONTINUE, (json.dumps(marker, indent=1) + "\n").encode())
 
 
 def remove_marker(run_dir: Path) -> None:
-    """The run goes on."""
+    """Delete continue.json, if it exists: the run has been resumed."""
     (run_dir / CONTINUE).unlink(missing_ok=True)
+
+
+# EC2 spot notices.
+
+
+class SpotWatch:
+    """Calls `notify` once, from a separate thread, when the instance is about to end. Use as a context manager.
+
+    Args:
+        kind: auto watches if there is a metadata service; on warns if there is none, and keeps asking.
+    """
+
+    def __init__(self, kind: SpotKind, notify: Callable[[], None], poll_seconds: float = POLL_SECONDS) -> None:
+        self.kind, self.notify, self.poll_seconds = kind, notify, poll_seconds
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> "SpotWatch":
+        if self.kind != "off":
+            threading.Thread(target=self._watch, name="penstock-spot", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stopped.set()  # without joining the thread, which may be waiting for an answer
+
+    def _watch(self) -> None:
+        if not find_token():
+            if self.kind == "auto":
+                return
+            log.warning("no EC2 metadata service answers at %s: a spot notice would not be seen yet", find_endpoint())
+        while not has_notice():
+            if self.stopped.wait(self.poll_seconds):
+                return
+        if not self.stopped.is_set():
+            self.notify()
+
+
+def find_endpoint() -> str:
+    """Return the address of the metadata service."""
+    return os.environ.get(*ENDPOINT)
+
+
+def find_token() -> str | None:
+    """Return a token for the next request; None if no metadata service answers."""
+    return _request("PUT", TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+
+
+def has_notice() -> bool:
+    """Return True if this instance has received a termination notice."""
+    token = find_token()
+    return token is not None and _request("GET", NOTICE, {"X-aws-ec2-metadata-token": token}) is not None
+
+
+def _request(method: str, path: str, headers: dict[str, str]) -> str | None:
+    """Return the text of an answer with status 200, else None. Uses no proxy, since the service is on this machine."""
+    address = urlsplit(find_endpoint())
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return text if answer.status == http.client.OK else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+# A lost torchrun.
+
+
+def watch_launcher() -> None:
+    """Send this process SIGTERM once the torchrun that started it has ended; do nothing without torchrun.
+
+    SIGTERM already has the right effect: training saves and leaves, other commands end at once. The parent is watched
+    by its process id, because PR_SET_PDEATHSIG also signals when only the thread that started this process ends.
+
+    Raises:
+        InputError: torchrun has ended before the watch began.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+    if is_orphan(parent):
+        raise InputError("the torchrun that started this process has ended: start it again")
+    threading.Thread(target=_watch_parent, args=(parent,), name="penstock-launcher", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    with suppress(OSError):  # its terminal may have been closed too
+        print(f"torchrun (process {parent}) has ended: this process ends too", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_orphan(pid: int) -> bool:
+    """Return True if neither process `pid`, the parent of one that torchrun started, nor any above it is a launcher.
+
+    Orphans are adopted by init or a session manager. There may be scripts between torchrun and its processes
+    (`--no-python`), and torchrun itself may be process 1 of a container. A process that cannot be read may be a
+    launcher.
+    """
+    while pid > 0:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        if any(name in command for name in LAUNCHERS):
+            return False
+        if pid == 1:
+            return True
+        pid = int(fields[1])  # its parent
+    return False

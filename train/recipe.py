@@ -1,18 +1,16 @@
-"""Recipes: a function each; its docstring says what it gives.
+"""The recipes, one function each. The docstring states the expected accuracy with its source, hardware and command.
 
-To add one: a function here and its name in RECIPES; most are `replace(another(), ...)`.
+To add a recipe: write a function here and add it to RECIPES; most are `replace(another(), ...)`.
+`train/main.py --help` prints the first line of each docstring and what follows `Expected:`.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from loaders import AugmentConfig, EvalTransform, TrainTransform
-from train.config import DataConfig, Recipe, RunConfig
-from train.erase import EraseConfig
-from train.mix import MixConfig
-from train.model import ModelConfig
-from train.optim import OptimConfig
+from loaders.augment import AugmentConfig
+from loaders.plan import EvalTransform, TrainTransform
+from train.config import DataConfig, EraseConfig, MixConfig, ModelConfig, OptimConfig, Recipe, RunConfig
 
 DEFAULT_RECIPE = "seed_113"
 
@@ -20,8 +18,8 @@ DEFAULT_RECIPE = "seed_113"
 def seed_113() -> Recipe:
     """ResNet-50D on ImageNet-1k, the plain recipe: 113 epochs at 224 px, batch 256 (4 GPUs x 64).
 
-    Expected: not measured by Penstock yet. The run that it follows reported 75.1% EMA top-1 at epoch 80 and
-    78.5% at 113, with augmentation beyond this recipe's.
+    Expected: not measured by Penstock yet; 78.5% EMA top-1 (75.1% at epoch 80) in the run that it follows, which had
+    more augmentation.
     Hardware: 4 GPUs, e.g. an EC2 g5.12xlarge (4 x A10G).
     Command: torchrun --nproc-per-node 4 train/main.py seed_113 --data.root data/imagenet
     """
@@ -34,11 +32,11 @@ def seed_113() -> Recipe:
 
 
 def seed_113_aug() -> Recipe:
-    """ResNet-50D as the reference run trained it: seed_113 with RandAugment, Mixup, CutMix and random erasing.
+    """ResNet-50D as the reference run trained it: seed_113 plus RandAugment, Mixup, CutMix and random erasing.
 
     Mixing ends at epoch 52 and erasing at 83, without a restart.
 
-    Expected: not measured by Penstock yet. The reference run reported 75.1% EMA top-1 at epoch 80, 78.5% at 113.
+    Expected: not measured by Penstock yet; 78.5% EMA top-1 (75.1% at epoch 80) in the reference run.
     Hardware: 4 GPUs, e.g. an EC2 g5.12xlarge (4 x A10G).
     Command: torchrun --nproc-per-node 4 train/main.py seed_113_aug --data.root data/imagenet
     """
@@ -55,9 +53,9 @@ def seed_113_aug() -> Recipe:
 def fast(epochs: int) -> Recipe:
     """ResNet-50 with BlurPool in few epochs, as FFCV trains it: the resolution grows from 160 to 192 late in the run.
 
-    Evaluation is at 256 pixels, above training's (FixRes, arXiv 1906.06423). The learning rate rises over two epochs
-    and falls on a straight line. Values: github.com/libffcv/ffcv-imagenet, rn50_configs; its 88 epochs grow between
-    65 and 76, these shares hold for any number. Added to it: an EMA, and evaluation without flips.
+    Evaluation is at 256 pixels, more than in training (FixRes, arXiv 1906.06423). The learning rate warms up over two
+    epochs and then decays linearly. Values: github.com/libffcv/ffcv-imagenet, rn50_configs. There the resolution grows
+    between epochs 65 and 76 of 88; here at the same shares of `epochs`. Additions: an EMA, evaluation without flips.
     """
     return Recipe(
         name=f"fast_{epochs}",
@@ -75,7 +73,7 @@ def fast_16() -> Recipe:
     """ResNet-50 with BlurPool in 16 epochs, 160 to 192 pixels, evaluated at 256.
 
     Expected: not measured by Penstock yet; FFCV publishes 73.8% (8 x A100).
-    Hardware: 8 GPUs. With fewer, give --speed.microbatch.
+    Hardware: 8 GPUs. With fewer, set --speed.microbatch.
     Command: torchrun --nproc-per-node 8 train/main.py fast_16 --data.root data/imagenet
     """
     return fast(16)
@@ -85,7 +83,7 @@ def fast_24() -> Recipe:
     """ResNet-50 with BlurPool in 24 epochs, 160 to 192 pixels, evaluated at 256.
 
     Expected: not measured by Penstock yet; FFCV publishes 75.6% (8 x A100).
-    Hardware: 8 GPUs. With fewer, give --speed.microbatch.
+    Hardware: 8 GPUs. With fewer, set --speed.microbatch.
     Command: torchrun --nproc-per-node 8 train/main.py fast_24 --data.root data/imagenet
     """
     return fast(24)
@@ -95,16 +93,16 @@ def fast_88() -> Recipe:
     """ResNet-50 with BlurPool in 88 epochs, 160 to 192 pixels, evaluated at 256.
 
     Expected: not measured by Penstock yet; FFCV publishes 78.4% (8 x A100).
-    Hardware: 8 GPUs. With fewer, give --speed.microbatch.
+    Hardware: 8 GPUs. With fewer, set --speed.microbatch.
     Command: torchrun --nproc-per-node 8 train/main.py fast_88 --data.root data/imagenet
     """
     return fast(88)
 
 
 def tiny_imagenet() -> Recipe:
-    """ResNet-18 on Tiny ImageNet (200 classes, 64 px), 30 epochs: a real run for one small GPU, or a CPU's patience.
+    """ResNet-18 on Tiny ImageNet (200 classes, 64 px), 30 epochs: a real run for one small GPU, or for a CPU with time.
 
-    Expected: not measured at full length yet (docs/LOG.md has what short CPU runs gave).
+    Expected: not measured at full length yet (docs/LOG.md has the results of short CPU runs).
     Command: torchrun --nproc-per-node 2 train/main.py tiny_imagenet --data.root data/tiny-imagenet
     """
     return Recipe(
@@ -122,7 +120,7 @@ def tiny_imagenet() -> Recipe:
 
 
 def demo() -> Recipe:
-    """A small ResNet on scikit-learn's digits: the whole way through on a laptop's CPU, in a minute or two.
+    """A small ResNet on scikit-learn's digits: the complete pipeline on a laptop's CPU in one to two minutes.
 
     Expected: 98% EMA top-1 or more on the 360 held-out digits (docs/LOG.md).
     Command: make demo
@@ -135,7 +133,7 @@ def demo() -> Recipe:
         ema_decay=0.97,
         model=ModelConfig("resnet10t"),
         optim=OptimConfig(lr=0.2, weight_decay=5e-4, warmup_epochs=1),
-        transform=TrainTransform(size=32, scale=(0.6, 1.0), hflip=0.0),  # a mirrored digit is another shape
+        transform=TrainTransform(size=32, scale=(0.6, 1.0), hflip=0.0),  # a mirrored digit is a different shape
         evaluation=EvalTransform(size=32, resize=32),
         data=DataConfig(Path("data/digits")),
         run=RunConfig(log_every=1_437, save_every=2.0),

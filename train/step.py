@@ -1,5 +1,10 @@
-"""One training step: what happens to one batch between the loader and the clock."""
+"""One training step: from a batch of the loader to new weights, a new EMA and a later clock.
 
+Also what belongs to each step: the EMA (`Ema`), the rollback after a loss that is not finite (`Guard`), and the
+warm-up before the first step (`warm_up`).
+"""
+
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,53 +13,18 @@ import torch
 from torch import nn
 
 from loaders import Batch, World
+from loaders.plan import sizes
 from prep.errors import InputError
-from train.augment import Augment
+from train.batch_augment import BatchAugment, mixed_loss
 from train.checkpoint import TrainState
+from train.compile import compile_model
 from train.config import Recipe
-from train.dist import add_up, alone, wrap
-from train.ema import Ema
-from train.guard import Guard
-from train.mix import mixed_loss
+from train.dist import all_gather_objects, no_sync, wrap_ddp
+from train.metrics import Sums
 from train.optim import check_optimizer, lr_factor, peak_lr, set_lr
-from train.speed import compiled
 
-SEED_STRIDE = 1 << 40  # a run sees fewer images
+SEED_STRIDE = 1 << 40  # distance between the random seeds of two runs: more than the images of any run
 AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Sums:
-    """Training metrics since the last log, added up on the device so that no step waits for them."""
-
-    loss_and_hits: torch.Tensor  # float64 [2]
-    num_images: int = 0
-
-    @classmethod
-    def zero(cls, device: torch.device) -> "Sums":
-        """Nothing yet."""
-        return cls(torch.zeros(2, dtype=torch.float64, device=device))
-
-    @torch.no_grad()
-    def add(self, loss: torch.Tensor, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """Count one batch with its mean loss; a loss that is not finite adds none."""
-        num_images = len(labels_B)
-        hits = (logits_BK.argmax(1) == labels_B).sum()
-        finite_loss = torch.where(loss.isfinite(), loss, 0)
-        self.loss_and_hits += torch.stack([finite_loss.double() * num_images, hits.double()])
-        self.num_images += num_images
-
-    def over(self, world: World) -> list[float]:
-        """Loss, hits and images, over all processes: for a checkpoint, so that a resumed run logs the same means."""
-        return [*add_up(self.loss_and_hits.clone(), world).tolist(), self.num_images * world.size]
-
-    def restore(self, saved: list[float] | None, world: World) -> None:
-        """Go on from what `over` gave, in a world of any size; rank 0 takes the sums, since shares would be rounded."""
-        if saved:
-            *loss_and_hits, num_images = saved
-            if world.rank == 0:
-                self.loss_and_hits += torch.tensor(loss_and_hits, dtype=torch.float64, device=self.loss_and_hits.device)
-            self.num_images += round(num_images / world.size)
 
 
 @dataclass(frozen=True)
@@ -63,7 +33,7 @@ class Part:
 
     images_BCHW: torch.Tensor  # uint8
     labels_B: torch.Tensor
-    position: int  # of the first one in the stream
+    position: int  # of the first image in the stream
 
 
 class Step:
@@ -72,39 +42,53 @@ class Step:
     def __init__(self, recipe: Recipe, state: TrainState, total_images: int, world: World) -> None:
         check_step(recipe, world)
         self.recipe, self.state, self.world = recipe, state, world
+        # The learning rate is a function of progress, the share of `total_images` that has been seen.
         self.total_images = total_images
         self.warmup = recipe.optim.warmup_epochs / recipe.epochs
         self.peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self.lr = 0.0
+        # This rank's slots in each global batch, which go through the network in `num_parts` parts.
         self.slots = world.share(recipe.batch_size)
         self.num_parts = recipe.speed.num_parts(len(self.slots))
-        self.model = wrap(compiled(state.model, recipe.speed, recipe.run_dir), world)
+        self.model = wrap_ddp(compile_model(state.model, recipe.speed, recipe.run_dir), world)
         self.ema = Ema(state.model, state.ema, recipe.ema_decay)
-        self.augment = Augment(recipe, round(total_images / recipe.epochs), world)
+        self.augment = BatchAugment(recipe, round(total_images / recipe.epochs), world)
         self.guard = Guard(state.model, world.device)
         self.amp = autocast(recipe, world.device)
 
     def __call__(self, batch: Batch, sums: Sums) -> None:
-        """Forward and backward of each part, optimizer, EMA, clock."""
+        """Train on one batch and advance the clock; add its loss and hits to `sums`.
+
+        Does not wait for the device if the optimizer itself skips bad steps (fused ones do, see `optim.FUSED`). For
+        others, the gradient scaler waits to read whether the gradients are finite.
+        """
         state, recipe = self.state, self.recipe
-        self.guard.remember()
+
+        # Forward and backward passes of each part; the last one averages the gradients over the ranks.
+        self.guard.save_statistics()
         losses = [self._accumulate(part, sums, is_last) for part, is_last in self._cut(batch)]
+
+        # Optimizer. The gradient scaler or the fused optimizer skips the update if a gradient is not finite.
         self.lr = self.peak_lr * self._lr_factor()
         set_lr(state.optimizer, self.lr)
-        state.scaler.step(state.optimizer)  # skipped where a gradient is not finite
+        state.scaler.step(state.optimizer)
+        # Without fp16 the scale stays 1; `update` alone would halve it after a bad step.
         state.scaler.update(None if recipe.amp == "fp16" else 1.0)
         state.optimizer.zero_grad()  # to None, before the next forward pass: see `SpeedConfig.num_parts`
-        self.guard.settle(torch.stack(losses).isfinite().all())
+
+        # If the loss is not finite, restore BatchNorm's statistics; the weights were not changed. Then move the EMA and
+        # the clock.
+        self.guard.rollback_unless_finite(torch.stack(losses).isfinite().all())
         self.ema.update()
         state.clock += recipe.batch_size
 
     def preview(self, batch: Batch, num_images: int) -> torch.Tensor:
-        """The first images of a batch as the network sees them, back in uint8 RGB [N, 3, H, W]."""
+        """Return the first images of a batch as the network sees them, converted back to uint8 RGB [N, 3, H, W]."""
         images_BCHW, _ = self.augment(batch.images_BCHW, batch.position + self.slots.start)
         return self.augment.normalize.inverse(images_BCHW[:num_images])
 
     def _cut(self, batch: Batch) -> Iterator[tuple[Part, bool]]:
-        """The batch's parts, and whether it is the last one."""
+        """Yield the batch's parts, and for each of them whether it is the last one."""
         each = len(batch.labels_B) // self.num_parts
         for i in range(self.num_parts):
             here = slice(i * each, (i + 1) * each)
@@ -112,10 +96,13 @@ class Step:
             yield Part(batch.images_BCHW[here], batch.labels_B[here], position), i == self.num_parts - 1
 
     def _accumulate(self, part: Part, sums: Sums, is_last: bool) -> torch.Tensor:
-        """Add the gradients of one part; with the last one they are averaged over the processes. Its mean loss."""
-        torch.manual_seed((self.recipe.seed * SEED_STRIDE + part.position) % 2**63)  # noise, dropout, stochastic depth
+        """Add the gradients of one part; return its mean loss."""
+        # Noise, dropout and stochastic depth are functions of (seed, position), so a resumed run repeats them.
+        torch.manual_seed((self.recipe.seed * SEED_STRIDE + part.position) % 2**63)
         images_BCHW, mix = self.augment(part.images_BCHW, part.position)
-        with nullcontext() if is_last else alone(self.model):
+
+        # Only the last part's backward pass averages the gradients over the ranks.
+        with nullcontext() if is_last else no_sync(self.model):
             with self.amp:
                 logits_BK = self.model(images_BCHW)
                 loss = mixed_loss(logits_BK, part.labels_B, mix, self.recipe.label_smoothing)
@@ -124,18 +111,18 @@ class Step:
         return loss.detach()
 
     def _lr_factor(self) -> float:
-        """Of the middle of the batch."""
+        """Return the learning rate's share of its peak, at the middle of the batch."""
         progress = (self.state.clock + self.recipe.batch_size / 2) / self.total_images
         return lr_factor(progress, self.warmup, self.recipe.optim.schedule)
 
 
 def check_step(recipe: Recipe, world: World) -> None:
-    """Check whether a recipe's steps can be taken in this world, before anything is built or written.
+    """Check whether a recipe's steps are possible in this world, before anything is built or written.
 
     Raises:
         InputError: the batch cannot be shared or cut as asked, settings exclude each other, or the GPU lacks bfloat16.
     """
-    recipe.speed.check()
+    recipe.speed.check_speed()
     check_optimizer(recipe.optim)
     recipe.speed.num_parts(len(world.share(recipe.batch_size)))
     check_amp(recipe, world.device)
@@ -145,7 +132,7 @@ def check_amp(recipe: Recipe, device: torch.device) -> None:
     """Check whether a device computes in the recipe's type.
 
     Raises:
-        InputError: bfloat16 on a GPU before Ampere (V100, T4). torch would only emulate it there.
+        InputError: bfloat16 on a GPU before Ampere (V100, T4), where torch would only emulate it.
     """
     if recipe.amp != "bf16" or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
         return
@@ -157,15 +144,146 @@ def check_amp(recipe: Recipe, device: torch.device) -> None:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The autocast context of a recipe; one that does nothing for amp none."""
+    """Return the autocast context of a recipe; for amp none it does nothing."""
     return torch.autocast(device.type, AMP_TYPES[recipe.amp], enabled=recipe.amp != "none")
 
 
 def new_state(recipe: Recipe, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
-    Only fp16 needs its gradients scaled; elsewhere the scaler makes the optimizer skip what is not finite.
+    Only fp16 needs scaled gradients; with the other types the scaler only makes the optimizer skip a step if
+    a gradient is not finite.
     """
     scale = 2.0**16 if recipe.amp == "fp16" else 1.0
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, init_scale=scale)
     return TrainState(model, ema, optimizer, scaler)
+
+
+class Ema:
+    """Moves `average` towards `model`, two networks of the same architecture on the same device.
+
+    Computes the same bits as timm's ModelEmaV3, without collecting both states at every step. For ResNet-50 that takes
+    4 ms on one core of a 2-core cloud machine (two `state_dict()` calls, 53 copies of BatchNorm counters), time in
+    which no kernel is launched for a GPU.
+
+    The tensors are collected once. They stay valid: steps and `load_state_dict` change them in place, and
+    `nn.Module.compile` keeps them. After moving a network to another device, make a new Ema.
+
+    Args:
+        decay: share of the old average that is kept at each step.
+    """
+
+    def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
+        self.weight = 1.0 - decay
+        ours, theirs = (module.state_dict(keep_vars=True) for module in (average, model))
+        assert ours.keys() == theirs.keys()
+        pairs = [(ours[name], theirs[name]) for name in ours]
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        counting = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.averages, self.values = [pair[0] for pair in moving], [pair[1] for pair in moving]
+        self.counters, self.counts = [pair[0] for pair in counting], [pair[1] for pair in counting]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move parameters and running statistics by one step; copy BatchNorm's counters, which are integers."""
+        torch._foreach_lerp_(self.averages, self.values, weight=self.weight)
+        if self.counters:
+            torch._foreach_copy_(self.counters, self.counts)
+
+
+class NotFiniteError(InputError):
+    """The loss was not finite for `num_steps` steps in a row."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(f"the loss was not finite for {num_steps} steps in a row")
+        self.num_steps = num_steps
+
+
+class Guard:
+    """Restores BatchNorm's running statistics after a step with a loss that is not finite; counts such steps.
+
+    The optimizer skips such a step by itself. But running statistics that have once been infinite or NaN stay so
+    forever, and so do the averaged weights. Everything happens on the device; only `check_bad_steps` waits for it.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.sizes = [buffer.numel() for buffer in self.statistics]
+        self.num_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.save_statistics()
+
+    @torch.no_grad()
+    def save_statistics(self) -> None:
+        """Copy the running statistics; to be called before a step."""
+        self.saved = self._flatten()
+
+    @torch.no_grad()
+    def rollback_unless_finite(self, is_finite: torch.Tensor) -> None:
+        """Restore the running statistics if the step's loss was not finite.
+
+        Args:
+            is_finite: bool [], on the device, so that this does not wait for its value.
+        """
+        self.num_in_a_row = torch.where(is_finite, 0, self.num_in_a_row + 1)
+        if self.statistics:
+            chosen = torch.where(is_finite, self._flatten(), self.saved).split(self.sizes)
+            shaped = [new.view_as(old) for new, old in zip(chosen, self.statistics, strict=True)]
+            torch._foreach_copy_(self.statistics, shaped)
+
+    def check_bad_steps(self, most: int, world: World) -> None:
+        """Raise NotFiniteError if some rank had `most` bad steps in a row. Waits for the device; call on every rank."""
+        num_in_a_row = max(all_gather_objects([int(self.num_in_a_row)], world))
+        if num_in_a_row >= most:
+            raise NotFiniteError(num_in_a_row)
+
+    def _flatten(self) -> torch.Tensor:
+        return torch.cat([each.flatten() for each in self.statistics]) if self.statistics else torch.empty(0)
+
+
+def warm_up(step: Step) -> None:
+    """Run the network at each resolution before the first step; change neither weights nor running statistics.
+
+    For two reasons. No later step is delayed by compiling, choosing convolutions or recording CUDA graphs. And a
+    resumed run computes the same bits as an uninterrupted one: after its first backward pass DDP reorders the buckets
+    of gradients in the order in which these are ready, and sums of three or more addends then round differently.
+    """
+    recipe, world = step.recipe, step.world
+    resolutions = sizes(recipe.transform, math.ceil(recipe.epochs))
+    if recipe.speed.compile == "none" and world.device.type == "cpu":
+        # Nothing to compile or tune. DDP needs one pass, at any resolution.
+        resolutions = resolutions[:1] if world.size > 1 else []
+
+    # The forward passes change running statistics: restore them afterwards.
+    buffers = list(step.state.model.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    for size in resolutions:
+        for _ in range(recipe.speed.num_rehearsals):
+            rehearse(step, size)
+            # Before the next pass: with CUDA graphs these gradients are memory of a graph that it overwrites.
+            step.state.optimizer.zero_grad()
+    for buffer, before in zip(buffers, saved, strict=True):
+        buffer.copy_(before)
+
+
+def rehearse(step: Step, size: int) -> None:
+    """Run forward and backward once on black images of `size` pixels, as many as go through the network at once."""
+    shape = (len(step.slots) // step.num_parts, 3, size, size)
+    images_BCHW = torch.zeros(shape, device=step.world.device).contiguous(memory_format=torch.channels_last)
+    with step.amp:
+        outputs_BK = step.model(images_BCHW)
+    outputs_BK.float().sum().backward()
+    check_gradients(step)
+
+
+def check_gradients(step: Step) -> None:
+    """Check that every parameter got a gradient; in a run of several processes DDP would wait for a missing one.
+
+    Raises:
+        InputError: a parameter has none.
+    """
+    unused = [name for name, each in step.state.model.named_parameters() if each.requires_grad and each.grad is None]
+    if unused and step.world.size > 1:
+        raise InputError(
+            f"{step.recipe.model.name} does not use {unused[0]}{' and others' if len(unused) > 1 else ''} in training, "
+            "and such a model trains in one process alone: start one, or choose another --model.name"
+        )

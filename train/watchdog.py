@@ -1,6 +1,8 @@
-"""A run that hangs is ended, and who hung is said: a thread beside the trainer of each process, past all collectives.
+"""Each process ends itself if its trainer makes no progress, and reports which rank the others wait for.
 
-Each trainer beats as it goes; the beats of all processes are pinned to a board for all to read.
+This runs in threads of each process and uses no collectives. Each trainer records a heartbeat as it makes progress. A
+thread publishes the heartbeats in the processes' store and reads those of the other ranks; a second one ends the
+process when its own trainer has made no progress for too long.
 """
 
 import faulthandler
@@ -17,41 +19,41 @@ from pathlib import Path
 from types import TracebackType
 
 from loaders import World
-from train.dist import Board
-from train.run_folder import HANG
+from train.config import HANG
+from train.dist import Heartbeats
 
-PULSE_SECONDS = 1.0  # between looks at the board, at most
-PULSES_TO_SILENCE = 5  # without a new line on the board a process is silent: stopped, dead or cut off
-SECONDS_TO_WRITE = 5.0  # down what happened; the disk may be what hangs
+PULSE_SECONDS = 1.0  # the longest pulse: the wait in one turn of the publishing or the watching thread
+PULSES_TO_SILENCE = 5  # without a new heartbeat, until a process is silent: stopped, dead or cut off
+WRITE_SECONDS = 5.0  # to write hang.txt; the disk itself may hang
 
 
 @dataclass(frozen=True)
-class Beat:
-    """Where a trainer is."""
+class Heartbeat:
+    """The progress of a trainer."""
 
-    number: int = 0  # of beats so far
+    number: int = 0  # of heartbeats so far
     clock: int = 0  # images seen
     doing: str = "starting"
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What was last seen of a process."""
+class LastSeen:
+    """The last published heartbeat of a process."""
 
     line: str = ""
-    beat: Beat = Beat()
-    at: float = 0.0  # seconds, this process's monotonic clock
+    heartbeat: Heartbeat = Heartbeat()
+    at: float = 0.0  # seconds on this process's monotonic clock
 
 
 class Watchdog:
-    """Ends this process when its trainer has not beaten for so many minutes. Use as a context manager."""
+    """Ends this process when its trainer has sent no heartbeat for `minutes`. Use as a context manager."""
 
     def __init__(self, minutes: float, run_dir: Path, world: World) -> None:
         self.minutes, self.run_dir = minutes, run_dir
         self.pulse = min(PULSE_SECONDS, 60 * minutes / 10)
-        self.last = Beat()
-        self.board = Board("watchdog", world)
-        self.seen = [Sight()] * world.size
+        self.own = Heartbeat()
+        self.published = Heartbeats("watchdog", world)
+        self.seen = [LastSeen()] * world.size
         self.stopped = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -63,68 +65,78 @@ class Watchdog:
         self.stopped.set()
 
     def beat(self, clock: int, doing: str) -> None:
-        """The trainer has got so far, and does this next."""
-        self.last = Beat(self.last.number + 1, clock, doing)
+        """Record that the trainer has reached `clock` images and what it does next, e.g. "reading"."""
+        self.own = Heartbeat(self.own.number + 1, clock, doing)
 
     def _publish(self) -> None:
-        """Apart from the watch: the store may be what does not answer."""
-        with suppress(RuntimeError):  # the store has ended, and soon all others
+        """Publish this rank's heartbeat and read the others', in its own thread: the store may block."""
+        with suppress(RuntimeError):  # the store has ended; the other processes will end soon
             for count in itertools.count():
-                self.board.write(json.dumps([count, asdict(self.last)]))
-                for rank, line in enumerate(self.board.read()):
+                # The count changes at every write. So others see that the process lives, even if its trainer waits.
+                self.published.write(json.dumps([count, asdict(self.own)]))
+                for rank, line in enumerate(self.published.read_all()):
                     if line != self.seen[rank].line:
-                        self.seen[rank] = Sight(line, Beat(**json.loads(line)[1]), time.monotonic())
+                        self.seen[rank] = LastSeen(line, Heartbeat(**json.loads(line)[1]), time.monotonic())
                 if self.stopped.wait(self.pulse):
                     return
 
     def _watch(self) -> None:
-        """Counts its own pulses, not time: a process that was stopped and goes on has not hung."""
-        num_still, before = 0, self.last
+        """Count own pulses without progress. Not time: a process that was stopped and resumed has not hung."""
+        num_still, before = 0, self.own
         while not self.stopped.wait(self.pulse):
-            num_still = num_still + 1 if self.last is before else 0
-            before = self.last
+            num_still = num_still + 1 if self.own is before else 0
+            before = self.own
             if num_still * self.pulse >= 60 * self.minutes:
                 self._end()
 
     def _end(self) -> None:
+        # Find out which rank the others wait for.
         silent_since = time.monotonic() - PULSES_TO_SILENCE * self.pulse
-        silent = [rank for rank, sight in enumerate(self.seen) if sight.at < silent_since]
-        beats = [sight.beat for sight in self.seen]
-        beats[self.board.rank] = self.last
-        line = f"hung: no step in {self.minutes:g} minutes; {blame(beats, silent)}"
-        with suppress(OSError):  # the terminal may be gone
+        silent = [rank for rank, seen in enumerate(self.seen) if seen.at < silent_since]
+        heartbeats = [seen.heartbeat for seen in self.seen]
+        heartbeats[self.published.rank] = self.own
+        line = f"hung: no step in {self.minutes:g} minutes; {describe_hang(heartbeats, silent)}"
+
+        # Report it on stderr and in hang.txt; neither the terminal nor the disk may prevent the end.
+        with suppress(OSError):  # the terminal may have been closed
             print(line, file=sys.stderr, flush=True)
-        writer = threading.Thread(target=self._write_down, args=(line,), daemon=True)
+        writer = threading.Thread(target=self._write_file, args=(line,), daemon=True)
         writer.start()
-        writer.join(SECONDS_TO_WRITE)
+        writer.join(WRITE_SECONDS)
         os._exit(1)
 
-    def _write_down(self, line: str) -> None:
-        """With where each thread of this process stands."""
+    def _write_file(self, line: str) -> None:
+        """Append the line, and the stack of each thread of this process, to hang.txt."""
         with (self.run_dir / HANG).open("a") as file:
             file.write(f"{line}\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
 
-def blame(beats: Sequence[Beat], silent: Sequence[int]) -> str:
-    """Who holds the others up: the silent ones, else those that are furthest behind; and where each is."""
-    if len(silent) == len(beats):
-        return f"the store of rank 0's machine does not answer; last seen {_tell(beats, range(len(beats)))}"
-    fewest = min(beat.number for beat in beats)
-    behind = [rank for rank, beat in enumerate(beats) if beat.number == fewest]
-    held_up = [rank for rank in range(len(beats)) if rank not in (silent or behind)]
-    culprits = f"{_tell(beats, silent)}, silent" if silent else _tell(beats, behind)
-    if not held_up:
+def describe_hang(heartbeats: Sequence[Heartbeat], silent: Sequence[int]) -> str:
+    """Return which ranks the others wait for, and the progress of each: the silent ones, else those furthest behind.
+
+    Args:
+        heartbeats: the last one of each rank.
+        silent: ranks that no longer publish heartbeats.
+    """
+    if len(silent) == len(heartbeats):
+        everyone = range(len(heartbeats))
+        return f"the store on rank 0's machine does not answer; last seen: {_describe_ranks(heartbeats, everyone)}"
+    fewest = min(heartbeat.number for heartbeat in heartbeats)
+    behind = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.number == fewest]
+    waiting = [rank for rank in range(len(heartbeats)) if rank not in (silent or behind)]
+    culprits = f"{_describe_ranks(heartbeats, silent)}, silent" if silent else _describe_ranks(heartbeats, behind)
+    if not waiting:
         return culprits
-    return f"{culprits}; held up by that {_tell(beats, held_up)}"
+    return f"{culprits}; waiting for it: {_describe_ranks(heartbeats, waiting)}"
 
 
-def _tell(beats: Sequence[Beat], ranks: Sequence[int]) -> str:
-    """`rank 0, 2 at image 960, training; rank 3 at image 896, reading`."""
-    places = dict.fromkeys((beats[rank].clock, beats[rank].doing) for rank in ranks)
-    told = []
+def _describe_ranks(heartbeats: Sequence[Heartbeat], ranks: Sequence[int]) -> str:
+    """Return e.g. `rank 0, 2 at image 960, training; rank 3 at image 896, reading`."""
+    places = dict.fromkeys((heartbeats[rank].clock, heartbeats[rank].doing) for rank in ranks)
+    described = []
     for clock, doing in places:
-        names = ", ".join(str(rank) for rank in ranks if (beats[rank].clock, beats[rank].doing) == (clock, doing))
-        told.append(f"rank {names} at image {clock:,}, {doing}")
-    return "; ".join(told)
+        here = [rank for rank in ranks if (heartbeats[rank].clock, heartbeats[rank].doing) == (clock, doing)]
+        described.append(f"rank {', '.join(map(str, here))} at image {clock:,}, {doing}")
+    return "; ".join(described)
