@@ -1,9 +1,8 @@
-"""The model to serve: an exported artifact, which is checked against all that it says of itself, or bare weights.
+"""Load the model to serve: an exported artifact, checked against everything that it records, or bare weights.
 
-The first stage of serve; `serve/judge.py` and `serve/cam.py` use what it gives. It meets training in files alone.
+The first stage of serve; `serve/predict.py` and `serve/cam.py` use its result. It shares files with training, no code.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,21 @@ from PIL import Image
 from torch import nn
 
 from prep.errors import InputError
+from prep.files import sha256_of_file
 from prep.preprocess import draw_pattern
 from serve.preprocess import Preprocessing, to_tensor
-from serve.weights import build, build_for_size, fill, read_weights
+from serve.weights import build_network, build_network_for_size, fill_network, read_weights
 
 FORMAT = 1
 WEIGHTS, ARTIFACT = "model.safetensors", "artifact.json"
-DEFAULT_ARCHITECTURE = "resnet50d"
-TOLERANCE = 1e-3  # of the largest logit: another machine adds up in another order (1e-6), other weights miss by far
+# Relative to the largest logit. Another machine sums in another order, which changes logits by about 1e-6; other
+# weights change them by far more than this.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The accuracy that an artifact says was measured."""
+    """The measured accuracy that an artifact records."""
 
     num_images: int
     num_top1: int
@@ -35,49 +36,53 @@ class Recorded:
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """Top-1 accuracy in percent."""
         return 100 * self.num_top1 / self.num_images
 
 
 @dataclass(frozen=True)
 class Served:
-    """A network in evaluation mode, and what is known of it."""
+    """A network in evaluation mode, and the facts that its artifact records."""
 
     model: nn.Module
     name: str
     num_classes: int
     preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None = None  # one a label
+    class_names: tuple[str, ...] | None = None  # in the order of the labels
     recorded: Recorded | None = None
 
 
 def load_artifact(folder: Path) -> Served:
-    """What `train/export.py` wrote.
+    """Load a folder written by `train/export.py`.
 
     Raises:
-        InputError: it is something else, or damaged, or computes other logits than it records.
+        InputError: it is something else, is damaged, or computes other logits than it records.
     """
     refuse_checkpoint(folder)
     facts = _read_json(folder / ARTIFACT)
     if facts.get("format") != FORMAT:
-        raise InputError(f"{folder / ARTIFACT} is of format {facts.get('format')}, not {FORMAT}: export it anew")
+        raise InputError(f"{folder / ARTIFACT} has format {facts.get('format')}, expected {FORMAT}: export it again")
     try:
         served, golden_K = _parse(folder, facts)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / ARTIFACT} is damaged ({error!r}): export it anew") from error
+        raise InputError(f"{folder / ARTIFACT} is damaged ({error!r}): export it again") from error
     check_golden(served, golden_K, folder)
     return served
 
 
 def _parse(folder: Path, facts: dict[str, Any]) -> tuple[Served, torch.Tensor]:
+    # The recorded logits give the number of classes.
     golden_K = torch.tensor(facts["golden"]["logits"], dtype=torch.float32)
     names = tuple(map(str, facts["class_names"])) if facts["class_names"] else None
     if names is not None and len(names) != len(golden_K):
-        raise InputError(f"{folder / ARTIFACT} names {len(names)} of {len(golden_K)} classes: export it anew")
+        raise InputError(f"{folder / ARTIFACT} names {len(names)} of {len(golden_K)} classes: export it again")
+
+    # Read the weights only if they are the exported ones.
     path = folder / WEIGHTS
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != facts["weights_sha256"]:
-        raise InputError(f"{path} is not what was exported (its SHA-256 differs): export it anew")
-    model = fill(build(facts["architecture"], len(golden_K), facts.get("model_args")), read_weights(path), path)
+    if not path.is_file() or sha256_of_file(path) != facts["weights_sha256"]:
+        raise InputError(f"{path} is not what was exported (its SHA-256 differs): export it again")
+    network = build_network(facts["architecture"], len(golden_K), facts.get("model_args"))
+    model = fill_network(network, read_weights(path), path)
     served = Served(
         model=model,
         name=f"{facts['architecture']}, {facts['weights']} of {facts['recipe']} after {facts['images_seen']:,} images",
@@ -91,9 +96,9 @@ def _parse(folder: Path, facts: dict[str, Any]) -> tuple[Served, torch.Tensor]:
 
 def _parse_preprocessing(fields: dict[str, Any]) -> Preprocessing:
     if fields["interpolation"] != "bilinear":
-        raise InputError(f"the artifact wants {fields['interpolation']} interpolation, bilinear is known: export anew")
+        raise InputError(f"interpolation must be bilinear, got {fields['interpolation']}: export the model again")
     found = Preprocessing(fields["resize"], fields["crop"], tuple(fields["mean"]), tuple(fields["std"]))
-    found.check()
+    found.validate()
     return found
 
 
@@ -109,42 +114,52 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): export it anew") from error
+        raise InputError(f"{path} is damaged ({error}): export it again") from error
 
 
 def refuse_checkpoint(path: Path) -> None:
-    """Raises InputError with the command that exports it, where a path is of a training run."""
+    """Check that a path is not part of a training run.
+
+    Raises:
+        InputError: it is; the message has the command that exports it.
+    """
     folder = path if path.is_dir() else path.parent
     is_checkpoint = (folder / "meta.json").is_file() and (folder / "ema.safetensors").is_file()
     if is_checkpoint or (path.is_dir() and (path / "checkpoints").is_dir()):
         raise InputError(
-            f"{path} is of a training run, which is exported first: "
+            f"{path} is part of a training run; export it first: "
             f"python train/export.py {folder} --out {folder.name}-export"
         )
 
 
 def check_golden(served: Served, golden_K: torch.Tensor, folder: Path) -> None:
-    """Raises InputError where the network computes other logits of the generated image than were recorded."""
+    """Compare the network's logits for the generated image with the recorded ones.
+
+    Raises:
+        InputError: they differ by more than `TOLERANCE`.
+    """
     picture = Image.fromarray(draw_pattern(served.preprocessing.crop))
     with torch.inference_mode():
         logits_K = served.model(to_tensor(picture, served.preprocessing)[None])[0]
     difference = (logits_K - golden_K).abs().max()
+    # `not <=` also catches NaN.
     if not difference <= TOLERANCE * golden_K.abs().max().clamp(min=1):
         raise InputError(
             f"{folder} computes other logits than it records (by {difference:.3g}), "
-            "so it is another model or another timm: export it anew"
+            "so it is another model or another version of timm: export it again"
         )
 
 
 def load_bare(path: Path, architecture: str, num_classes: int, preprocessing: Preprocessing) -> Served:
-    """Weights without a word about them.
+    """Load a bare state_dict without an artifact.json.
 
     Raises:
-        InputError: they are not all of this architecture's and nothing else.
+        InputError: it does not have exactly the tensors of this architecture, or is part of an artifact.
     """
     refuse_checkpoint(path)
     if (path.parent / ARTIFACT).is_file():
-        raise InputError(f"{path} is part of an artifact, which says how good it is: give the folder {path.parent}")
-    preprocessing.check()
-    model = fill(build_for_size(architecture, num_classes, preprocessing.crop), read_weights(path), path)
+        raise InputError(f"{path} is part of an artifact, which records its accuracy: give the folder {path.parent}")
+    preprocessing.validate()
+    network = build_network_for_size(architecture, num_classes, preprocessing.crop)
+    model = fill_network(network, read_weights(path), path)
     return Served(model, f"{architecture} from {path.name}", num_classes, preprocessing)

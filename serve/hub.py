@@ -1,4 +1,4 @@
-"""Folders to Hugging Face's hub. For `serve/publish.py`. The token is the user's own, and in no message."""
+"""Push folders to the Hugging Face hub. For `serve/publish.py`. The user's token never appears in a message."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +15,26 @@ LOG_IN = "`hf auth login`, or set HF_TOKEN, with a token that may write"
 
 
 def check_push(repo: str) -> None:
-    """Raises InputError where nothing could be pushed to a repository of this name; asks nobody."""
+    """Check a repository's name, and that the user is logged in, without sending a request.
+
+    Raises:
+        InputError: nothing could be pushed.
+    """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"{repo} is no name of a repository ({error}): give OWNER/NAME") from error
+        raise InputError(f"{repo} is not a valid name of a repository ({error}): give OWNER/NAME") from error
     if repo.count("/") != 1:
         raise InputError(f"{repo} has no owner: give OWNER/NAME")
     if huggingface_hub.get_token() is None:
-        raise InputError(f"nobody is logged in to push {repo}: {LOG_IN}")
+        raise InputError(f"cannot push {repo}, you are not logged in: {LOG_IN}")
 
 
-def push(folder: Path, repo: str, kind: Kind, files: Sequence[str]) -> str:
-    """Make a repository if there is none, and commit the files; its address.
+def push_folder(folder: Path, repo: str, kind: Kind, files: Sequence[str]) -> str:
+    """Create a repository if it does not exist, commit the files, and return its address.
 
     Args:
-        files: patterns. In a Space whatever else lies there in folders is deleted: modules of an earlier one.
+        files: patterns. In a Space all other files in folders are deleted: they are modules of an earlier version.
 
     Raises:
         InputError: the hub refuses, or cannot be reached.
@@ -46,17 +50,18 @@ def push(folder: Path, repo: str, kind: Kind, files: Sequence[str]) -> str:
             delete_patterns="*/*" if kind == "space" else None,
             commit_message="Pushed by Penstock",
         )
-    except Exception as error:  # the hub's client and its HTTP client raise nearly anything
-        raise InputError(_explain(repo, kind, error)) from error
+    except Exception as error:  # the hub's client and its HTTP client raise almost any exception
+        raise InputError(_explain_error(repo, kind, error)) from error
     return str(url)
 
 
-def _explain(repo: str, kind: Kind, error: Exception) -> str:
-    """One line on what to do; never the token, which a server may repeat."""
-    said = " ".join(str(error).split())[:300].replace(huggingface_hub.get_token() or "\0", "…")
+def _explain_error(repo: str, kind: Kind, error: Exception) -> str:
+    """Return one line that says what to do, without the token, which a server's message may contain."""
+    words = " ".join(str(error).split())[:300].replace(huggingface_hub.get_token() or "\0", "…")
+    # A response has a status; without one the request did not reach the hub.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"the hub does not let you write to the {kind} {repo}: {LOG_IN} ({said})"
-    if status is None and any(word in f"{type(error).__name__} {said}".lower() for word in ("connect", "offline")):
+        return f"the hub does not let you write to the {kind} {repo}: {LOG_IN} ({words})"
+    if status is None and any(word in f"{type(error).__name__} {words}".lower() for word in ("connect", "offline")):
         return f"cannot reach the hub for {repo}: check the network and run the same command again"
-    return f"the {kind} {repo} was not pushed: {said}"
+    return f"the {kind} {repo} was not pushed: {words}"

@@ -1,7 +1,8 @@
-"""A prepared split as a source: webdataset walks its tars, and decodes nothing.
+"""Read a prepared split as a `Source`: webdataset iterates over its tars, and decodes nothing.
 
-Tars are opened here and handed over as files, because webdataset would run a name that begins with `pipe:`; its
-decoders, which unpickle, are not used; and images are counted, because it ends a truncated tar without a word.
+Tars are opened here and passed to webdataset as file objects, because it would execute a name that begins with
+`pipe:`. Its decoders, which unpickle, are not used. Images are counted, because it ends at the end of a truncated tar
+without an error.
 """
 
 import json
@@ -10,10 +11,8 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import pyarrow as pa
-
 from prep.errors import InputError
-from serve.source import Encoded, Source
+from serve.pictures import Encoded, Source
 
 MANIFEST, SAMPLES = "manifest.json", "samples.arrow"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -21,10 +20,10 @@ Labels = dict[int, dict[str, int]]  # by position of the shard, then by key
 
 
 def open_split(folder: Path) -> Source:
-    """A split that `prep/shard.py` wrote, or `prep/adopt.py` adopted.
+    """Open a split that `prep/shard.py` wrote or `prep/adopt.py` adopted.
 
     Raises:
-        InputError: its manifest is damaged.
+        InputError: the manifest is damaged; while reading also: a shard is damaged, or an image has an unknown label.
     """
     path = folder / MANIFEST
     try:
@@ -32,9 +31,10 @@ def open_split(folder: Path) -> Source:
         shards = [(_plain_name(shard["name"]), int(shard["num_images"])) for shard in manifest["shards"]]
         class_names = tuple(map(str, manifest["class_names"]))
         num_images, name = int(manifest["num_images"]), f"{manifest['split']} of {manifest['source']['name']}"
+        # An adopted split has no options: its labels are in the index, not in the tars.
         labels = None if manifest["options"] else _read_labels(folder / SAMPLES)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): prepare the data anew") from error
+        raise InputError(f"{path} is damaged ({error!r}): prepare the data again") from error
 
     def read(wanted: Container[int]) -> Iterator[Encoded]:
         first = 0
@@ -43,7 +43,8 @@ def open_split(folder: Path) -> Source:
             for each in _read_shard(folder / shard, first, num_in_shard, known):
                 if not 0 <= each.label < len(class_names):
                     raise InputError(
-                        f"{each.key} in {shard} has label {each.label}, which {path} does not name: prepare it anew"
+                        f"{each.key} in {shard} has label {each.label}, which {path} does not name: "
+                        "prepare the data again"
                     )
                 if each.row in wanted:
                     yield each
@@ -53,7 +54,9 @@ def open_split(folder: Path) -> Source:
 
 
 def _read_labels(path: Path) -> Labels:
-    """An adopted split's labels by shard and key, from its index: its tars have other members as well."""
+    """Return an adopted split's labels by shard and key, from its index; its tars have other members as well."""
+    import pyarrow as pa  # noqa: PLC0415 - only adopted splits need it
+
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         columns = (table[name].to_pylist() for name in ("shard", "key", "label"))
@@ -70,7 +73,14 @@ def _plain_name(name: str) -> str:
 
 
 def _read_shard(path: Path, first: int, num_images: int, labels: Mapping[str, int] | None) -> Iterator[Encoded]:
-    from webdataset.tariterators import group_by_keys, tar_file_iterator  # noqa: PLC0415 - for prepared splits alone
+    """Yield the images of one tar.
+
+    Args:
+        first: row of the shard's first image.
+        num_images: the number of images according to the manifest.
+        labels: labels by key; None: each sample has its label in a .cls member.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator  # noqa: PLC0415 - only prepared splits need it
 
     row = first
     try:
@@ -78,16 +88,17 @@ def _read_shard(path: Path, first: int, num_images: int, labels: Mapping[str, in
             members: Any = ({**member, "__url__": path.name} for member in tar_file_iterator(file))  # pyright: ignore[reportArgumentType]
             for sample in group_by_keys(members):
                 key, image = sample["__key__"], _find_image(sample)
+                # Skip samples that are not a labelled image, as preparation did.
                 if image is None or (key not in labels if labels is not None else "cls" not in sample):
                     continue
                 yield Encoded(row, key, int(sample["cls"]) if labels is None else labels[key], image)
                 row += 1
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        raise InputError(f"{path} cannot be read ({error}): copy or prepare it anew") from error
+        raise InputError(f"{path} cannot be read ({error}): copy or prepare it again") from error
     if row - first != num_images:
-        raise InputError(f"{path} holds {row - first:,} of {num_images:,} images: copy or prepare it anew")
+        raise InputError(f"{path} holds {row - first:,} of {num_images:,} images: copy or prepare it again")
 
 
 def _find_image(sample: Mapping[str, Any]) -> bytes | None:
-    """The first member that is an image, by its extension's last part (`img.jpg`)."""
+    """Return the first member that is an image, by the last part of its extension (`img.jpg`)."""
     return next((data for name, data in sample.items() if name.rpartition(".")[2] in IMAGE_SUFFIXES), None)

@@ -1,6 +1,6 @@
-"""Files of weights, as nobody should trust them: nothing in them is run, and a network takes all of a file or none.
+"""Load untrusted weight files: never execute code in them, and load all of their tensors or none.
 
-From a `.safetensors`, `.pth` or `.pth.tar` to the network that `serve/artifact.py` hands out.
+From a `.safetensors`, `.pth` or `.pth.tar` to the network that `serve/artifact.py` returns.
 """
 
 import argparse
@@ -18,30 +18,36 @@ from torch import nn
 from prep.errors import InputError, list_some
 from serve.preprocess import LARGEST_SIDE
 
-WRAPPED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's and torch's habits, averaged first
-PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # of torch.compile and of DDP, one around the other
-MODEL_ARGS = {"img_size": int, "dynamic_img_size": bool}  # what an artifact may give to timm, with their types
+# Keys of timm and torch for the state_dict in a checkpoint; averaged weights first.
+WRAPPED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # of torch.compile and of DDP, in either order of wrapping
+MODEL_ARGS = {"img_size": int, "dynamic_img_size": bool}  # arguments of timm that an artifact may set, with their types
 Weights = dict[str, torch.Tensor]
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors in a file, by name.
+    """Return the tensors in a file, by name.
 
     Raises:
-        InputError: it is no file of weights, or would run code to be read; none is run.
+        InputError: it is not a file of weights, or reading it would execute code; no code is executed.
     """
     if not path.is_file():
-        raise InputError(f"{path} is no file: give an exported artifact's folder, or .pth, .pth.tar, .safetensors")
+        raise InputError(
+            f"{path} is not a file: give an exported artifact's folder, or a .pth, .pth.tar or .safetensors file"
+        )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+    # The state_dict may be inside of a checkpoint.
     for key in WRAPPED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
+
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds no named tensors: save a network's state_dict()")
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: {name} is no tensor: save a network's state_dict() alone")
+            raise InputError(f"{path}: {name} is not a tensor: save a network's state_dict() alone")
     return {_strip(str(name)): tensor for name, tensor in content.items()}
 
 
@@ -49,16 +55,16 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is no whole safetensors file ({error}): copy it anew") from error
+        raise InputError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
 
 
 def _read_pickle(path: Path) -> Any:
-    """What torch.load reads with weights_only; timm's checkpoints hold their command line, a Namespace, beside."""
+    """Load with `weights_only`; a Namespace is allowed, because timm's checkpoints contain their command line."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats; what cannot be read is an error below
+            warnings.simplefilter("ignore")  # about old formats; a file that cannot be read is an error below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise nearly anything
+    except Exception as error:  # damaged files raise almost any exception
         reason = str(error).strip().split("\n")[-1][:200]
         raise InputError(
             f"{path} holds more than tensors, or is damaged; nothing in it was run ({reason}): "
@@ -72,43 +78,46 @@ def _strip(name: str) -> str:
     return name
 
 
-def build(architecture: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
-    """A network of timm's by name, untrained; nothing is downloaded.
+def build_network(architecture: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return an untrained network of timm by name; nothing is downloaded.
 
     Args:
-        model_args: what an artifact says of the resolution: `img_size` and `dynamic_img_size`.
+        model_args: the resolution that an artifact records: `img_size` in pixels and `dynamic_img_size`.
 
     Raises:
-        InputError: timm has none of that name, or none of it with so many classes, or the arguments are others.
+        InputError: timm has no model of this name, or `model_args` has other entries.
     """
     sizes = dict(model_args or {})
     fits = {name: type(value) is MODEL_ARGS.get(name) for name, value in sizes.items()}
     if not all(fits.values()) or not 0 < sizes.get("img_size", 1) <= LARGEST_SIDE:
-        raise InputError(f"model_args {sizes} are not img_size, in pixels, and dynamic_img_size: export the model anew")
-    if not timm.is_model(architecture):  # a name like hf-hub:… would be fetched
-        raise InputError(f"timm has no model {architecture}: timm.list_models() names them")
+        raise InputError(
+            f"model_args must be img_size in pixels and dynamic_img_size, got {sizes}: export the model again"
+        )
+    if not timm.is_model(architecture):  # timm would download a name like hf-hub:OWNER/NAME
+        raise InputError(f"timm has no model {architecture}: timm.list_models() lists all names")
     return timm.create_model(architecture, pretrained=False, num_classes=num_classes, **sizes)
 
 
-def build_for_size(architecture: str, num_classes: int, size: int) -> nn.Module:
-    """As `build`, where nobody says with which arguments: for pictures of `size` pixels, if it is made for one size."""
+def build_network_for_size(architecture: str, num_classes: int, size: int) -> nn.Module:
+    """Return a network for bare weights, which record no arguments: built for `size` pixels if its size is fixed."""
     config = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
     if config is not None and config.fixed_input_size:
         try:
-            return build(architecture, num_classes, {"img_size": size})
+            return build_network(architecture, num_classes, {"img_size": size})
         except (TypeError, AssertionError, RuntimeError, ValueError):
-            pass  # it takes no img_size, or not this one; whether it sees such pictures is found out before it is used
-    return build(architecture, num_classes)
+            pass  # it accepts no img_size, or not this one; the first forward pass reports a size that does not fit
+    return build_network(architecture, num_classes)
 
 
-def fill(model: nn.Module, weights: Weights, path: Path) -> nn.Module:
-    """A network in evaluation mode with all of the weights and nothing else.
+def fill_network(model: nn.Module, weights: Weights, path: Path) -> nn.Module:
+    """Load weights into a network, and return it in evaluation mode.
 
     Raises:
-        InputError: a name is missing, unknown or of another shape, or a value is not finite.
+        InputError: a tensor is missing, unknown or has another shape, or contains NaN or infinity.
     """
+    # Compare names and shapes. A wrong number of classes has its own message, because another flag repairs it.
     own = model.state_dict()
-    check_classes(model, weights, path)
+    check_num_classes(model, weights, path)
     faults = {
         "missing": sorted(own.keys() - weights.keys()),
         "unknown": sorted(weights.keys() - own.keys()),
@@ -119,22 +128,28 @@ def fill(model: nn.Module, weights: Weights, path: Path) -> nn.Module:
         ),
     }
     if any(faults.values()):
-        said = "; ".join(f"{what}: {list_some(names)}" for what, names in faults.items() if names)
-        raise InputError(f"{path} does not fit the network ({said}): name its own architecture with --model")
+        words = "; ".join(f"{what}: {list_some(names)}" for what, names in faults.items() if names)
+        raise InputError(f"{path} does not fit the network ({words}): set --model to the architecture of these weights")
+
+    # NaN or infinity would give predictions without an error.
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} is not finite, so neither is what it computes: take other weights")
+            raise InputError(f"{path}: {name} contains NaN or infinity: use other weights")
     model.load_state_dict(weights, strict=True)
     return model.eval()
 
 
-def check_classes(model: nn.Module, weights: Weights, path: Path) -> None:
-    """Raises InputError where the weights tell another number of classes apart than the network."""
+def check_num_classes(model: nn.Module, weights: Weights, path: Path) -> None:
+    """Compare the number of classes of the weights with that of the network, if timm names its classifier.
+
+    Raises:
+        InputError: they differ.
+    """
     classifier: Any = model.get_classifier()  # pyright: ignore[reportCallIssue]
     names = [name for name, module in model.named_modules() if module is classifier]
     tensor = weights.get(f"{names[0]}.weight") if names else None
     if tensor is not None and tensor.shape[:1] != (model.num_classes,):
         raise InputError(
-            f"{path} tells {tensor.shape[0]:,} classes apart, and {model.num_classes:,} are wanted: "
-            f"give --num_classes {tensor.shape[0]} and images of those"
+            f"{path} has {tensor.shape[0]:,} classes, expected {model.num_classes:,}: "
+            f"set --num_classes {tensor.shape[0]} and give images of these classes"
         )

@@ -1,6 +1,6 @@
-"""Whether a picture may be drawn: a model that guesses, or that is not the one it says it is, explains nothing.
+"""Check a model's accuracy before anything is drawn: better than chance, and as good as its artifact records.
 
-Between `serve/judge.py`, which counts, and whatever draws.
+The pictures of a model with wrong weights, or with classes in another order, explain nothing.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prep.errors import InputError
 from serve.artifact import Recorded
 
-Z_99 = 2.5758293035489004  # two-sided 99% of a normal distribution
+Z_99 = 2.5758293035489004  # two-sided 99% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -21,48 +21,48 @@ class Count:
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """Top-1 accuracy in percent."""
         return 100 * self.num_hits / self.num_images
 
     def interval(self) -> tuple[float, float]:
-        """The 99% interval of the share of hits, 0 to 1: E. B. Wilson, "Probable Inference", JASA 22 (1927)."""
+        """Return the 99% interval of the share of hits, 0 to 1: E. B. Wilson, "Probable Inference", JASA 22 (1927)."""
         share, weight = self.num_hits / self.num_images, Z_99**2 / self.num_images
         middle = (share + weight / 2) / (1 + weight)
         half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-        # At its ends it is exactly 0 and 1, which rounding must not miss.
+        # Without hits the lower end is exactly 0, and without misses the upper end exactly 1; rounding may differ.
         low = middle - half if self.num_hits else 0.0
         return low, middle + half if self.num_hits < self.num_images else 1.0
 
 
 def count_recorded(recorded: Recorded) -> Count:
-    """What an artifact says was measured, as what is measured here."""
+    """Return the accuracy that an artifact records, as a `Count`."""
     return Count(recorded.num_top1, recorded.num_images)
 
 
 def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> list[str]:
-    """Why nothing should be drawn, a sentence each; none where all is well.
+    """Return the reasons not to trust the model, one sentence each; an empty list if there are none.
 
     Raises:
-        InputError: there was no image.
+        InputError: no image was read.
     """
     if not count.num_images:
-        raise InputError("there is no image to measure accuracy on: give a folder with images")
+        raise InputError("found no image to measure accuracy on: give a folder with images")
     low, high = count.interval()
     doubts = []
     if low <= 1 / num_classes:
         doubts.append(
-            f"top-1 is {describe(count)}, which is no better than chance ({100 / num_classes:.3g}%): "
-            "the weights or the order of the classes are not what they seem, or there are too few images"
+            f"top-1 is {describe_accuracy(count)}, not better than chance ({100 / num_classes:.3g}%): "
+            "the weights are wrong, the classes are in another order, or there are too few images"
         )
     if recorded is not None and not low <= recorded.top1 / 100 <= high:
         doubts.append(
-            f"top-1 is {describe(count)}, and the artifact records {recorded.top1:.2f}% on {recorded.split} "
+            f"top-1 is {describe_accuracy(count)}, and the artifact records {recorded.top1:.2f}% on {recorded.split} "
             f"of {recorded.dataset or 'its data'}: these are other images, classes in another order, or another model"
         )
     return doubts
 
 
-def describe(count: Count) -> str:
-    """The figure with its interval, in words."""
+def describe_accuracy(count: Count) -> str:
+    """Return the accuracy with its interval, in words."""
     low, high = count.interval()
     return f"{count.top1:.2f}% of {count.num_images:,} images (99% interval {100 * low:.2f} to {100 * high:.2f}%)"

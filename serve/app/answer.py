@@ -1,6 +1,6 @@
-"""What a network says of one picture: its five surest classes, and where it sees each of them.
+"""The model's answer to one picture: its five most likely classes, and a Grad-CAM map of each.
 
-Between `serve/app_photo.py` and `serve/app_page.py`. T classes, H and W the crop's side.
+Between `serve/app/uploads.py` and `serve/app/page.py`. T is the number of classes shown, H and W are the crop's side.
 """
 
 import time
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from serve.app_photo import Photo
+from serve.app.uploads import Photo
 from serve.artifact import Served
 from serve.cam import GradCam
-from serve.judge import predict
+from serve.class_names import to_words
+from serve.predict import predict_probabilities
 from serve.preprocess import Preprocessing, show_crop, to_tensor
-from serve.wordnet import to_words
 
 NUM_SHOWN = 5  # classes
-VIEW_SIDE = 640  # pixels at most, of the picture in the page
+VIEW_SIDE = 640  # pixels; the largest side of the picture in the page
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class."""
+    """One class of an answer."""
 
     name: str
     share: float  # softmax, 0 to 1
@@ -31,21 +31,22 @@ class Guess:
 
 @dataclass(frozen=True)
 class Answer:
-    """All that the page shows of one picture."""
+    """Everything that the page shows for one picture."""
 
-    view: Image.Image  # the square that the network saw, with the photograph's own pixels
-    guesses: tuple[Guess, ...]  # the surest first
+    view: Image.Image  # the square that the network saw, at the photograph's resolution
+    guesses: tuple[Guess, ...]  # the most likely class first
     notes: tuple[str, ...]
     seconds: float  # from the opened picture to the last map
 
 
-def answer(served: Served, cam: GradCam, photo: Photo) -> Answer:
-    """The five surest classes, or all where there are fewer, each with its map."""
+def answer_photo(served: Served, cam: GradCam, photo: Photo) -> Answer:
+    """Return the five most likely classes (all classes if the model has fewer), each with its map."""
     started = time.perf_counter()
     image_CHW = to_tensor(show_crop(photo.picture, served.preprocessing), served.preprocessing)
-    shares_T, labels_T = predict(served, image_CHW[None])[0].topk(min(NUM_SHOWN, served.num_classes))
+    probabilities_K = predict_probabilities(served, image_CHW[None])[0]
+    shares_T, labels_T = probabilities_K.topk(min(NUM_SHOWN, served.num_classes))
     labels = labels_T.tolist()
-    # One map at a time: all five in one batch save a quarter of the time and take five times the memory.
+    # Compute one map at a time: a batch of five would save a quarter of the time and need five times the memory.
     maps_HW = [cam(image_CHW, [label])[0].numpy() for label in labels]
     guesses = tuple(
         Guess(name_class(served, label), share, map_HW)
@@ -56,25 +57,28 @@ def answer(served: Served, cam: GradCam, photo: Photo) -> Answer:
 
 
 def name_class(served: Served, label: int) -> str:
-    """Its name where the artifact has names, else its number."""
+    """Return the name of a class, or its number if the artifact has no names."""
     return f"class {label}" if served.class_names is None else to_words(served.class_names)[label]
 
 
 def show_view(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """The square that the network saw, as fine as the photograph is: `show_crop` without its coarse pixels."""
+    """Return the square that the network saw, cut from the photograph at its own resolution, at most 640 pixels.
+
+    It is the region of `show_crop`, without being reduced to the network's resolution.
+    """
     side = min(picture.size) * preprocessing.crop / preprocessing.resize
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     size = min(VIEW_SIDE, max(1, round(side)))
     return picture.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
-def prepare(served: Served) -> GradCam:
-    """Finds the stage, and freezes the network: nobody trains it here, and no gradient of a weight is computed."""
+def make_cam(served: Served) -> GradCam:
+    """Return the Grad-CAM of a model, and freeze the model so that no gradient of a weight is computed."""
     served.model.requires_grad_(False)
     return GradCam(served.model, served.preprocessing.crop)
 
 
 def warm_up(served: Served, cam: GradCam) -> None:
-    """The first answer takes longer than the others; it is not a visitor's."""
+    """Answer a grey picture: the first answer is slower than the others, so a visitor should not get it."""
     side = served.preprocessing.crop
-    answer(served, cam, Photo(Image.new("RGB", (side, side), "grey")))
+    answer_photo(served, cam, Photo(Image.new("RGB", (side, side), "grey")))

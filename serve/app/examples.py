@@ -1,4 +1,4 @@
-"""Pictures to try the app with, drawn here, so that they are nobody's. For `serve/app.py`."""
+"""Example pictures for the app, drawn by code here, so that they have no copyright of others."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from prep.errors import InputError
-from serve.app_digits import NAMES, draw_digits
 
 SIDE, FINE = 448, 2  # pixels; drawn twice as large, for smooth edges
 Draw = ImageDraw.ImageDraw
@@ -14,8 +13,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 def draw_examples(folder: Path, class_names: Sequence[str] | None = None) -> list[Path]:
-    """Write them, named after what they show; for a model of these classes, where it knows but digits."""
-    if class_names and NAMES.issuperset(class_names):
+    """Write the example pictures, named after what they show, and return their paths.
+
+    Args:
+        class_names: classes of the model; if all of them are digits, digits are drawn.
+    """
+    if class_names and DIGIT_NAMES.issuperset(class_names):
         return draw_digits(folder)
     paths = []
     for name, (sky, ground, draw) in DRAWINGS.items():
@@ -27,10 +30,10 @@ def draw_examples(folder: Path, class_names: Sequence[str] | None = None) -> lis
 
 
 def list_examples(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names.
+    """Return the pictures in a folder, sorted by name.
 
     Raises:
-        InputError: there is none.
+        InputError: there are none.
     """
     found = (
         sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -43,7 +46,7 @@ def list_examples(folder: Path) -> list[Path]:
 
 
 def _draw_background(sky: tuple[int, int, int], ground: tuple[int, int, int]) -> Image.Image:
-    """One colour into another, from top to bottom."""
+    """Return a gradient from one colour at the top to another at the bottom."""
     column = Image.linear_gradient("L").resize((FINE * SIDE, FINE * SIDE))
     return Image.composite(Image.new("RGB", column.size, ground), Image.new("RGB", column.size, sky), column)
 
@@ -93,3 +96,29 @@ DRAWINGS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], Callable[[
     "orange": ((240, 232, 216), (214, 198, 172), _draw_orange),
     "umbrella": ((207, 219, 228), (207, 219, 228), _draw_umbrella),
 }
+
+
+# Digits for a model of digits, drawn as the data set of handwritten digits was scanned: 8 x 8 pixels.
+
+DIGIT_NAMES = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
+PAGE, SCANNED, SHOWN, PEN = 64, 8, 256, 11  # pixels: of the drawing, of its scan, as shown; width of the stroke
+Line = tuple[tuple[int, int], ...]
+STROKES: dict[str, tuple[Line, ...]] = {
+    "two": (((18, 16), (30, 7), (43, 14), (42, 26), (18, 54), (46, 54)),),
+    "three": (((18, 10), (42, 10), (28, 28), (42, 40), (36, 53), (18, 54)),),
+    "four": (((28, 6), (14, 38), (48, 38)), ((38, 24), (36, 58))),
+    "seven": (((16, 9), (45, 9), (28, 57)), ((20, 32), (46, 32))),
+}
+
+
+def draw_digits(folder: Path) -> list[Path]:
+    """Write four digits as PNGs, named after what they show, and return their paths."""
+    paths = []
+    for name, strokes in STROKES.items():
+        picture = Image.new("L", (PAGE, PAGE))
+        for points in strokes:
+            ImageDraw.Draw(picture).line(points, 255, PEN, "curve")
+        scan = picture.resize((SCANNED, SCANNED), Image.Resampling.BOX)
+        paths.append(folder / f"{name}.png")
+        scan.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
