@@ -1,4 +1,4 @@
-"""How a process answers: a job as JSON in its first argument, a result as JSON on its last line."""
+"""Worker protocol: a job as JSON in the first argument, its result as JSON on the last line of standard output."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from prep.errors import InputError
 Job = dict[str, Any]
 
 
-def answer(work: Callable[[Job], dict[str, Any]]) -> None:
-    """Do the work, and say what came of it."""
+def run_job(work: Callable[[Job], dict[str, Any]]) -> None:
+    """Run `work` on this process's job and print its result; exit with status 1 and one line on an InputError."""
     job, channel = json.loads(sys.argv[1]), take_stdout()
     try:
         result = work(job)
@@ -22,7 +22,7 @@ def answer(work: Callable[[Job], dict[str, Any]]) -> None:
 
 
 def take_stdout() -> TextIO:
-    """Standard output for answers alone: what libraries print goes to standard error."""
+    """Return a stream to standard output for results alone; what libraries print goes to standard error instead."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel

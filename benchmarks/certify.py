@@ -1,31 +1,23 @@
-"""`python benchmarks/certify.py DIR`: what the loader does to a prepared dataset, certified on its real stream.
+"""`python benchmarks/certify.py DIR`: check the loader on the real stream of a prepared dataset.
 
-Every image once an epoch, pixels that are those images', classes in a batch, displacement between epochs, ranks that
-share nothing, resuming, and decoders that agree. --loader takes peers that shuffle in a buffer through the first four.
-A table goes to stderr, one JSON record to stdout; the exit status is 1 when a certificate fails.
+Certificates: every image once per epoch, the right pixels, classes per batch, displacement between epochs, no image on
+two ranks, exact resuming, and decoders that agree. --loader also checks the order of peers that shuffle in a buffer.
+A table goes to stderr, one JSON record to stdout; the exit status is 1 if a certificate fails.
 """
 
 import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from certificates.job import Job
-from certificates.judge import find_judge
-from certificates.picture import draw
-from certificates.resume import place_stretch
-from certificates.stages import OURS, build_job, certify
-from certificates.table import show
-from certificates.take import ENTRIES
-from certificates.verdict import list_failed
-from record import describe_dali, describe_origin, describe_placement, label_source, publish
+from certificates.job import ENTRIES, OURS, Job
 
-from loaders import LoaderConfig, Split, World
-from loaders.device import resolve_device
-from loaders.placement import Choice, choose_placement
-from prep.errors import InputError, exit_with
-from train.checkpoint import describe_versions
+from prep.errors import InputError, run
+
+if TYPE_CHECKING:
+    from loaders import Split
+    from loaders.placement import Choice
 
 PEERS = {
     "webdataset": "WebDataset(split_by_node, shardshuffle=100, detshuffle=True).shuffle(buffer)",
@@ -34,7 +26,7 @@ PEERS = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/certify.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,58 +34,77 @@ def parse_arguments() -> argparse.Namespace:
     add("data", type=Path, metavar="DIR", help="prepared dataset")
     add("--split", default="train", help="default: train")
     add("--loader", nargs="+", choices=list(ENTRIES), default=[OURS], help="default: penstock")
-    add("--epochs", type=int, default=2, help="default, and least: 2")
+    add("--epochs", type=int, default=2, help="at least 2 (default: 2)")
     add("--batch-size", type=int, default=256, help="images of all ranks together (default: 256)")
     add("--size", type=int, default=224, help="pixels (default: 224)")
-    add("--limit", type=int, default=50_000, metavar="N", help="most images to decode in epochs (default: 50,000)")
+    add("--limit", type=int, default=50_000, metavar="N", help="decode at most N images in epochs (default: 50,000)")
     add("--ranks", type=int, nargs="+", default=[2, 3], metavar="N", help="numbers of ranks (default: 2 3)")
-    add("--seed", type=int, default=0, help="of the order, and of what is drawn here (default: 0)")
-    add("--buffer", type=int, nargs="+", default=[1000], metavar="N", help="images to shuffle among, of peers (1,000)")
+    add("--seed", type=int, default=0, help="of the order and of the samples (default: 0)")
+    add("--buffer", type=int, nargs="+", default=[1000], metavar="N", help="peers' shuffle buffer (default: 1000)")
     add("--model", type=Path, metavar="DIR", help="export or checkpoint for the logits (default: random weights)")
     add("--parity-images", type=int, default=64, metavar="N", help="images to compare decoders on (default: 64)")
     add("--threads", type=int, default=0, help="decoding threads (default: an equal share of the cores)")
     add("--device", default="auto", help="of our loader: auto, cpu or cuda")
     add("--placement", default="auto", metavar="SIDE", help="where our loader decodes: auto, cpu or gpu")
     add("--decode", default="auto", metavar="HOW", help="auto, roi (regions) or full (images)")
-    add("--out", type=Path, metavar="FILE", help="write the record here too")
-    add("--picture", type=Path, metavar="FILE", help="draw classes in a batch and displacements (PNG)")
+    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
+    add("--picture", type=Path, metavar="FILE", help="draw classes per batch and displacements (PNG)")
     return parser.parse_args()
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for what nothing can be certified with."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check the arguments that need no dataset.
+
+    Raises:
+        InputError: one has a value that cannot be used.
+    """
     if arguments.epochs < 2:
-        raise InputError(f"{arguments.epochs} epochs have no displacement between them: take 2 or more")
-    sizes = (arguments.batch_size, arguments.size, arguments.parity_images, *arguments.buffer)
-    if min(sizes) < 1 or arguments.limit < 0:
-        raise InputError("batch-size, size, buffer and parity-images must be 1 or more, limit 0 or more")
+        raise InputError(f"--epochs must be at least 2, got {arguments.epochs}: displacement is between two epochs")
+    for name in ("batch_size", "size", "parity_images"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if min(arguments.buffer) < 1:
+        raise InputError(f"--buffer must be at least 1, got {min(arguments.buffer)}")
+    if arguments.limit < 0:
+        raise InputError(f"--limit must be at least 0, got {arguments.limit}")
     if min(arguments.ranks) < 2:
-        raise InputError(f"{min(arguments.ranks)} ranks share nothing with anybody: take --ranks of 2 or more")
+        raise InputError(f"--ranks must all be at least 2, got {min(arguments.ranks)}")
     if max(arguments.ranks) > arguments.batch_size:
-        raise InputError(f"a batch of {arguments.batch_size} is too small for {max(arguments.ranks)} ranks")
+        raise InputError(
+            f"--batch-size {arguments.batch_size} is too small for {max(arguments.ranks)} ranks: "
+            "choose a larger one, or fewer --ranks"
+        )
     for out in filter(None, (arguments.out, arguments.picture)):
         if not out.resolve().parent.is_dir():
-            raise InputError(f"{out.parent} does not exist: create it or choose another place for {out.name}")
+            raise InputError(f"{out.parent} does not exist: create it, or choose another folder for {out.name}")
 
 
 def list_loaders(arguments: argparse.Namespace) -> list[tuple[str, int]]:
-    """Each loader, a peer with each size of its buffer; ours has none."""
+    """Return each loader with its buffer size: a peer once per size, ours with 0 because it has no buffer."""
     buffers = {name: [0] if name == OURS else arguments.buffer for name in dict.fromkeys(arguments.loader)}
     return [(name, buffer) for name, sizes in buffers.items() for buffer in sizes]
 
 
-def choose_our_placement(arguments: argparse.Namespace) -> Choice:
-    """Return where our loader decodes: resolved once, since processes of many ranks have fewer cores each.
+def choose_our_placement(arguments: argparse.Namespace) -> "Choice":
+    """Return where our loader decodes.
+
+    It is chosen once for all worlds: a process of many ranks has fewer cores and might choose differently.
 
     Raises:
         InputError: this machine lacks the placement.
     """
+    from loaders import LoaderConfig, World  # noqa: PLC0415  (torch)
+    from loaders.placement import choose_placement  # noqa: PLC0415
+    from loaders.world import resolve_device  # noqa: PLC0415
+
     asked = LoaderConfig(placement=arguments.placement, decode=arguments.decode, num_threads=arguments.threads)
     return choose_placement(asked, World(device=resolve_device(arguments.device)))
 
 
-def describe_loader(job: Job, choice: Choice) -> dict[str, Any]:
-    """Return what was certified, in words and figures."""
+def describe_loader(job: Job, choice: "Choice") -> dict[str, Any]:
+    """Return the loader's fields of the record: name, settings, and how much was decoded."""
+    from record import describe_placement  # noqa: PLC0415  (torch)
+
     if not job.spans:
         return {"loader": job.loader, "what": PEERS[job.loader], "buffer": job.buffer, "num_decoded": 0}
     decoded = sum(span.stop - span.start for span in job.spans if span.decoded)
@@ -106,8 +117,14 @@ def describe_loader(job: Job, choice: Choice) -> dict[str, Any]:
     }
 
 
-def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, Any]) -> dict[str, Any]:
-    """All that is needed to read the certificates and to take them again."""
+def build_record(arguments: argparse.Namespace, split: "Split", found: dict[str, Any]) -> dict[str, Any]:
+    """Return the record: the certificates of each loader, and all that is needed to repeat them."""
+    from record import describe_dali, describe_origin, label_source  # noqa: PLC0415  (torch)
+
+    from loaders import World  # noqa: PLC0415
+    from loaders.world import resolve_device  # noqa: PLC0415
+    from train.versions import describe_versions  # noqa: PLC0415
+
     source = split.manifest.source.name
     versions = describe_dali("dali") | describe_versions("pillow", "webdataset")
     return {
@@ -125,31 +142,49 @@ def build_record(arguments: argparse.Namespace, split: Split, found: dict[str, A
 
 
 def main() -> None:
-    """Certify each loader, show and write what was found."""
+    """Certify each loader; print the table and the record."""
     arguments = parse_arguments()
-    check(arguments)
+    check_arguments(arguments)
+
+    # Imported here, so that --help and a refused flag answer at once: torch, DALI, scipy and timm.
+    from certificates.judge import load_probe_network  # noqa: PLC0415
+    from certificates.resume import place_stretch  # noqa: PLC0415
+    from certificates.stages import build_job, certify  # noqa: PLC0415
+    from certificates.table import print_certificates  # noqa: PLC0415
+    from certificates.verdict import list_failed  # noqa: PLC0415
+    from record import publish  # noqa: PLC0415
+
+    from loaders import Split  # noqa: PLC0415
+    from loaders.world import resolve_device  # noqa: PLC0415
+
+    # Refuse all that cannot be certified, before the first epoch is read.
     choice = choose_our_placement(arguments)
     arguments.device = resolve_device(arguments.device).type
     arguments.placement, arguments.decode = choice.side, choice.config.decode
     split, found, failed = Split(arguments.data, arguments.split), {}, []
-    place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))  # refused now, not in a while
-    judge = find_judge(arguments.model, len(split.class_names), arguments.seed) if OURS in arguments.loader else None
+    place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))
+    network = None
+    if OURS in arguments.loader:
+        network = load_probe_network(arguments.model, len(split.class_names), arguments.seed)
+
+    # Certify the loaders one after another.
     for loader, buffer in list_loaders(arguments):
         job, name = build_job(arguments, loader, buffer, len(split)), f"{loader} {buffer:,}" if buffer else loader
-        certificates = certify(arguments, split, job, judge if loader == OURS else None)
+        certificates = certify(arguments, split, job, network if loader == OURS else None)
         found[name] = describe_loader(job, choice) | {"certificates": [asdict(each) for each in certificates]}
-        show(describe_loader(job, choice), certificates)
+        print_certificates(describe_loader(job, choice), certificates)
         failed += [f"{name}: {each}" for each in list_failed(certificates)]
+
+    # Write the record and the picture; the exit status tells whether all have passed.
     record = build_record(arguments, split, found)
     publish(record, arguments.out)
     if arguments.picture:
-        draw(record, arguments.picture)
+        from certificates.picture import draw_certificates  # noqa: PLC0415  (matplotlib)
+
+        draw_certificates(record, arguments.picture)
     if failed:
         sys.exit(f"error: {len(failed)} certificates failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
+    run(main)

@@ -1,10 +1,10 @@
-"""`python benchmarks/gpu_model.py`: what a ResNet-50's training step can do on this GPU, in a minute, without data.
+"""`python benchmarks/gpu_model.py`: measure a ResNet-50's training step on this GPU, in one minute, without data.
 
-Bandwidth and matmul; the eager step in bf16 and fp16; the step of train/step.py; BatchNorm, ReLU and the addition fused
-by prototype kernels, checked first; 160, 128 and 88 pixels; torch.compile and CUDA graphs where --minutes allow it. No
-case passes the deadline; what was measured before it is kept. On a CPU it is a rehearsal: small networks, 2 images of
-32 pixels, the kernels in Triton's interpreter. Needs torch, timm and numpy, with what Penstock imports (pyarrow,
-scipy, safetensors), and Triton on a GPU; neither DALI nor a dataset.
+Cases: memory bandwidth and matmul; the eager step in bf16 and fp16; the step of train/step.py; BatchNorm, ReLU and the
+addition fused by prototype kernels, which are checked first; 160, 128 and 88 pixels; torch.compile and CUDA graphs if
+--minutes allow it. No case runs past the deadline, and earlier results are kept. On a CPU it is a rehearsal: small
+networks, 2 images of 32 pixels, the kernels in Triton's interpreter. It needs torch, timm and numpy, the packages that
+Penstock imports (pyarrow, scipy, safetensors), and Triton on a GPU; neither DALI nor a dataset.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from modelling.cases import Case, build_cases, choose_cases
 from modelling.runner import Options, Runner
 from modelling.table import describe_case, describe_results
 
-from prep.errors import InputError
+from prep.errors import InputError, run
 from prep.files import write_whole
 
 LEAST_REPETITIONS = 3
@@ -27,25 +27,29 @@ LEAST_SIZE = 32  # pixels: a ResNet halves them five times
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the command line."""
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu_model.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--seconds", type=float, default=0.5, metavar="S", help="of a repetition, about (default: 0.5)")
-    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="of each case (default, and least: 3)")
-    add("--minutes", type=float, default=1.0, help="until the deadline, all included (default: 1; all cases: 8)")
-    add("--only", nargs="+", default=[], metavar="PATTERN", help="these cases (* fits anything) and those they need")
-    add("--list", action="store_true", help="print the cases' names in order and stop")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--batch-size", type=int, metavar="N", help="of every case (default: each case's own; 2 on a CPU)")
-    add("--size", type=int, metavar="PX", help="of every case (default: each case's own; 32 on a CPU)")
-    add("--out", type=Path, metavar="FILE", help="for the record: rewritten after every case")
+    add("--seconds", type=float, default=0.5, metavar="S", help="approximate length of a repetition (default: 0.5)")
+    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="per case, at least 3 (default: 3)")
+    add("--minutes", type=float, default=1.0, help="deadline, counted from the start (default: 1; all cases: 8)")
+    add("--only", nargs="+", default=[], metavar="PATTERN", help="run these cases (with wildcards) and those they need")
+    add("--list", action="store_true", help="print the names of the cases in order, and exit")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    add("--batch-size", type=int, metavar="N", help="for all cases (default: each case's own; 2 on a CPU)")
+    add("--size", type=int, metavar="PX", help="pixels for all cases (default: each case's own; 32 on a CPU)")
+    add("--out", type=Path, metavar="FILE", help="file for the record, rewritten after each case")
     return parser.parse_args()
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for what cannot be measured with."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check the arguments.
+
+    Raises:
+        InputError: one has a value that cannot be used.
+    """
     for name in ("minutes", "seconds"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise InputError(f"--{name} must be more than 0, got {getattr(arguments, name)}")
@@ -63,7 +67,7 @@ def find_cases(patterns: list[str]) -> list[Case]:
     """Return the wanted cases.
 
     Raises:
-        InputError: a pattern fits none.
+        InputError: a pattern matches no case.
     """
     cases = build_cases()
     for pattern in patterns:
@@ -73,7 +77,7 @@ def find_cases(patterns: list[str]) -> list[Case]:
 
 
 def make_keep(out: Path | None) -> Callable[[Runner, str], None]:
-    """Return what happens after every case: a line on standard error, and the record in its file."""
+    """Return the function to call after each case: it prints its line to standard error and rewrites the record."""
 
     def keep(runner: Runner, name: str) -> None:
         print(describe_case(name, runner.results[name], runner.results), file=sys.stderr, flush=True)
@@ -84,10 +88,10 @@ def make_keep(out: Path | None) -> Callable[[Runner, str], None]:
 
 
 def main() -> None:
-    """Measure until the deadline, then show all that is known."""
+    """Measure until the deadline, then print the table of all results."""
     started = time.monotonic()
     arguments = parse_arguments()
-    check(arguments)
+    check_arguments(arguments)
     cases = find_cases(arguments.only)
     if arguments.list:
         print("\n".join(case.name for case in cases))
@@ -96,14 +100,9 @@ def main() -> None:
     options = Options(arguments=tuple(sys.argv[1:]), **{name: getattr(arguments, name) for name in names})
     with tempfile.TemporaryDirectory(prefix="gpu-model-", ignore_cleanup_errors=True) as caches:
         runner = Runner(options, Path(caches), started, make_keep(arguments.out))
-        runner.run(cases)
+        runner.run_cases(cases)
     print(describe_results(runner.content))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: --out holds what was measured")
+    run(main, "--out has the cases that were measured")

@@ -1,17 +1,17 @@
-"""`python benchmarks/gpu_pack.py OUT --data SHARDS`: for a GPU machine without network, all that it lacks, in pieces.
+"""`python benchmarks/gpu_pack.py OUT --data SHARDS`: pack everything that a GPU machine without network lacks.
 
-The machine has Python, torch for CUDA 13, torchvision and timm. The pieces bring DALI, reduced to what one kind of GPU
-loads, our other packages, and shards. There, with all pieces in one folder:
+The machine has Python, torch for CUDA 13, torchvision and timm. The pack contains DALI, reduced to the code that one
+kind of GPU loads, our other packages, and shards, in pieces of limited size. On the machine, copy all pieces into one
+folder, then:
 
     . FOLDER/unpack.sh FOLDER      # sets PYTHONPATH and PENSTOCK_DATA
 
-docs/benchmarks.md, "On a machine without network", shows the whole way.
+docs/benchmarks.md, "On a machine without network", shows every step.
 """
 
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from gpu.pieces import MIB, Limits, collect, compress, write_pieces
 from gpu.wheels import PACKAGES, Target, download, unpack
 
 from prep.dataset import MANIFEST, read_manifest
-from prep.errors import InputError
+from prep.errors import InputError, positive_count, run
 
-TOOLS = {"readelf": "binutils", "strip": "binutils", "xz": "xz-utils"}  # and the Debian packages that hold them
+TOOLS = {"readelf": "binutils", "strip": "binutils", "xz": "xz-utils"}  # with the Debian packages that contain them
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,17 +30,17 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/gpu_pack.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="folder for the pieces, piece-0, piece-1, …")
-    add("--data", type=Path, required=True, metavar="SHARDS", help="a folder that prep/shard.py wrote")
-    add("--python", default="3.12", type=_python, metavar="X.Y", help="the machine's (default: 3.12)")
-    add("--compute-capability", default="9.0", type=_capability, metavar="X.Y", help="its GPU's (default: 9.0, H100)")
-    add("--pieces", type=_count, default=2, metavar="N", help="at most so many (default: 2)")
-    add("--most-mib", type=_count, default=56, metavar="MIB", help="size of a piece (default: 56)")
+    add("out", type=Path, metavar="OUT", help="folder for the pieces: piece-0, piece-1, ...")
+    add("--data", type=Path, required=True, metavar="SHARDS", help="folder that prep/shard.py wrote")
+    add("--python", default="3.12", type=_python, metavar="X.Y", help="version on the machine (default: 3.12)")
+    add("--compute-capability", default="9.0", type=_capability, metavar="X.Y", help="of its GPU (default: 9.0, H100)")
+    add("--pieces", type=positive_count, default=2, metavar="N", help="at most N pieces (default: 2)")
+    add("--most-mib", type=positive_count, default=56, metavar="MIB", help="largest size of a piece (default: 56)")
     add("--packages", nargs="+", default=list(PACKAGES), metavar="NAME", help=f"default: {' '.join(PACKAGES)}")
     return parser.parse_args()
 
 
-def _python(text: str) -> str:
+def _python(text: str) -> str:  # the parsers' errors become "argument --python: must be ..."
     if not re.fullmatch(r"3\.\d+", text):
         raise argparse.ArgumentTypeError(f"must be a version such as 3.12, got {text}")
     return text
@@ -52,14 +52,12 @@ def _capability(text: str) -> int:
     return int(text.replace(".", ""))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text}")
-    return int(text)
-
-
 def check_tools() -> None:
-    """Raise InputError for a program that is missing here."""
+    """Check that the programs that make a pack are installed.
+
+    Raises:
+        InputError: one is missing.
+    """
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
@@ -67,10 +65,10 @@ def check_tools() -> None:
 
 
 def check_shards(data: Path) -> int:
-    """Return the bytes in a prepared dataset's folder.
+    """Return the size of a prepared dataset's folder in bytes.
 
     Raises:
-        InputError: it is not a folder of splits that prep/shard.py wrote.
+        InputError: it is not a folder of splits that prep/shard.py wrote, or a shard is missing.
     """
     splits = sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
     if not splits:
@@ -84,14 +82,17 @@ def check_shards(data: Path) -> int:
 
 
 def main() -> None:
-    """Download, reduce, compress, write the pieces, and print their sizes."""
+    """Download, prune, compress, write the pieces, and print their sizes."""
+    # Refuse early what cannot be packed: downloading takes minutes.
     arguments = parse_arguments()
     limits = Limits(arguments.pieces, arguments.most_mib * MIB)
     target = Target(arguments.python, arguments.compute_capability)
     check_tools()
-    limits.check(shards=check_shards(arguments.data))  # before minutes of downloading
+    limits.check_sizes(shards=check_shards(arguments.data))
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"{arguments.out} is a file: OUT must be a folder")
+
+    # Make the two archives, then cut them into pieces.
     with tempfile.TemporaryDirectory(prefix="penstock-pack-") as temporary:
         work = Path(temporary)
         (work / "site").mkdir()
@@ -106,7 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,8 +1,9 @@
-"""`python benchmarks/preparation.py --source DIR …`: how fast images become shards, against others who write them.
+"""`python benchmarks/preparation.py --source DIR ...`: compare how fast images become shards.
 
-Races on the images of DIR's first split, repeated to --images: the original bytes against webdataset, LitData,
-MosaicML and a plain copy; then, of --smaller-images, the decode check, and images made smaller, two ways, against a
-Pillow pool. One JSON record goes to stdout, progress and a table to stderr.
+Races on the images of DIR's first split, repeated to --images. First the original bytes are written, compared with
+webdataset, LitData, MosaicML and a plain copy. Then, on --smaller-images images: the decode check, and images resized
+to be smaller in two ways, compared with a pool of Pillow processes. One JSON record goes to stdout, progress and a
+table to stderr.
 """
 
 import argparse
@@ -11,53 +12,60 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from race import LEAST_REPETITIONS, Contender, Race, check_places, hold, make_source, split_missing
-from record import describe_origin, label_source, publish, say, summarize
+from race import LEAST_REPETITIONS, Contender, Race, check_race_flags, make_source, run_race, split_missing
+from record import describe_origin, label_source, print_progress, publish, summarize
 
 from prep.errors import InputError, run
 
-IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and as many as keep the slower races short
+IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and fewer for the races that decode, which are slower
 OURS = "penstock"
-SYNCED = "fsync of every file before it gets its name, and of the folder after"
+SYNCED = "fsync of every file before it gets its name, and of the folder afterwards"
 METHOD = (
-    "each contender has two processes, but for ShardWriter and the copy, which have one",
-    "each run is a process of its own that has imported everything and opened the source before it starts",
-    "seconds count from the first image that any of its processes asks for, so that the start of worker processes "
-    "is left out for all; call_seconds count it for those who start them in their call: penstock and LitData",
+    "each contender has two processes, except ShardWriter and the copy, which have one",
+    "each run is a separate process that has imported everything and opened the source before it starts",
+    "seconds count from the first image that any of its processes reads, so that the start of worker processes "
+    "is left out for all; call_seconds include it for those that start them in their call: penstock and LitData",
     "before each run: an empty output folder, the source read once into the page cache, os.sync()",
-    "durable: with the os.sync() of the whole machine that follows each run, whoever has synced by himself or not",
-    "the order turns by one from repetition to repetition; every run's images are counted in its output",
-    "MB are 1e6 bytes of the source's encoded images, for the copy of its files",
+    "durable: including an os.sync() of the complete machine after each run, also for contenders that sync themselves",
+    "the order rotates by one from repetition to repetition; the images of every run are counted in its output",
+    "MB are 1e6 bytes of the source's encoded images; for the copy, of the source's files",
     "cpu_seconds are those of all processes, each from its first image on",
 )
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/preparation.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--source", required=True, metavar="DIR", help="images to repeat: a Hugging Face or an image folder")
-    add("--images", type=int, default=IMAGES, metavar="N", help=f"with their original bytes (default: {IMAGES})")
-    add("--smaller-images", type=int, default=SMALLER_IMAGES, metavar="N", help=f"decoded (default: {SMALLER_IMAGES})")
-    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="default, and least: 5")
-    add("--litdata-python", default=sys.executable, metavar="PATH", help="an interpreter that has litdata")
-    add("--mosaic-python", default=sys.executable, metavar="PATH", help="one that has mosaicml-streaming")
-    add("--work", type=Path, metavar="DIR", help="folder on the disk to measure (default: the system's temporary one)")
-    add("--out", type=Path, metavar="FILE", help="write the record here too")
+    add("--images", type=int, default=IMAGES, metavar="N", help=f"images for the original bytes (default: {IMAGES})")
+    add(
+        "--smaller-images",
+        type=int,
+        default=SMALLER_IMAGES,
+        metavar="N",
+        help=f"decoded (default: {SMALLER_IMAGES})",
+    )
+    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="runs per contender, at least 5 (default: 5)")
+    add("--litdata-python", default=sys.executable, metavar="PATH", help="interpreter that has litdata")
+    add("--mosaic-python", default=sys.executable, metavar="PATH", help="interpreter that has mosaicml-streaming")
+    add("--work", type=Path, metavar="DIR", help="folder on the disk to measure (default: the temporary folder)")
+    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
     return parser.parse_args()
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for values that cannot be measured with."""
-    check_places(arguments.repetitions, arguments.out, arguments.work)
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check the values of the flags; raise InputError for the first one that cannot be used."""
+    check_race_flags(arguments.repetitions, arguments.out, arguments.work)
     if min(arguments.images, arguments.smaller_images) < 1:
-        raise InputError("images and smaller images must be 1 or more")
+        found = f"{arguments.images} and {arguments.smaller_images}"
+        raise InputError(f"--images and --smaller-images must be at least 1, got {found}")
 
 
 def list_original(arguments: argparse.Namespace) -> tuple[Contender, ...]:
-    """Who writes the original bytes."""
+    """Return the contenders that write the original bytes."""
     return (
         Contender(OURS, "images not decoded", "ours:penstock", options={"decode_check": False}, durability=SYNCED),
         Contender("webdataset", "ShardWriter", "writers:shard_writer"),
@@ -68,39 +76,44 @@ def list_original(arguments: argparse.Namespace) -> tuple[Contender, ...]:
             "counts:litdata",
             python=arguments.litdata_python,
             module="litdata",
-            install="pip install litdata, in an environment of its own, and give its --litdata-python",
+            install="pip install litdata, in a separate environment, and pass --litdata-python",
         ),
         Contender(
             "mosaicml",
-            "MDSWriter, a folder a process, merge_index",
+            "MDSWriter, one folder per process, merge_index",
             "peers:mosaic",
             "counts:mosaic",
             python=arguments.mosaic_python,
             module="streaming",
-            install="pip install mosaicml-streaming, in an environment of its own, and give its --mosaic-python",
+            install="pip install mosaicml-streaming, in a separate environment, and pass --mosaic-python",
         ),
         Contender("copy", "the source's files", "peers:copy", "counts:parquet", durability="fsync of every file"),
     )
 
 
 def list_smaller(side: str, pixels: int) -> tuple[Contender, ...]:
-    """Who makes images smaller, at quality 90; `side` is max_side or short_side."""
+    """Return the contenders that make images smaller, at quality 90.
+
+    Args:
+        side: "max_side" or "short_side".
+        pixels: the length of that side.
+    """
     options = {side: pixels, "quality": 90}
     return (
         Contender(OURS, "decoded, resized, encoded", "ours:penstock", options=options, durability=SYNCED),
-        Contender("pillow", "a pool of two, their parent reads and writes", "writers:pillow", options=options),
+        Contender("pillow", "a pool of two, the parent process reads and writes", "writers:pillow", options=options),
     )
 
 
 def plan_races(arguments: argparse.Namespace, work: Path) -> tuple[list[Race], dict[str, str]]:
-    """The races, their sources made; why some contenders are skipped."""
+    """Write the sources of the races; return the races, and for each skipped contender the reason."""
     facts = make_source(arguments.source, arguments.images, work / "source")
     few = make_source(arguments.source, arguments.smaller_images, work / "smaller")
     original, skipped = split_missing(list_original(arguments))
     checked = Contender(OURS, "each image decoded once in full", "ours:penstock", durability=SYNCED)
     races = [
         Race("original bytes", work / "source", facts, original),
-        Race("original bytes, checked", work / "smaller", few, (checked,)),  # no peer does that
+        Race("original bytes, checked", work / "smaller", few, (checked,)),  # no peer checks by decoding
     ]
     for side, pixels in (("max_side", 500), ("short_side", 256)):
         name = f"{side.replace('_', ' ')} {pixels}"
@@ -108,11 +121,11 @@ def plan_races(arguments: argparse.Namespace, work: Path) -> tuple[list[Race], d
     return races, skipped
 
 
-def measure(races: list[Race], repetitions: int, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every race's figures; why some contenders failed."""
+def run_races(races: list[Race], repetitions: int, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run all races; return the figures of each, and for each contender that failed the reason."""
     results, failures = {}, {}
     for race in races:
-        contenders, failed = hold(race, repetitions, work, say)
+        contenders, failed = run_race(race, repetitions, work, print_progress)
         failures |= {f"{race.name}: {name}": reason for name, reason in failed.items()}
         add_ratios(contenders)
         results[race.name] = {**race.facts, "contenders": contenders}
@@ -120,7 +133,7 @@ def measure(races: list[Race], repetitions: int, work: Path) -> tuple[dict[str, 
 
 
 def add_ratios(contenders: dict[str, Any]) -> None:
-    """How many times as fast ours is as each, repetition by repetition."""
+    """Add Penstock's rate divided by each contender's, repetition by repetition."""
     if not (ours := contenders.get(OURS)):
         return
     for each in contenders.values():
@@ -132,7 +145,7 @@ def add_ratios(contenders: dict[str, Any]) -> None:
 def build_record(
     source: str, races: dict[str, Any], skipped: dict[str, str], failed: dict[str, str], work: Path
 ) -> dict[str, Any]:
-    """All that is needed to read the figures and to take them again."""
+    """Return the record: the figures, and all that is needed to read and to repeat them."""
     name = next(iter(races.values())).get("name", source)
     origin = describe_origin("benchmarks/preparation.py")
     return {
@@ -148,29 +161,31 @@ def build_record(
 
 
 def describe_filesystem(folder: Path) -> str:
-    """The kind of file system that a folder is on."""
+    """Return the type of the file system that a folder is on, such as "ext4"."""
+    # Of all mount points above the folder, the longest path is the one that it is on.
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     above = [(len(point), kind) for point, kind in mounts if folder.resolve().is_relative_to(point)]
     return max(above)[1] if above else "unknown"
 
 
-def describe(record: dict[str, Any]) -> str:
-    """The record for people."""
+def format_record(record: dict[str, Any]) -> str:
+    """Return the record as tables for the terminal."""
     lines = []
+    # "durable" is images/s including os.sync(); "speedup" is Penstock's rate divided by the contender's.
     for name, race in record["races"].items():
         size = f"{race['num_images']:,} images, {race['image_bytes'] / 1e6:,.0f} MB"
         lines.append(f"{name}: {size}; {record['dataset']['name']} [{record['dataset']['label']}]")
         lines.append(
-            f"  {'':<18}{'images/s':>9}{'MB/s':>8}{'min to max':>19}{'ours is':>9}{'on disk':>10}{'ours is':>9}"
+            f"  {'':<18}{'images/s':>9}{'MB/s':>8}{'min to max':>19}{'speedup':>9}{'durable':>10}{'speedup':>9}"
         )
-        lines += [describe_row(contender, each) for contender, each in race["contenders"].items()]
+        lines += [format_row(contender, each) for contender, each in race["contenders"].items()]
     lines += [f"skipped: {name}: {reason}" for name, reason in record["skipped"].items()]
     lines += [f"failed: {name}: {reason}" for name, reason in record["failed"].items()]
     return "\n".join(lines)
 
 
-def describe_row(name: str, each: dict[str, Any]) -> str:
-    """A contender's line of the table."""
+def format_row(name: str, each: dict[str, Any]) -> str:
+    """Return a contender's line of the table."""
     rate, durable = each["images_per_second"], each["durable_images_per_second"]
     spread = f"{rate['min']:,.0f} to {rate['max']:,.0f}"
     ratios = [
@@ -184,16 +199,16 @@ def describe_row(name: str, each: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Make the sources, hold the races, report."""
+    """Write the sources, run the races, publish the record."""
     arguments = parse_arguments()
-    check(arguments)
+    check_arguments(arguments)
     with tempfile.TemporaryDirectory(prefix="penstock-", dir=arguments.work) as temporary:
         work = Path(temporary)
         races, skipped = plan_races(arguments, work)
-        results, failed = measure(races, arguments.repetitions, work)
+        results, failed = run_races(races, arguments.repetitions, work)
         record = build_record(arguments.source, results, skipped, failed, work)
     publish(record, arguments.out)
-    say(describe(record))
+    print_progress(format_record(record))
 
 
 if __name__ == "__main__":

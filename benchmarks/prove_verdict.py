@@ -1,9 +1,10 @@
-"""`python benchmarks/prove_verdict.py --source DIR`: is the verdict right, and are its promises kept? On the CPU.
+"""`python benchmarks/prove_verdict.py --source DIR`: check the verdict of throughput.py, and whether its promises hold.
 
-Five cases, each with one stage of the real code throttled on purpose: storage, decoding threads, the model both ways,
-the cores. The verdict must name that stage. Then its advice is followed, training is measured again, and held against
-what was promised. One JSON record goes to stdout, a line a case to stderr. DIR holds real photographs, as prep/shard.py
-takes them; they are prepared twice, as they are and smaller.
+Runs on the CPU. In each of five cases one stage of the real code is throttled on purpose: storage, decoding threads,
+the model (made faster or slower than decoding), the cores. The verdict must name that stage. Then each advice that can
+be followed here is followed, training is measured again, and the gain is compared with the promised one. One JSON
+record goes to stdout, one line per case to stderr. DIR holds real photographs, in a layout that prep/shard.py reads;
+they are prepared twice: unchanged, and stored smaller.
 """
 
 import argparse
@@ -16,45 +17,48 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proof.cases import CASES, Case, Conditions, apply
+from proof.cases import CASES, Case, Conditions, follow_advice
 from race import FailedError, last_line
-from record import describe_origin, publish, say
-from stores import prepare
+from record import describe_origin, print_progress, publish
+from stores import prepare_shards
 from verdict.advice import MAX_SIDE, QUALITY, Advice
 
-from loaders import Split
-from prep.errors import InputError, exit_with
+from prep.errors import InputError, run
 
 BENCHMARKS = Path(__file__).resolve().parent
-MOST_ERROR = 0.2  # of a promised gain against the gain that was measured
+MOST_ERROR = 0.2  # relative error of a promised gain that still counts as kept
 ORIGINAL, SMALLER = "original", "smaller"  # folders of shards
 LONGEST = 600  # seconds of one measurement
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/prove_verdict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--source", required=True, metavar="DIR", help="real photographs: a Hugging Face folder or an image folder")
-    add("--cases", nargs="+", choices=[case.name for case in CASES], metavar="NAME", help="(default: all five)")
-    add("--seconds", type=float, default=1.0, help="a repetition of a stage, about (default: 1)")
-    add("--repetitions", type=int, default=5, help="rounds (default: 5)")
-    add("--out", type=Path, metavar="FILE", help="write the record here too")
+    add("--cases", nargs="+", choices=[case.name for case in CASES], metavar="NAME", help="default: all five")
+    add("--seconds", type=float, default=1.0, help="approximate length of one window of a stage (default: 1)")
+    add("--repetitions", type=int, default=5, help="number of rounds (default: 5)")
+    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
     return parser.parse_args()
 
 
 def run_case(case: Case, arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
-    """What the verdict said under the throttle, and what each advice that can be followed here really gave."""
-    before = measure(case.conditions, "all", arguments, data)
+    """Measure one case: the verdict under the throttle, and the real gain of each advice that can be followed here."""
+    before = run_throughput(case.conditions, "all", arguments, data)
     verdict, rate = before["verdict"], before["stages"]["train"]["total"]
+
+    # Follow each advice on its own and measure training again.
     followed = []
     for each in verdict["advice"]:
-        conditions = apply(Advice(**each), case.conditions, len(os.sched_getaffinity(0)))
+        conditions = follow_advice(Advice(**each), case.conditions, len(os.sched_getaffinity(0)))
         if conditions is not None:
-            after = measure(conditions, "train", arguments, data)["stages"]["train"]["total"]
-            followed.append(compare(each, rate["median"], after))
+            after = run_throughput(conditions, "train", arguments, data)["stages"]["train"]["total"]
+            followed.append(compare_gains(each, rate["median"], after))
+
+    # Only the advice that removes this case's throttle decides whether the promise is kept.
     lifting = [each for each in followed if case.lifted_by in each["change"]]
     return {
         "throttle": case.throttle,
@@ -73,8 +77,13 @@ def run_case(case: Case, arguments: argparse.Namespace, data: Path) -> dict[str,
     }
 
 
-def compare(advice: dict[str, Any], before: float, after: dict[str, Any]) -> dict[str, Any]:
-    """A promise and what came of it; the error is that of the gain, as a share of the gain that was measured."""
+def compare_gains(advice: dict[str, Any], before: float, after: dict[str, Any]) -> dict[str, Any]:
+    """Return a promised gain and the measured one; `error` is the promised gain relative to the measured one, minus 1.
+
+    Args:
+        before: images/s of training before the change.
+        after: the summary of training's images/s after it.
+    """
     promised, measured = advice["images_per_second"] / before, after["median"] / before
     return {
         "what": advice["what"],
@@ -87,11 +96,11 @@ def compare(advice: dict[str, Any], before: float, after: dict[str, Any]) -> dic
     }
 
 
-def measure(conditions: Conditions, mode: str, arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
-    """The record of benchmarks/throughput.py under some conditions, in a process of its own.
+def run_throughput(conditions: Conditions, mode: str, arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """Run benchmarks/throughput.py under the given conditions in a separate process and return its record.
 
     Raises:
-        InputError: it came to nothing.
+        InputError: the process failed; the message has its last line.
     """
     words = ["--mode", mode, "--device", "cpu", "--model", conditions.model, "--size", str(conditions.size)]
     words += ["--data", str(data / (SMALLER if conditions.is_smaller else ORIGINAL)), "--amp", "bf16"]
@@ -99,29 +108,30 @@ def measure(conditions: Conditions, mode: str, arguments: argparse.Namespace, da
     words += ["--seconds", str(arguments.seconds), "--repetitions", str(arguments.repetitions)]
     job = {"words": words, "num_cores": conditions.num_cores, "megabytes_per_second": conditions.megabytes_per_second}
     command = [sys.executable, "-m", "proof.run", json.dumps(job)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # else torch's threads wait for each other, and burn the cores
+    # With several OpenMP threads, torch's threads spin while they wait for each other and use up the cores.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST
     )
     if done.returncode:
-        raise InputError(f"a measurement came to nothing: {last_line(done.stderr)}")
+        raise InputError(f"a measurement failed: {last_line(done.stderr)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def prepare_both(source: str, data: Path) -> None:
-    """The images as they are, and stored smaller.
+    """Prepare the images twice below `data`: with their original bytes, and stored smaller.
 
     Raises:
         InputError: the source cannot be prepared.
     """
     options = {ORIGINAL: [], SMALLER: ["--max-side", str(MAX_SIDE), "--quality", str(QUALITY)]}
     for name, more in options.items():
-        prepare(Path(source).resolve(), data / name, [*more, "--splits", "train"])
+        prepare_shards(Path(source).resolve(), data / name, [*more, "--splits", "train"])
 
 
-def describe(name: str, case: dict[str, Any]) -> str:
-    """One case for people."""
-    named = f"{case['binds']} binds" + ("" if case["is_named"] else f" (WRONG: it is {case['must_bind']})")
+def format_case(name: str, case: dict[str, Any]) -> str:
+    """Return the progress line of one case."""
+    named = f"bottleneck: {case['binds']}" + ("" if case["is_named"] else f" (WRONG: it is {case['must_bind']})")
     promises = "; ".join(
         f"{next(iter(each['change']))}: promised {each['promised_gain']:.2f} x, measured {each['measured_gain']:.2f} x"
         for each in case["followed"]
@@ -130,8 +140,12 @@ def describe(name: str, case: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Every case in turn; the exit status says whether all of them hold."""
+    """Run the chosen cases and publish the record; fail if a bottleneck is named wrongly or a promise not kept."""
     arguments, started = parse_arguments(), time.monotonic()
+
+    from prep.dataset import Split  # noqa: PLC0415
+
+    # Prepare the images, then run the cases one after another.
     chosen = [case for case in CASES if not arguments.cases or case.name in arguments.cases]
     with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
         prepare_both(arguments.source, Path(temporary))
@@ -140,7 +154,7 @@ def main() -> None:
         cases = {}
         for case in chosen:
             cases[case.name] = run_case(case, arguments, Path(temporary))
-            say(describe(case.name, cases[case.name]))
+            print_progress(format_case(case.name, cases[case.name]))
     record = {
         "what": "proof of the verdict",
         "cases": cases,
@@ -154,11 +168,11 @@ def main() -> None:
     }
     publish(record, arguments.out)
     if not record["num_named"] == record["num_kept"] == len(chosen):
-        raise FailedError(f"named {record['num_named']}, kept {record['num_kept']} of {len(chosen)}")
+        raise FailedError(
+            f"the bottleneck is right in {record['num_named']} and the promise kept in {record['num_kept']} "
+            f"of {len(chosen)} cases"
+        )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, FailedError) as error:
-        exit_with(InputError(str(error)))
+    run(main)

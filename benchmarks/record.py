@@ -1,4 +1,4 @@
-"""What every benchmark's record says beside its figures: how to read them, and how to take them again."""
+"""Describe the origin of a record: what is needed to read its figures, and to repeat them."""
 
 import ctypes
 import datetime
@@ -10,31 +10,29 @@ import shlex
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from loaders import LoaderConfig, World
-from loaders.placement import Choice, choose_placement
-from train.checkpoint import describe_commit, describe_versions
+if TYPE_CHECKING:
+    from loaders import World
+    from loaders.placement import Choice
 
 IMAGENET_SOURCE = "imagenet-1k"
 GIB = 1 << 30
 
 
 def summarize(values: list[float]) -> dict[str, Any]:
-    """Median and spread, with every repetition."""
+    """Return the median, the smallest and the largest value, and every repetition."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "repetitions": values}
 
 
 def describe_command(script: str, start: tuple[str, ...] = ("python",)) -> str:
-    """The command again, paths relative to where it ran."""
+    """Return the command line of this process, with paths relative to the current folder."""
     words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return shlex.join([*start, script, *words])
 
 
 def describe_hardware(gpu: str | None = None) -> dict[str, Any]:
-    """The machine: figures hold for no other."""
+    """Return the machine's CPU model, number of usable cores and GPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -42,21 +40,25 @@ def describe_hardware(gpu: str | None = None) -> dict[str, Any]:
 
 
 def label_source(name: str) -> str:
-    """Figures on other images than ImageNet's say so."""
+    """Return the label of a data set's source: "ImageNet" or "not ImageNet"."""
     return "ImageNet" if name.rstrip("/").endswith(IMAGENET_SOURCE) else "not ImageNet"
 
 
 def describe_date() -> str:
-    """Now, to the second, in UTC."""
+    """Return the current time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def describe_origin(script: str, world: World | None = None, **versions: str) -> dict[str, Any]:
-    """Where a record comes from: command, commit, versions (and those of more packages), hardware, date.
+def describe_origin(script: str, world: "World | None" = None, **versions: str) -> dict[str, Any]:
+    """Return the origin of a record: command, commit, versions, hardware and date.
 
     Args:
-        world: whose processes have measured; None: this one, on the CPU.
+        world: the processes that measured; None: this process alone, on the CPU.
+        versions: versions of further packages.
     """
+    from loaders import World  # noqa: PLC0415
+    from train.versions import describe_commit, describe_versions  # noqa: PLC0415
+
     world = world or World()
     return {
         "command": describe_command(script, describe_start(world)),
@@ -67,32 +69,38 @@ def describe_origin(script: str, world: World | None = None, **versions: str) ->
     }
 
 
-def describe_start(world: World) -> tuple[str, ...]:
-    """What the command of a world's processes begins with."""
+def describe_start(world: "World") -> tuple[str, ...]:
+    """Return the first words of the command that starts a world's processes: python or torchrun."""
     return ("python",) if world.size == 1 else ("torchrun", "--nproc-per-node", str(world.local_size))
 
 
-def describe_placement(choice: Choice) -> dict[str, Any]:
-    """Return where and how a loader decodes, and why there; on a GPU also its hardware decoder's share."""
+def describe_placement(choice: "Choice") -> dict[str, Any]:
+    """Return where and how a loader decodes and the reason; on a GPU also its hardware decoder's share."""
     load = {"hw_decoder_load": choice.config.hw_decoder_load} if choice.side == "gpu" else {}
     return choice.to_dict() | load
 
 
 def describe_default_placement() -> dict[str, Any]:
-    """Return where and how a loader with its defaults decodes in a process without a GPU, and why there."""
+    """Return where and how a loader with default settings decodes without a GPU, and the reason."""
+    from loaders import LoaderConfig, World  # noqa: PLC0415
+    from loaders.placement import choose_placement  # noqa: PLC0415
+
     return describe_placement(choose_placement(LoaderConfig(), World()))
 
 
-def describe_gpu(world: World) -> str | None:
+def describe_gpu(world: "World") -> str | None:
     """Return the name, driver and memory of the GPU in use, None on a CPU."""
     if world.device.type != "cuda":
         return None
+
+    import torch  # noqa: PLC0415
+
     gpu, driver = torch.cuda.get_device_properties(world.device), find_driver()
     return ", ".join([gpu.name, *([f"driver {driver}"] * bool(driver)), f"{gpu.total_memory / GIB:.0f} GiB"])
 
 
 def find_driver() -> str:
-    """Return the version of NVIDIA's driver as its library NVML has it, "" without that library."""
+    """Return the version of NVIDIA's driver as reported by its library NVML; "" without that library."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -103,17 +111,17 @@ def find_driver() -> str:
 
 
 def describe_dali(backend: str) -> dict[str, str]:
-    """DALI's version where it took part."""
+    """Return DALI's version if the backend uses it."""
     return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
 
 
 def publish(record: dict[str, Any], out: Path | None) -> None:
-    """The record on standard output, and in a file where one is wanted."""
+    """Print the record on standard output; also write it to the file `out` unless that is None."""
     print(json.dumps(record), flush=True)
     if out:
         out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def say(line: str) -> None:
-    """Progress and figures, for people."""
+def print_progress(line: str) -> None:
+    """Print a line for people on standard error."""
     print(line, file=sys.stderr, flush=True)

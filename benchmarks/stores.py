@@ -1,6 +1,6 @@
-"""The same images in every format that contenders read, each written by its reader's interpreter.
+"""Write the same images in every format that contenders read, each format with its reader's interpreter.
 
-Shards come first, by the real command; the other formats are written from them.
+Shards come first, written by the real command; the other formats are written from them.
 """
 
 import shutil
@@ -21,46 +21,49 @@ PREPARATION = {SHARDS: [], SMALLER_SHARDS: ["--max-side", "500", "--quality", "9
 LONGEST_WRITE = 3600  # seconds
 
 
-def write_stores(
+def write_formats(
     readers: Iterable[Contender], pythons: dict[str, str], source: Path, work: Path, workers: int
 ) -> dict[str, str]:
-    """All formats that somebody reads, each in the folder of its name; why some could not be written.
+    """Write every format that a contender reads, each in the folder of its name; return failures and their reasons.
 
-    The source, which nobody needs any more, is deleted: it would only take room in the page cache.
+    Deletes the source afterwards, which would only take space in the page cache.
 
     Raises:
         InputError: the source cannot be prepared.
     """
     wanted, failed = {reader.data: reader for reader in readers}, {}
+    # Prepare the shards, always those with the original bytes: the other formats are written from them.
     for data, options in PREPARATION.items():
         if data == SHARDS or wanted.pop(data, None):
-            prepare(source, work / data, [*options, "--workers", str(workers)])
+            prepare_shards(source, work / data, [*options, "--workers", str(workers)])
     wanted.pop(SHARDS, None)
     shutil.rmtree(source)
+    # Write the peers' formats.
     for data, reader in wanted.items():
         out = work / data
         out.mkdir()
         python = pythons.get(reader.peer, sys.executable)
         try:
-            _run([python, str(WRITE_FORMAT), data, str(work / SHARDS / SPLIT), str(out), str(workers)])
+            _run_command([python, str(WRITE_FORMAT), data, str(work / SHARDS / SPLIT), str(out), str(workers)])
         except FailedError as error:
-            failed[data] = f"{data} cannot be written: {error}"
+            failed[data] = f"{data} could not be written: {error}"
     return failed
 
 
-def prepare(source: Path, out: Path, options: list[str]) -> None:
-    """Our shards.
+def prepare_shards(source: Path, out: Path, options: list[str]) -> None:
+    """Write Penstock's shards with prep/shard.py.
 
     Raises:
         InputError: the source cannot be prepared.
     """
     try:
-        _run([sys.executable, str(PREPARE), "--source", str(source), "--out", str(out), *options])
+        _run_command([sys.executable, str(PREPARE), "--source", str(source), "--out", str(out), *options])
     except FailedError as error:
-        raise InputError(f"the images cannot be prepared: {error}") from error
+        raise InputError(f"the images could not be prepared: {error}") from error
 
 
-def _run(command: list[str]) -> None:
+def _run_command(command: list[str]) -> None:
+    """Run a command; raise FailedError with its last line if it fails or takes longer than LONGEST_WRITE seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_WRITE)
     except subprocess.TimeoutExpired as error:
@@ -69,6 +72,6 @@ def _run(command: list[str]) -> None:
         raise FailedError(last_line(done.stderr))
 
 
-def measure_bytes(folder: Path) -> int:
-    """Of all files in it."""
+def count_bytes(folder: Path) -> int:
+    """Return the total size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,87 +1,82 @@
-"""`python benchmarks/throughput.py [--data DIR]`: images/s of each part of the flow, what binds, and what to change.
+"""`python benchmarks/throughput.py [--data DIR]`: measure each stage of training, name the bottleneck, suggest changes.
 
-read: the images of training's order, from storage (cold) and from memory (warm); decode: from memory to pixels; loader:
-all of it, to the device; model: the training step on one batch for ever; train: the step fed by the loader. In rounds,
-each in turn. With all of them: which binds, what would help and how much, hours and dollars of the reference recipe.
-One JSON record goes to stdout, a table and the verdict to stderr. Under torchrun: each process and the total.
+Stages: read (training's images in training's order, from storage (cold) and from memory (warm)); decode (from memory to
+pixels); loader (the complete loader, up to the device); model (the training step on one batch, again and again); train
+(the step fed by the loader). They are measured in rounds, one window of each stage per round. With all stages measured,
+the verdict names the bottleneck, what would help and by how much, and the hours and dollars of the reference recipe.
+One JSON record goes to stdout, a table and the verdict to stderr. Under torchrun: rates per process and in total.
 docs/benchmarks.md explains the figures.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from record import describe_dali, describe_origin, describe_placement, publish
-from stages.judging import judge
-from stages.photos import PHOTOS_NAME, describe_dataset, find_data, open_split
-from stages.progress import Shown
-from stages.rounds import MODES, opened, run_rounds
-from stages.setting import Setting
-from stages.summary import describe_efficiency, describe_stages
-from stages.tables import show
-from tuning.command import Request, run
-from tuning.turns import Workload
-from verdict.cost import Cost
+from stages.setting import MODES, AmpMode, Setting
 
-from loaders import Loader, LoaderConfig, TrainTransform, World, build_loader
-from loaders.backends import BACKENDS
-from prep.errors import InputError, exit_with
-from train.dist import join_world
-from train.recipe import DEFAULT_RECIPE, RECIPES
-from train.speed import CompileMode
-from train.step import AMP_TYPES
-from train.tuned import agree_on_placement
+from loaders.config import LoaderConfig
+from prep.errors import InputError, run
+from train.compile import CompileMode
+
+if TYPE_CHECKING:
+    from verdict.cost import Cost
+
+    from loaders import Loader, World
 
 LEAST_REPETITIONS = 5
-USUAL = LoaderConfig()
+# All of loaders.backends.BACKENDS except "synthetic", which has nothing to read or decode. Written out here because
+# importing the backends takes seconds, which --help should not; a test compares the two.
+MEASURED_BACKENDS = ("dali", "reference")
+DEFAULT_LOADER = LoaderConfig()
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line, or the given words."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/throughput.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, compile_modes = parser.add_argument, CompileMode.__args__  # pyright: ignore[reportAttributeAccessIssue]
+    add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="prepared dataset (default: data/imagenet, else two sample photos)")
-    add("--mode", choices=MODES, default="all", help="default: all, which ends in a verdict")
-    add("--backend", choices=[name for name in BACKENDS if name != "synthetic"], default="dali", help="default: dali")
-    add("--batch-size", type=int, default=64, help="images a step and process (default: 64)")
-    add("--size", type=int, default=224, help="pixels (default: 224)")
-    add("--model", default="resnet50d", help="any of timm's (default: resnet50d)")
-    add("--amp", choices=list(AMP_TYPES), default="bf16", help="default: bf16")
-    add("--compile", choices=compile_modes, default="none", help="torch.compile's modes (default: none)")
-    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="rounds; default, and least: 5")
-    add("--seconds", type=float, default=3.0, help="a repetition of a stage, about (default: 3)")
-    add("--threads", type=int, default=0, help="decoding threads a process (default: an equal share of the cores)")
+    add("--mode", choices=MODES, default="all", help="stages to measure (default: all, which ends with a verdict)")
+    add("--backend", choices=MEASURED_BACKENDS, default="dali", help="default: dali")
+    add("--batch-size", type=int, default=64, help="images per step and process (default: 64)")
+    add("--size", type=int, default=224, help="image size in pixels (default: 224)")
+    add("--model", default="resnet50d", help="name of a timm model (default: resnet50d)")
+    add("--amp", choices=get_args(AmpMode), default="bf16", help="autocast precision (default: bf16)")
+    add("--compile", choices=get_args(CompileMode), default="none", help="torch.compile mode (default: none)")
+    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="number of rounds, at least 5 (default: 5)")
+    add("--seconds", type=float, default=3.0, help="approximate length of one window of a stage (default: 3)")
+    add("--threads", type=int, default=0, help="decoding threads per process (default: an equal share of the cores)")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--placement", default=USUAL.placement, metavar="SIDE", help="where images are decoded: auto, cpu or gpu")
-    add("--decode", default=USUAL.decode, metavar="HOW", help="auto, roi (regions) or full (images)")
-    load = f"share of the JPEGs for the GPU's own decoder (default: {USUAL.hw_decoder_load:g})"
-    add("--hw-decoder-load", type=float, default=USUAL.hw_decoder_load, metavar="SHARE", help=load)
-    add("--dollars-per-hour", type=float, metavar="D", help="of all machines together, for the recipe's cost")
-    add("--tune", action="store_true", help="find the loader's fastest settings on this machine, and write their file")
-    add("--minutes", type=float, default=5.0, help="of --tune (default: 5)")
-    add("--out", type=Path, metavar="FILE", help="write the record here too")
+    add("--placement", default=DEFAULT_LOADER.placement, metavar="SIDE", help="where to decode images: auto, cpu, gpu")
+    add(
+        "--decode", default=DEFAULT_LOADER.decode, metavar="HOW", help="auto, roi (crop region only), full (full image)"
+    )
+    load = f"share of the JPEGs for the GPU's hardware decoder (default: {DEFAULT_LOADER.hw_decoder_load:g})"
+    add("--hw-decoder-load", type=float, default=DEFAULT_LOADER.hw_decoder_load, metavar="SHARE", help=load)
+    add("--dollars-per-hour", type=float, metavar="D", help="price of all machines together, for the recipe's cost")
+    add("--tune", action="store_true", help="search the loader's fastest settings on this machine and write their file")
+    add("--minutes", type=float, default=5.0, help="length of the search of --tune (default: 5)")
+    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
     return parser.parse_args(words)
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for values that cannot be measured with."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check the values of the flags; raise InputError for the first one that cannot be used."""
     if arguments.repetitions < LEAST_REPETITIONS:
-        raise InputError(f"{arguments.repetitions} repetitions show no spread: take {LEAST_REPETITIONS} or more")
+        raise InputError(f"--repetitions must be at least {LEAST_REPETITIONS}, got {arguments.repetitions}")
     for name in ("seconds", "size", "dollars_per_hour"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
-            raise InputError(f"--{name.replace('_', '-')} {value} is too little: take more than 0")
+            raise InputError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
     if arguments.out and not arguments.out.resolve().parent.is_dir():
         raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
     read_loader(arguments).check()
 
 
 def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
-    """What is measured with; compiled code goes to `run_dir`."""
+    """Return the settings of the measurement; compiled code is cached in `run_dir`."""
     return Setting(
         batch_size=arguments.batch_size,
         size=arguments.size,
@@ -96,7 +91,7 @@ def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
 
 
 def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
-    """Return the loader's settings as they were asked for."""
+    """Return the loader's settings as the flags ask for them; "auto" is not resolved yet."""
     return LoaderConfig(
         backend=arguments.backend,
         num_threads=arguments.threads,
@@ -106,41 +101,67 @@ def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
     )
 
 
-def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
-    """The record of one measurement; every process of the world must call it."""
+def measure_throughput(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
+    """Measure the stages and return the record; every process of the world must call it."""
+    from stages.judging import build_verdict  # noqa: PLC0415
+    from stages.photos import open_split  # noqa: PLC0415
+    from stages.progress import ProgressDisplay  # noqa: PLC0415
+    from stages.rounds import open_stages, run_rounds  # noqa: PLC0415
+    from stages.summary import describe_stages  # noqa: PLC0415
+    from verdict.cost import Cost  # noqa: PLC0415
+
+    from loaders import TrainTransform, build_loader  # noqa: PLC0415
+    from train.loader_settings import agree_on_placement  # noqa: PLC0415
+    from train.recipe import DEFAULT_RECIPE, RECIPES  # noqa: PLC0415
+
     with (
         open_split(arguments.data, world) as split,
         tempfile.TemporaryDirectory(prefix="penstock-") as run_dir,
-        Shown(world) as shown,
+        ProgressDisplay(world) as display,
     ):
+        # Build the loader as training does. Every rank decodes on the side that rank 0 chose.
         setting = read_setting(arguments, Path(run_dir))
         transform, batch_size = TrainTransform(setting.size), setting.batch_size * world.size
         placement = agree_on_placement(setting.loader, world)
         loader = build_loader(split, transform, batch_size, world, config=placement)
-        with opened(arguments.mode, loader, setting) as stages:
-            windows = run_rounds(stages, setting.repetitions, shown.say)
+
+        # Measure all stages in rounds, then close them: the probes of the verdict open other stages.
+        with open_stages(arguments.mode, loader, setting) as stages:
+            windows = run_rounds(stages, setting.repetitions, display.report)
+
+        # Compute the figures over all processes, and the verdict from them.
         described = describe_stages(windows, world)
         cost = Cost(RECIPES[DEFAULT_RECIPE](), arguments.dollars_per_hour)
-        verdict = judge(described, loader, setting, cost, shown.say)
+        verdict = build_verdict(described, loader, setting, cost, display.report)
         return build_record(arguments, loader, described, verdict, cost)
 
 
-def tune(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
-    """The file of the loader's fastest settings; every process of the world must call it."""
+def tune_loader(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
+    """Search the loader's fastest settings and return their file's content; every process of the world must call it."""
+    from stages.photos import open_split  # noqa: PLC0415
+    from tuning.command import Request, run_search  # noqa: PLC0415
+    from tuning.turns import Workload  # noqa: PLC0415
+
     with open_split(arguments.data, world) as split:
         work = Workload(split, world, arguments.batch_size, arguments.size)
-        return run(Request(work, read_loader(arguments), arguments.minutes))
+        return run_search(Request(work, read_loader(arguments), arguments.minutes))
 
 
 def build_record(
     arguments: argparse.Namespace,
-    loader: Loader,
+    loader: "Loader",
     stages: dict[str, dict[str, Any]],
     verdict: dict[str, Any] | None,
-    cost: Cost,
+    cost: "Cost",
 ) -> dict[str, Any]:
-    """All that is needed to read the figures and to take them again."""
-    steps, world = arguments.mode in ("all", "model", "train"), loader.world
+    """Return the record: the figures, and all that is needed to read and to repeat them."""
+    import torch  # noqa: PLC0415
+    from record import describe_dali, describe_origin, describe_placement  # noqa: PLC0415
+    from stages.photos import PHOTOS_NAME, describe_dataset, find_data  # noqa: PLC0415
+    from stages.summary import describe_efficiency  # noqa: PLC0415
+
+    # The model's settings are recorded only if a stage has used the model.
+    has_steps, world = arguments.mode in ("all", "model", "train"), loader.world
     train = stages.get("train")
     return {
         "what": "throughput",
@@ -153,11 +174,11 @@ def build_record(
         "backend": arguments.backend,
         "batch_size": arguments.batch_size,
         "size": arguments.size,
-        "model": arguments.model if steps else None,
-        "amp": arguments.amp if steps else None,
-        "compile": arguments.compile if steps else None,
+        "model": arguments.model if has_steps else None,
+        "amp": arguments.amp if has_steps else None,
+        "compile": arguments.compile if has_steps else None,
         "num_processes": world.size,
-        "threads": loader.spec().num_threads,
+        "threads": loader.make_spec().num_threads,
         "torch_threads": torch.get_num_threads(),
         "device": world.device.type,
         "placement": describe_placement(loader.placement),
@@ -166,20 +187,26 @@ def build_record(
 
 
 def main() -> None:
-    """Measure, then report from rank 0."""
+    """Measure or tune on all processes, then print and write the record on rank 0."""
     arguments = parse_arguments()
-    check(arguments)
+    check_arguments(arguments)
+
+    # These imports cost seconds: --help and a refused flag must not wait for them.
+    from record import publish  # noqa: PLC0415
+    from stages.tables import print_record  # noqa: PLC0415
+
+    from train.dist import join_world  # noqa: PLC0415
+    from train.loader_settings import agree_on_placement  # noqa: PLC0415
+
     with join_world(arguments.device) as world:
-        agree_on_placement(read_loader(arguments), world)  # refuses what is not there before photographs are prepared
-        record = tune(arguments, world) if arguments.tune else measure(arguments, world)
+        # Refuse a placement that this machine does not have before sample photos are prepared.
+        agree_on_placement(read_loader(arguments), world)
+        record = tune_loader(arguments, world) if arguments.tune else measure_throughput(arguments, world)
     if world.rank == 0:
         if not arguments.tune:
-            show(record)
+            print_record(record)
         publish(record, arguments.out)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        exit_with(error)
+    run(main)

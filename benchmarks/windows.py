@@ -1,7 +1,8 @@
-"""Feeders held against each other: each in a process that stays for the whole race, measured in turns.
+"""Compare contenders that feed batches: each is a process that lives through the race, measured in alternating windows.
 
-A window is one turn: the process goes on, takes batches untimed for a while, then its images are counted; between
-its windows it is stopped, with all that it started. Who fails drops out and is named, the others go on.
+In a window the process continues, takes batches without counting for a while, then counts its images. Between its
+windows it is stopped together with its child processes. A contender that fails is named and drops out; the others
+continue.
 """
 
 import json
@@ -22,12 +23,12 @@ from record import summarize
 
 RUN = Path(__file__).resolve().parent / "feeding" / "run.py"
 LONGEST_START, LONGEST_OPEN, LONGEST_END = 300, 300, 20  # seconds; FFCV compiles when it opens
-SPARE_SECONDS = 60  # that a window may take beyond what it was asked for
+SPARE_SECONDS = 60  # that a window may take longer than requested
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contender with what it needs to start: an interpreter, and the fields of feeding/job.py."""
+    """A contender with all that is needed to start it: an interpreter, and the fields of feeding/job.py."""
 
     contender: Contender
     python: str
@@ -35,52 +36,60 @@ class Entrant:
 
     @property
     def name(self) -> str:
+        """The contender's name."""
         return self.contender.name
 
     @property
     def longest_window(self) -> float:
-        """Seconds after which it hangs."""
+        """Seconds after which a window is considered hung."""
         return SPARE_SECONDS + self.job["warmup"] + self.job["seconds"]
 
 
 class Feeder:
-    """An entrant's process: it is asked one word at a time, and answers each with one line of JSON."""
+    """An entrant's process; each request is one word, each answer one line of JSON."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: Path) -> None:
         self.process, self.errors = process, errors
 
-    def ask(self, word: str, longest: float) -> dict[str, Any]:
-        """What it answers, while it runs.
+    def request(self, word: str, longest: float) -> dict[str, Any]:
+        """Send a request and return the answer; the process runs only in between.
 
         Raises:
-            FailedError: it ended, or does not answer within `longest` seconds.
+            FailedError: the process ended, or did not answer within `longest` seconds.
         """
         assert self.process.stdin
         self.signal(signal.SIGCONT)
-        with suppress(BrokenPipeError):  # it has ended, which its missing answer tells
+        with suppress(BrokenPipeError):  # it has ended; the missing answer reports that below
             self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
-        return self.hear(longest)
+        return self.read_answer(longest)
 
-    def hear(self, longest: float) -> dict[str, Any]:
-        """Its next answer, after which it is stopped."""
+    def read_answer(self, longest: float) -> dict[str, Any]:
+        """Wait for the next answer, stop the process, and return the answer.
+
+        Raises:
+            FailedError: the process ended, or did not answer within `longest` seconds.
+        """
         assert self.process.stdout
+        # Wait with a timeout: readline() alone would block forever if the process hangs.
         in_time = select.select([self.process.stdout], [], [], longest)[0]
         if in_time and (line := self.process.stdout.readline()):
             self.signal(signal.SIGSTOP)
             return json.loads(line)
+
+        # No answer: the process hangs, or it has ended and its last line of standard error has the reason.
         self.signal(signal.SIGKILL)
         if not in_time:
             raise FailedError(f"no answer within {longest:.0f} s")
         raise FailedError(last_line(self.errors.read_text(errors="replace")))
 
     def signal(self, number: signal.Signals) -> None:
-        """To the process and all that it started."""
+        """Send a signal to the process and its child processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def close(self) -> None:
-        """Let it end by itself, so that it tidies shared memory away; if it does not, end it."""
+        """Let the process end by itself, so that it frees its shared memory; kill it after LONGEST_END seconds."""
         assert self.process.stdin
         self.signal(signal.SIGCONT)
         with suppress(BrokenPipeError):
@@ -92,8 +101,8 @@ class Feeder:
 
 
 @contextmanager
-def started(entrant: Entrant) -> Iterator[Feeder]:
-    """The entrant's process, what it leaves in its temporary folder tidied away afterwards."""
+def start_entrant(entrant: Entrant) -> Iterator[Feeder]:
+    """Start an entrant's process, with a temporary folder that is deleted when the block ends."""
     with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
         errors = Path(temporary) / "stderr"
         with errors.open("w") as file:
@@ -103,7 +112,8 @@ def started(entrant: Entrant) -> Iterator[Feeder]:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=os.environ | {"TMPDIR": temporary},
-                process_group=0,  # of this session: should this process be killed, the kernel ends the stopped ones too
+                # A process group in this session: if this process is killed, the kernel ends the stopped ones too.
+                process_group=0,
             )
         with process:
             feeder = Feeder(process, errors)
@@ -116,51 +126,57 @@ def started(entrant: Entrant) -> Iterator[Feeder]:
                 feeder.close()
 
 
-def hold(
+def measure_race(
     name: str, entrants: tuple[Entrant, ...], repetitions: int, report: Report
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """All windows of a race: each contender's figures, and why some failed."""
+    """Measure all windows of a race; return the figures of each contender, and for each that failed the reason."""
     failed: dict[str, str] = {}
     windows: dict[str, list[dict[str, float]]] = {entrant.name: [] for entrant in entrants}
     with ExitStack() as stack:
-        feeders = {entrant.name: stack.enter_context(started(entrant)) for entrant in entrants}
+        # Start all processes at once; each is stopped as soon as it has opened its data.
+        feeders = {entrant.name: stack.enter_context(start_entrant(entrant)) for entrant in entrants}
         facts = open_all(entrants, feeders, failed)
-        for repetition, entrant in take_turns(entrants, repetitions):
+
+        # Measure one window of each per repetition. Only the process whose window it is runs.
+        for repetition, entrant in rotate_order(entrants, repetitions):
             if entrant.name in failed:
                 continue
-            with _dropping_out(entrant.name, failed):
-                windows[entrant.name].append(feeders[entrant.name].ask("go", entrant.longest_window))
+            with _collect_failure(entrant.name, failed):
+                windows[entrant.name].append(feeders[entrant.name].request("go", entrant.longest_window))
             shown = failed.get(entrant.name) or f"{windows[entrant.name][-1]['images_per_second']:,.0f} images/s"
             report(f"{name}, {repetition + 1} of {repetitions}, {entrant.name}: {shown}")
-    whole = [entrant for entrant in entrants if entrant.name not in failed]
-    return {each.name: describe_windows(each, facts[each.name], windows[each.name]) for each in whole}, failed
+
+    # An entrant that failed once has no figures at all.
+    complete = [entrant for entrant in entrants if entrant.name not in failed]
+    return {each.name: describe_windows(each, facts[each.name], windows[each.name]) for each in complete}, failed
 
 
 def open_all(
     entrants: tuple[Entrant, ...], feeders: dict[str, Feeder], failed: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Everyone's facts: all import at once, then they take their first batches one after another."""
+    """Wait until all entrants have imported, at the same time, then open them one after another; return their facts."""
     facts: dict[str, dict[str, Any]] = {}
     for entrant in entrants:
-        with _dropping_out(entrant.name, failed):
-            facts[entrant.name] = feeders[entrant.name].hear(LONGEST_START)
+        with _collect_failure(entrant.name, failed):
+            facts[entrant.name] = feeders[entrant.name].read_answer(LONGEST_START)
     for entrant in entrants:
         if entrant.name in facts:
-            with _dropping_out(entrant.name, failed):
-                facts[entrant.name] |= feeders[entrant.name].ask("open", LONGEST_OPEN)
+            with _collect_failure(entrant.name, failed):
+                facts[entrant.name] |= feeders[entrant.name].request("open", LONGEST_OPEN)
     return facts
 
 
-def take_turns(entrants: tuple[Entrant, ...], repetitions: int) -> Iterator[tuple[int, Entrant]]:
-    """Everyone once a repetition; the order turns by one each time, so that nobody always follows the same one."""
+def rotate_order(entrants: tuple[Entrant, ...], repetitions: int) -> Iterator[tuple[int, Entrant]]:
+    """Yield every entrant once per repetition; the order rotates by one, so that none always follows the same other."""
     for repetition in range(repetitions):
-        turn = repetition % max(1, len(entrants))
-        for entrant in entrants[turn:] + entrants[:turn]:
+        first = repetition % max(1, len(entrants))
+        for entrant in entrants[first:] + entrants[:first]:
             yield repetition, entrant
 
 
 @contextmanager
-def _dropping_out(name: str, failed: dict[str, str]) -> Iterator[None]:
+def _collect_failure(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Record an entrant that fails in `failed`, instead of raising FailedError."""
     try:
         yield
     except FailedError as error:
@@ -168,7 +184,7 @@ def _dropping_out(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 
 def describe_windows(entrant: Entrant, facts: dict[str, Any], windows: list[dict[str, float]]) -> dict[str, Any]:
-    """A contender's figures, every repetition of them."""
+    """Return a contender's figures with every repetition."""
     contender = entrant.contender
     return {
         "what": contender.what,

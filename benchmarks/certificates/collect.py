@@ -1,4 +1,4 @@
-"""Starts the processes that take images, one a rank, all of a world at once, and brings home what they took."""
+"""Start one process per rank, all ranks of a world at the same time, and collect the arrays that they wrote."""
 
 import json
 import subprocess
@@ -17,15 +17,15 @@ from certificates.taken import Taken, split_epochs
 from prep.errors import InputError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
-Report = Callable[[int], None]  # of images taken since the last time
+Report = Callable[[int], None]  # called with the number of images taken since the last call
 Arrays = dict[str, np.ndarray]
 
 
 def collect(job: Job, folder: Path, report: Report) -> list[Arrays]:
-    """What each rank of the job's world took; `folder` is for the exchange.
+    """Run a job on all ranks of its world; return each rank's arrays. The processes write to `folder`.
 
     Raises:
-        InputError: a process failed; its reason.
+        InputError: a process failed; the message has the last line of its standard error.
     """
     jobs = [replace(job, rank=rank, out=str(folder / f"rank-{rank}.npz")) for rank in range(job.size)]
     with ExitStack() as stack:
@@ -41,7 +41,7 @@ def _read(path: Path) -> Arrays:
 
 
 class _Rank:
-    """One process, which does not outlive the `with`."""
+    """One process, killed at the end of the `with` if it still runs."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job, self.errors = job, folder / f"stderr-{job.rank}"
@@ -57,18 +57,24 @@ class _Rank:
         self.process.communicate()
 
     def follow(self, report: Report) -> None:
-        """Report its counts until it ends."""
+        """Report the process's counts until it ends.
+
+        Raises:
+            InputError: it ended with an error.
+        """
         assert self.process.stdout
         for line in self.process.stdout:
             report(int(line))
         if self.process.wait():
-            lines = self.errors.read_text(errors="replace").strip().splitlines() or ["it ended without a word"]
+            lines = self.errors.read_text(errors="replace").strip().splitlines() or [
+                "it exited without an error message"
+            ]
             reason = lines[-1].removeprefix("error: ")
             raise InputError(f"{self.job.loader}, rank {self.job.rank} of {self.job.size}: {reason}")
 
 
 def as_epochs(arrays: Arrays, job: Job, num_images: int, num_epochs: int) -> list[Taken]:
-    """One rank's epochs. Our batches go on over an epoch's end, a peer's begin with each."""
+    """Split one rank's arrays into epochs. Our batches continue over an epoch's end, a peer's begin with each epoch."""
     ours = bool(job.spans)
     firsts = [-epoch * num_images % job.batch_size if ours else 0 for epoch in range(num_epochs)]
     return split_epochs(arrays["rows"], arrays["labels"], arrays["epochs"], firsts)

@@ -1,4 +1,4 @@
-"""Certificates of counting: each image once an epoch, each label its own, and ranks that share nothing. Pure functions.
+"""Certificates of counting: each image once per epoch with its label, and no image on two ranks. Pure functions.
 
 Shapes: as in taken.py.
 """
@@ -13,11 +13,11 @@ COUNTED = "none may differ: an epoch is each image once, by definition"
 
 
 def certify_coverage(epochs: list[Taken], labels_N: np.ndarray) -> Certificate:
-    """Each image exactly once in each epoch, with the label that the index gives it.
+    """Check that each image comes exactly once in each epoch, with its label in the sample index.
 
     Args:
-        epochs: of one rank that takes everything.
-        labels_N: of the sample index.
+        epochs: epochs of a world of one rank.
+        labels_N: labels of the sample index.
     """
     faults = [find_faults(taken, labels_N) for taken in epochs]
     totals = {name: sum(each[name] for each in faults) for name in faults[0]}
@@ -34,7 +34,7 @@ def certify_coverage(epochs: list[Taken], labels_N: np.ndarray) -> Certificate:
 
 
 def find_faults(taken: Taken, labels_N: np.ndarray) -> dict[str, int]:
-    """How many images an epoch lacks, shows more than once, does not know, and gives a wrong label."""
+    """Count the images of an epoch that are missing, repeated, not in the index, or have a wrong label."""
     known_M = (taken.rows_M >= 0) & (taken.rows_M < len(labels_N))
     rows_K = taken.rows_M[known_M]
     counts_N = np.bincount(rows_K, minlength=len(labels_N))
@@ -47,10 +47,10 @@ def find_faults(taken: Taken, labels_N: np.ndarray) -> dict[str, int]:
 
 
 def certify_ranks(worlds: dict[int, list[Taken]], num_images: int) -> Certificate:
-    """In one epoch no image goes to two ranks, and every image to one.
+    """Check that in one epoch each image goes to exactly one rank.
 
     Args:
-        worlds: by number of ranks, what each of them took in the same epoch.
+        worlds: by number of ranks, the images that each rank took in the same epoch.
     """
     figures = {size: compare_ranks(ranks, num_images) for size, ranks in worlds.items()}
     return Certificate(
@@ -66,7 +66,7 @@ def certify_ranks(worlds: dict[int, list[Taken]], num_images: int) -> Certificat
 
 
 def compare_ranks(ranks: list[Taken], num_images: int) -> dict[str, int]:
-    """Images that two ranks have in common, summed over pairs; and those that nobody has."""
+    """Count the images that two ranks have in common, summed over pairs, and the images that no rank has."""
     sets = [np.unique(taken.rows_M) for taken in ranks]
     together = np.unique(np.concatenate(sets))
     return {

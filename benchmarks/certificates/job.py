@@ -1,11 +1,14 @@
-"""What one process is asked to take from a loader, as one rank of a world."""
+"""The job of one process: the images that it takes from a loader, as one rank of a world."""
 
 from dataclasses import dataclass
+
+OURS = "penstock"
+ENTRIES = {OURS: "ours", "webdataset": "peer_webdataset", "dali-reader": "peer_dali"}  # loaders and their modules here
 
 
 @dataclass(frozen=True)
 class Span:
-    """Positions of the endless training stream, whole batches; what is not decoded is only planned."""
+    """A range of positions in the endless training stream, in complete batches; planned only if not decoded."""
 
     start: int
     stop: int
@@ -14,27 +17,27 @@ class Span:
 
 @dataclass(frozen=True)
 class Job:
-    """One process's work: a peer's `epochs` from their beginning, or `spans` of our stream."""
+    """The work of one process: the first `epochs` of a peer, or `spans` of our stream."""
 
     loader: str
     data: str  # folder of a prepared dataset
     split: str
     batch_size: int  # of all ranks together
     seed: int
-    threads: int  # that decode, 0: a share of the cores
+    threads: int  # decoding threads; 0: an equal share of the cores
     out: str = ""  # file for the arrays, .npz
     rank: int = 0
     size: int = 1  # of the world
-    # of a peer
+    # For a peer.
     epochs: int = 1
     buffer: int = 1000  # images to shuffle among
-    # of ours
+    # For our loader.
     pixels: int = 224  # of the square output
     device: str = "cpu"
-    placement: str = "cpu"  # where images are decoded; explicit, so that it is the same for any number of ranks
+    placement: str = "cpu"  # where images are decoded; never "auto", so that any number of ranks does the same
     decode: str = "roi"
     spans: tuple[Span, ...] = ()
-    kept: tuple[int, ...] = ()  # positions whose images are handed back
-    digests: bool = False  # sha256 of each image's pixels
-    state_in: str = ""  # file of a saved state: the spans begin where that was taken
-    state_out: str = ""  # file for the state after the last batch, which rank 0 writes
+    kept: tuple[int, ...] = ()  # positions whose images are returned
+    digests: bool = False  # return the sha256 of each image's pixels
+    state_in: str = ""  # file of a saved loader state: the spans begin at its position
+    state_out: str = ""  # file to which rank 0 writes the loader state after the last batch

@@ -1,4 +1,4 @@
-"""The network whose logits tell whether two decoders' pixels mean the same to it."""
+"""The network that compares decoders: pixels of two decoders should give it the same logits."""
 
 import json
 from collections.abc import Callable
@@ -9,49 +9,53 @@ import timm
 import torch
 from torch import nn
 
-from loaders.normalize import Normalize
+from loaders.batch import Normalize
 from prep.errors import InputError
 from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from train.checkpoint import read_meta
-from train.config import Recipe
+from train.checkpoint import find_checkpoint, read_meta, restore_models
+from train.config import ModelConfig, Recipe
 from train.export import ARTIFACT, count_classes
-from train.model import ModelConfig, build_model
-from train.restore import find_checkpoint, restore
+from train.model import build_model
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] on any device -> float32 [B, K] on the CPU
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A network, on the CPU so that only the pixels differ."""
+class ProbeNetwork:
+    """A network in evaluation mode. It runs on the CPU, so that only the pixels differ."""
 
-    what: str
-    is_trained: bool  # else its top-1 means nothing
+    what: str  # its name, for the record
+    is_trained: bool  # with random weights its top-1 has no meaning
     logits: Logits
 
 
-def find_judge(path: Path | None, num_classes: int, seed: int) -> Judge:
-    """An exported model or a checkpoint of train/main.py; without either resnet50d with random weights.
+def load_probe_network(path: Path | None, num_classes: int, seed: int) -> ProbeNetwork:
+    """Load an exported model or a checkpoint of train/main.py; without a path, build resnet50d with random weights.
 
     Raises:
         InputError: there is no model at `path`.
     """
+    # No model was given.
     if path is None:
         torch.manual_seed(seed)
         network = build_model(ModelConfig(), num_classes, torch.device("cpu"))
-        return Judge("resnet50d, random weights", False, _wrap(network, Normalize(IMAGENET_MEAN, IMAGENET_STD)))
+        return ProbeNetwork("resnet50d, random weights", False, _wrap(network, Normalize(IMAGENET_MEAN, IMAGENET_STD)))
+
+    # An export of train/export.py.
     if (path / ARTIFACT).is_file():
         facts = json.loads((path / ARTIFACT).read_text())
         network = timm.create_model(f"local-dir:{path}", pretrained=True)
         normalize = Normalize(*(tuple(facts["preprocessing"][name]) for name in ("mean", "std")))
-        return Judge(f"{facts['architecture']}, {path.name}", True, _wrap(network, normalize))
+        return ProbeNetwork(f"{facts['architecture']}, {path.name}", True, _wrap(network, normalize))
+
+    # A checkpoint: its EMA weights.
     if not path.is_dir():
-        raise InputError(f"{path} is no folder: give --model an export of train/export.py or a run of train/main.py")
+        raise InputError(f"{path} is not a folder: give --model an export of train/export.py or a run of train/main.py")
     checkpoint = find_checkpoint(path)
     recipe = Recipe.from_dict(read_meta(checkpoint)["recipe"])
     classes = count_classes(checkpoint, recipe)
-    network = restore(checkpoint, recipe, classes, torch.device("cpu"))["ema"]
-    return Judge(
+    network = restore_models(checkpoint, recipe, classes, torch.device("cpu"))["ema"]
+    return ProbeNetwork(
         f"{recipe.model.name}, {checkpoint.name}", True, _wrap(network, Normalize(recipe.model.mean, recipe.model.std))
     )
 

@@ -1,7 +1,7 @@
-"""Certificates of shuffling: classes in a batch, and how far images move between epochs. Pure functions.
+"""Certificates of shuffling: classes per batch, and how far images move between epochs. Pure functions.
 
-Both hold a stream against a uniform permutation, which they refuse by chance once in 1 / CHANCE times at most.
-Shapes: N images of a split, M of an epoch, K classes, S sizes of classes, B batches.
+Both compare a stream with a uniform permutation. They reject a uniform permutation with a probability of at most
+CHANCE. Shapes: N images of a split, M of an epoch, K classes, S sizes of classes, B batches.
 """
 
 from itertools import pairwise
@@ -16,15 +16,18 @@ NUM_BINS = 50  # of the displacements' histogram, each 2% of an epoch wide
 
 
 def certify_classes(epochs: list[Taken], labels_N: np.ndarray, batch_size: int) -> Certificate:
-    """The mean number of different classes in the batches that lie within an epoch, against its expectation.
+    """Compare the mean number of distinct classes per batch with its expectation; use batches within one epoch.
 
-    Batches are taken for independent. Those of a permutation nearly are: what they share is that classes that one
-    batch has more of, the others have less of, which makes their mean vary less, so that fewer are refused.
+    Batches are treated as independent. Those of a permutation nearly are: if one batch has more images of a class, the
+    others have fewer. This reduces the variance of the mean, so fewer permutations are rejected.
     """
     counts_B = np.concatenate([count_classes(taken, batch_size) for taken in epochs])
     name = "classes in a batch"
     if not len(counts_B):
-        return Certificate(name, None, f"no batch of {batch_size:,} lies within an epoch", "", "")
+        return Certificate(name, None, f"no batch of {batch_size:,} fits into an epoch", "", "")
+
+    # Expected mean and deviation, and the probability of a mean as far away as the observed one. It is computed from
+    # the classes that are absent, which are few in large batches.
     class_counts_K = np.bincount(labels_N)
     mean, deviation = expect_classes(class_counts_K, batch_size)
     p = find_chance(np.count_nonzero(class_counts_K) - counts_B, np.count_nonzero(class_counts_K) - mean, deviation)
@@ -46,13 +49,18 @@ def certify_classes(epochs: list[Taken], labels_N: np.ndarray, batch_size: int) 
 
 
 def find_chance(absent_B: np.ndarray, expected: float, deviation: float) -> float:
-    """How likely batches of a uniform permutation miss so many classes, or so few: two-sided, 0 to 1.
+    """Return the two-sided p-value, 0 to 1, of the numbers of absent classes under a uniform permutation.
 
-    By the normal distribution of their mean; where a batch misses less than one class, too seldom for that, by the
-    Poisson distribution of their sum.
+    It uses the normal distribution of their mean. If less than one class is expected to be absent from a batch, the
+    normal approximation is too coarse, and the Poisson distribution of their sum is used.
+
+    Args:
+        absent_B: number of classes absent from each batch.
+        expected: expected number of absent classes per batch.
+        deviation: its standard deviation.
     """
     if np.isclose(absent_B.mean(), expected, rtol=0, atol=1e-6):
-        return 1.0  # also where all batches must be alike, and rounding alone is left of the deviation
+        return 1.0  # also if all batches must have the same number, so that the deviation is only rounding
     if expected < 1:
         total, mean = int(absent_B.sum()), max(0.0, expected) * len(absent_B)
         tail = min(poisson.cdf(total, mean), poisson.sf(total - 1, mean))
@@ -62,14 +70,16 @@ def find_chance(absent_B: np.ndarray, expected: float, deviation: float) -> floa
 
 
 def count_classes(taken: Taken, batch_size: int) -> np.ndarray:
-    """The number of different classes of each whole batch, int64 [B]."""
+    """Return the number of distinct classes of each complete batch, int64 [B]."""
     labels = taken.labels_M[taken.first :]
     batches = np.sort(labels[: len(labels) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
     return 1 + (np.diff(batches, axis=1) != 0).sum(axis=1)
 
 
 def expect_classes(class_counts_K: np.ndarray, batch_size: int) -> tuple[float, float]:
-    """Mean and standard deviation of the number of classes among `batch_size` of N images drawn without replacement.
+    """Return the expected number of classes among `batch_size` of N images, and its standard deviation.
+
+    The images are drawn without replacement.
 
     Hypergeometric: a class of n images is absent with probability C(N - n, b) / C(N, b), two classes of n and m
     are both absent with C(N - n - m, b) / C(N, b). Classes of one size are handled together.
@@ -85,7 +95,7 @@ def expect_classes(class_counts_K: np.ndarray, batch_size: int) -> tuple[float, 
 
 
 def _absent(sizes: np.ndarray, num_images: int, batch_size: int) -> np.ndarray:
-    """C(N - n, b) / C(N, b)."""
+    """Return C(N - n, b) / C(N, b) for each size n: the probability that the class is absent from a batch."""
     left = num_images - sizes
     possible = left >= batch_size
     left = np.where(possible, left, num_images)
@@ -95,16 +105,19 @@ def _absent(sizes: np.ndarray, num_images: int, batch_size: int) -> np.ndarray:
 
 
 def certify_displacement(epochs: list[Taken], num_images: int) -> Certificate:
-    """How far images stand in two successive epochs from where they stood, as a share of an epoch.
+    """Compare the distances that images move between successive epochs, as shares of an epoch, with a triangle.
 
     For two independent uniform places x and y, |x - y| has the density 2 (1 - d): a triangle with mean 1/3. The
-    Kolmogorov-Smirnov limit is that of independent distances. Those of a permutation, whose places are all taken once,
-    vary less, so fewer are refused. Of several pairs of epochs the worst is judged, at a limit that allows for it.
+    Kolmogorov-Smirnov limit is that of independent distances. Those of a permutation, which uses each place once,
+    vary less, so fewer permutations are rejected. Of several pairs of epochs the worst decides; the limit is corrected
+    for their number.
     """
     pairs = [measure_displacements(*pair, num_images) for pair in pairwise(epochs)]
     name, limit = "displacement between epochs", float(kstwobign.isf(CHANCE / len(pairs)))
     if not all(map(len, pairs)):
         return Certificate(name, None, "two successive epochs have no image in common", "", "")
+
+    # The Kolmogorov-Smirnov statistic of each pair of epochs; the largest one decides.
     scaled = [np.sqrt(len(each)) * distance_to_triangle(each) for each in pairs]
     distances, mean = np.concatenate(pairs), float(np.concatenate(pairs).mean())
     worst = int(np.argmax(scaled))
@@ -127,7 +140,7 @@ def certify_displacement(epochs: list[Taken], num_images: int) -> Certificate:
 
 
 def measure_displacements(before: Taken, after: Taken, num_images: int) -> np.ndarray:
-    """|place in one epoch - place in the next| / N of each image that both have, float64."""
+    """Return |place in one epoch - place in the next| / N of each image that is in both, float64."""
     places = np.full((2, num_images), -1, np.int64)
     for place, taken in zip(places, (before, after), strict=True):
         place[taken.rows_M[taken.rows_M >= 0]] = np.flatnonzero(taken.rows_M >= 0)
@@ -135,7 +148,7 @@ def measure_displacements(before: Taken, after: Taken, num_images: int) -> np.nd
 
 
 def distance_to_triangle(distances: np.ndarray) -> float:
-    """The largest distance between the empirical distribution and 2 d - d^2 (Kolmogorov-Smirnov)."""
+    """Return the largest distance between the empirical distribution and 2 d - d^2 (Kolmogorov-Smirnov)."""
     ordered, size = np.sort(distances), len(distances)
     expected = 2 * ordered - ordered**2
     above = (np.arange(1, size + 1) / size - expected).max()

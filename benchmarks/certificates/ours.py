@@ -1,4 +1,4 @@
-"""Penstock's own loader as training uses it: what its batches hold, and what the plan says of a sample of them."""
+"""Take images from Penstock's own loader as training uses it: rows, labels, and for a sample pixels and their plan."""
 
 import hashlib
 import json
@@ -12,21 +12,21 @@ import torch
 from certificates.job import Job, Span
 
 from loaders import Batch, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
-from loaders.device import resolve_device
 from loaders.order import Sampling
+from loaders.world import resolve_device
 
 Part = dict[str, np.ndarray]
 
 
-def take(job: Job) -> Iterator[Part]:
-    """The batches of all spans, each image with its place in the stream."""
+def take_images(job: Job) -> Iterator[Part]:
+    """Yield the batches of all spans, each image with its position in the stream; write the state that is wanted."""
     split = Split(job.data, job.split)
     loader = None
     for span in job.spans:
         loader = open_loader(job, split, span)
         with closing(iter(loader)) as batches:  # pyright: ignore[reportArgumentType]  (a generator)
             for batch in batches:
-                yield describe(job, loader, batch)
+                yield describe_batch(job, loader, batch)
                 if loader.position >= span.stop:
                     break
     if job.state_out and job.rank == 0 and loader is not None:
@@ -34,7 +34,7 @@ def take(job: Job) -> Iterator[Part]:
 
 
 def open_loader(job: Job, split: Split, span: Span) -> Loader:
-    """The loader at the span's start. What cannot be decoded must not be replaced in silence: it ends by its name."""
+    """Return the loader at the span's start. An image that cannot be decoded is an error, never replaced silently."""
     world = World(job.rank, job.size, job.rank, job.size, resolve_device(job.device))
     backend = "dali" if span.decoded else "synthetic"
     how = {"placement": job.placement, "decode": job.decode, "num_threads": job.threads}
@@ -45,8 +45,8 @@ def open_loader(job: Job, split: Split, span: Span) -> Loader:
     return loader
 
 
-def describe(job: Job, loader: Loader, batch: Batch) -> Part:
-    """A batch's rows, labels and positions; digests of its images, and the kept ones with window and flip."""
+def describe_batch(job: Job, loader: Loader, batch: Batch) -> Part:
+    """Return a batch's rows, labels and positions; if wanted, digests of its images, and the kept images."""
     positions_B = batch.position + np.array(loader.slots)
     part = {
         "rows": batch.rows_B,
@@ -58,12 +58,12 @@ def describe(job: Job, loader: Loader, batch: Batch) -> Part:
         images_BHWC = batch.images_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         part["digests"] = np.array([hashlib.sha256(image_HWC).hexdigest() for image_HWC in images_BHWC])
     if job.kept:
-        part |= keep(job, loader, batch, positions_B)
+        part |= keep_images(job, loader, batch, positions_B)
     return part
 
 
-def keep(job: Job, loader: Loader, batch: Batch, positions_B: np.ndarray) -> Part:
-    """Of the positions asked for: the images as they came, and what the plan wants them to be."""
+def keep_images(job: Job, loader: Loader, batch: Batch, positions_B: np.ndarray) -> Part:
+    """Return the images at the wanted positions as the loader gave them, with the rows, windows and flips planned."""
     places = np.flatnonzero(np.isin(positions_B, job.kept))
     plan = loader.plan(batch.position)
     images_KCHW = batch.images_BCHW[torch.from_numpy(places).to(batch.images_BCHW.device)]
@@ -76,7 +76,8 @@ def keep(job: Job, loader: Loader, batch: Batch, positions_B: np.ndarray) -> Par
 
 
 def place_spans(job: Job, num_images: int, epochs: int, most_decoded: int) -> tuple[Span, ...]:
-    """The batches of some epochs, decoded up to an equal share of `most_decoded` images of each."""
+    """Return spans that cover the first epochs; in each epoch an equal share of `most_decoded` images is decoded."""
+    # Our batches continue over the end of an epoch: an epoch here begins with its first complete batch.
     batch = job.batch_size
     bounds = [-(-epoch * num_images // batch) * batch for epoch in range(epochs + 1)]
     if most_decoded >= bounds[-1]:

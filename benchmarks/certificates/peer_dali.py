@@ -1,6 +1,6 @@
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # (DALI builds its operators at run time; its stubs do not know them)
-"""DALI's own reader of our shards, shuffling inside `initial_fill`: keys and labels in its order, nothing decoded."""
+"""Take keys and labels from DALI's own reader of our shards, which shuffles in `initial_fill`; decode nothing."""
 
 import os
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from prep.dataset import Split
 READER = "reader"
 
 
-def take(job: Job) -> Iterator[dict[str, np.ndarray]]:
-    """Whole epochs of one rank, whose last batch is cut where DALI fills it up (LastBatchPolicy.PARTIAL)."""
+def take_images(job: Job) -> Iterator[dict[str, np.ndarray]]:
+    """Yield complete epochs of one rank, batch by batch, without DALI's padding (LastBatchPolicy.PARTIAL)."""
     split = Split(job.data, job.split)
     rows = {key: row for row, key in enumerate(split.samples.column("key").to_pylist())}
     pipeline = build_pipeline(job, split)
@@ -24,7 +24,7 @@ def take(job: Job) -> Iterator[dict[str, np.ndarray]]:
     size_padded = pipeline.reader_meta(READER)["epoch_size_padded"]
     each = job.batch_size // job.size
     for epoch in range(job.epochs):
-        shard = (job.rank + epoch) % job.size  # a rank goes on to the next part of the data with each epoch
+        shard = (job.rank + epoch) % job.size  # in each epoch a rank reads the next part of the data
         left = (shard + 1) * len(split) // job.size - shard * len(split) // job.size
         for _ in range(-(-(size_padded // job.size) // each)):
             encoded, labels = pipeline.run()
@@ -38,7 +38,7 @@ def take(job: Job) -> Iterator[dict[str, np.ndarray]]:
 
 
 def build_pipeline(job: Job, split: Split) -> Any:
-    """Its reader alone, as its documentation recommends for whole epochs."""
+    """Build a pipeline of the reader alone, as DALI's documentation recommends for complete epochs."""
     threads = job.threads or len(os.sched_getaffinity(0))
 
     @pipeline_def(batch_size=job.batch_size // job.size, num_threads=threads, device_id=None)
@@ -51,7 +51,7 @@ def build_pipeline(job: Job, split: Split) -> Any:
             random_shuffle=True,
             initial_fill=job.buffer,
             seed=job.seed,
-            pad_last_batch=True,  # without it samples are missed and doubled
+            pad_last_batch=True,  # without it some samples are missing and others come twice
             shard_id=job.rank,
             num_shards=job.size,
             name=READER,
@@ -62,5 +62,5 @@ def build_pipeline(job: Job, split: Split) -> Any:
 
 
 def read_key(encoded: Any) -> str:
-    """The key of an image, from where DALI says that it read it: TAR:OFFSET:KEY.jpg."""
+    """Return an image's key from the source that DALI reports: TAR:OFFSET:KEY.jpg."""
     return encoded.source_info().rpartition(":")[2].partition(".")[0]

@@ -1,4 +1,4 @@
-"""webdataset over our shards with its shuffle buffer: the keys and labels in its order, nothing decoded."""
+"""Take keys and labels from webdataset over our shards, with its shuffle buffer; decode nothing."""
 
 import os
 import random
@@ -11,12 +11,12 @@ from webdataset.shardlists import split_by_node
 
 from prep.dataset import Split
 
-SHARDS_SHUFFLED = 100  # at a time, its documentation's number
+SHARDS_SHUFFLED = 100  # at a time; the number in its documentation
 
 
-def take(job: Job) -> Iterator[dict[str, np.ndarray]]:
-    """Whole epochs of one rank. Shards are in another order each epoch (detshuffle), which is not its default."""
-    os.environ.update(RANK=str(job.rank), WORLD_SIZE=str(job.size))  # as torchrun does, and as webdataset reads it
+def take_images(job: Job) -> Iterator[dict[str, np.ndarray]]:
+    """Yield complete epochs of one rank. Shards are reordered in each epoch (detshuffle), which is not its default."""
+    os.environ.update(RANK=str(job.rank), WORLD_SIZE=str(job.size))  # webdataset reads these variables of torchrun
     split = Split(job.data, job.split)
     rows = {key: row for row, key in enumerate(split.samples.column("key").to_pylist())}
     samples = WebDataset(

@@ -1,4 +1,4 @@
-"""A record's picture: classes in a batch and displacement between epochs, a row a loader. It shows no images."""
+"""The picture of a record: classes per batch and displacement between epochs, one row per loader."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Write the PNG."""
+def draw_certificates(record: dict[str, Any], path: Path) -> None:
+    """Write the picture of a record as a PNG."""
     loaders = record["loaders"]
     with mpl.rc_context(STYLE):
         engine = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
@@ -40,13 +40,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 facts["loader"] + (f"\nbuffer {facts['buffer']:,}" if "buffer" in facts else ""), color=colour
             )
             axes[0].yaxis.label.set_fontweight("bold")
-        label(rows, record)
+        label_axes(rows, record)
         rows[0][1].legend(frameon=False, loc="upper right")
         figure.savefig(path, dpi=DPI, facecolor="white")
 
 
-def label(rows: Any, record: dict[str, Any]) -> None:
-    """Titles above, units below."""
+def label_axes(rows: Any, record: dict[str, Any]) -> None:
+    """Write a title above each column of axes and the unit below it."""
     data = record["dataset"]
     titles = (
         f"Different classes in a batch of {record['batch_size']:,}",
@@ -61,7 +61,7 @@ def label(rows: Any, record: dict[str, Any]) -> None:
 
 
 def draw_classes(axes: Axes, certificate: dict[str, Any], colour: str) -> None:
-    """Batches by their number of classes, and the normal curve of the expected mean and deviation."""
+    """Draw the histogram of classes per batch, and the normal curve of the expected mean and deviation."""
     figures = certificate["figures"]
     if not figures:
         return
@@ -72,11 +72,11 @@ def draw_classes(axes: Axes, certificate: dict[str, Any], colour: str) -> None:
     curve = np.exp(-(((places - mean) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))
     axes.plot(places, curve, color=INK, linewidth=1.4, label="uniform permutation")
     axes.set_xlim(left=0)
-    verdict(axes, certificate, f"mean {figures['observed_mean']:.1f}, expected {mean:.1f}", colour)
+    write_verdict(axes, certificate, f"mean {figures['observed_mean']:.1f}, expected {mean:.1f}", colour)
 
 
 def draw_displacements(axes: Axes, certificate: dict[str, Any], colour: str) -> None:
-    """The density of displacements, and the triangle."""
+    """Draw the density of displacements, and the triangle of a uniform permutation."""
     figures = certificate["figures"]
     if not figures:
         return
@@ -86,10 +86,10 @@ def draw_displacements(axes: Axes, certificate: dict[str, Any], colour: str) -> 
     axes.bar(places, counts / counts.sum() / width, width=width, color=colour, alpha=0.75)
     axes.plot([0, 1], [2, 0], color=INK, linewidth=1.4, label="uniform permutation")
     axes.set_xlim(0, 1)
-    verdict(axes, certificate, f"mean {figures['observed_mean']:.3f}, expected 0.333", colour)
+    write_verdict(axes, certificate, f"mean {figures['observed_mean']:.3f}, expected 0.333", colour)
 
 
-def verdict(axes: Axes, certificate: dict[str, Any], words: str, colour: str) -> None:
-    """One line above the axes."""
+def write_verdict(axes: Axes, certificate: dict[str, Any], words: str, colour: str) -> None:
+    """Write one line above the axes: the verdict and the figures."""
     passed = "pass" if certificate["passed"] else "FAIL"
     axes.text(0, 1.03, f"{passed}: {words}", transform=axes.transAxes, color=colour, va="bottom")

@@ -1,6 +1,6 @@
-"""Our sources, noting when the first of their rows is asked for.
+"""Penstock's sources, with a timestamp when the first of their rows is read.
 
-A module of its own, since worker processes import it with the rows that they get: it costs them nothing else.
+A separate module, since worker processes import it together with the rows that they get.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from prep.source import Item, Source
 
 
 @dataclass(frozen=True)
-class NotedRows:
-    """Rows of a source that note when the first of them is asked for."""
+class TimestampedRows:
+    """Rows of a source that write a timestamp when the first of them is read."""
 
     rows: Iterable[Item]
 
@@ -23,8 +23,8 @@ class NotedRows:
         return iter(self.rows)
 
 
-class NotedSource:
-    """A source whose rows note when the first of them is asked for; all else is the source's own."""
+class TimestampedSource:
+    """A source whose rows write a timestamp when the first of them is read; all else is passed to the given source."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -32,5 +32,5 @@ class NotedSource:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def rows(self, split: str, start: int, stop: int) -> NotedRows:
-        return NotedRows(self._source.rows(split, start, stop))
+    def rows(self, split: str, start: int, stop: int) -> TimestampedRows:
+        return TimestampedRows(self._source.rows(split, start, stop))

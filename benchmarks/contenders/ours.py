@@ -1,9 +1,9 @@
-"""Penstock's own preparation: what `python prep/shard.py` does after opening its source."""
+"""Penstock's preparation: what `python prep/shard.py` does after opening its source."""
 
 from collections.abc import Iterator
 from typing import Any, cast
 
-from noted import NotedSource
+from noted import TimestampedSource
 
 from prep.dataset import Options
 from prep.pools import local_pool
@@ -17,8 +17,8 @@ SPLIT = "train"
 
 
 def penstock(job: dict[str, Any]) -> Iterator[None]:
-    """One split into a local folder; it starts its workers in the call."""
-    source, options = cast(Source, NotedSource(open_source(job["source"]))), Options(**job["options"])
+    """Write one split into a local folder; the worker processes start within the timed call."""
+    source, options = cast(Source, TimestampedSource(open_source(job["source"]))), Options(**job["options"])
     yield
     prepare_split(source, SPLIT, open_store(job["out"]), options, local_pool(NUM_WORKERS))
     yield

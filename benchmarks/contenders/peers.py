@@ -1,7 +1,7 @@
 """The peers, each as its own documentation shows it, and the bound: a plain copy.
 
-They read parquet with pyarrow directly, a row group a time: the fastest of the simple ways that were tried.
-Everything is imported by whom it concerns, so that this module loads in each peer's environment.
+They read parquet directly with pyarrow, one row group at a time: the fastest of the simple ways that were tried.
+Each function imports what it needs, so that this module can be imported in every peer's environment.
 """
 
 import multiprocessing
@@ -15,11 +15,11 @@ from typing import Any
 from marks import note_first_image
 
 NUM_WORKERS = 2
-ROWS_PER_READ = 100  # a row group, as Hugging Face writes them for images
+ROWS_PER_READ = 100  # one row group, as Hugging Face writes them for images
 
 
 def read_file(path: str) -> Iterator[tuple[bytes, int]]:
-    """The images of a parquet file, each with its label; as pairs, which LitData takes faster than dictionaries."""
+    """Yield the images of a parquet file with their labels, as pairs, which LitData writes faster than dictionaries."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     note_first_image()
@@ -29,12 +29,12 @@ def read_file(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def list_files(job: dict[str, Any]) -> list[str]:
-    """The source's parquet files, in order."""
+    """Return the source's parquet files, in order."""
     return [str(path) for path in sorted(Path(job["source"]).rglob("*.parquet"))]
 
 
 def litdata(job: dict[str, Any]) -> Iterator[None]:
-    """LitData's `optimize` over the files; it starts its workers in the call."""
+    """Run LitData's `optimize` over the files; the worker processes start within the timed call."""
     from litdata import optimize  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
     files = list_files(job)
@@ -44,11 +44,12 @@ def litdata(job: dict[str, Any]) -> Iterator[None]:
 
 
 def mosaic(job: dict[str, Any]) -> Iterator[None]:
-    """MosaicML's parallel conversion: an MDSWriter a process, each in a folder of its own, then the merged index."""
+    """Run MosaicML's parallel conversion: one MDSWriter per process, each in its own folder, then merge the index."""
     from streaming.base.util import merge_index  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
     files = list_files(job)
     with multiprocessing.Pool(NUM_WORKERS) as pool:
+        # Make sure that all worker processes have started before the clock does.
         pool.map(time.sleep, [0.1] * NUM_WORKERS, chunksize=1)
         tasks = [(str(Path(job["out"], str(i))), files[i::NUM_WORKERS]) for i in range(NUM_WORKERS)]
         yield
@@ -60,7 +61,7 @@ def mosaic(job: dict[str, Any]) -> Iterator[None]:
 
 
 def write_mds(task: tuple[str, list[str]]) -> None:
-    """One process's share of the files."""
+    """Write one process's share of the files."""
     from streaming import MDSWriter  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
     out, files = task
@@ -71,7 +72,7 @@ def write_mds(task: tuple[str, list[str]]) -> None:
 
 
 def copy(job: dict[str, Any]) -> Iterator[None]:
-    """The source's files copied, one after another, and put on disk."""
+    """Copy the source's files one after another, with fsync."""
     files = list_files(job)
     yield
     Path(job["out"]).mkdir()

@@ -1,8 +1,8 @@
-"""`python run.py JOB`: one contender, once, in a process of its own, under whichever interpreter has it.
+"""`python run.py JOB`: run one contender once in a separate process, under an interpreter that has its packages.
 
-It imports, opens the source and starts what worker processes it can ahead of time; says "ready"; waits for "go";
-works; and reports its figures, each exchange one line. JOB is JSON: entry (module:function), counter, source, out,
-num_images, options. The standard library alone, for peers have environments of their own.
+It imports, opens the source and starts the worker processes that can be started in advance. It answers "ready", waits
+for "go", works, and answers with its figures; each answer is one line. JOB is JSON: entry (module:function), counter,
+source, out, options. Uses the standard library only, since peers have separate environments.
 """
 
 import importlib
@@ -23,44 +23,47 @@ PACKAGES = ("litdata", "mosaicml-streaming", "numpy", "pillow", "pyarrow", "torc
 
 
 def main() -> None:
-    """Prepare, wait, work, report."""
+    """Get ready, wait for "go", work, and report the figures."""
     job, channel = json.loads(sys.argv[1]), take_stdout()
-    stages = load(job["entry"])(job)
+    stages = load_function(job["entry"])(job)
     next(stages)
     print(json.dumps({"ready": True, "versions": describe_versions()}), file=channel, flush=True)
     if sys.stdin.readline() == "go\n":
-        print(json.dumps(measure(stages) | count(job)), file=channel, flush=True)
+        print(json.dumps(measure_work(stages) | count_output(job)), file=channel, flush=True)
 
 
 def take_stdout() -> TextIO:
-    """Standard output for the exchange alone: what contenders and their workers print goes to standard error."""
+    """Return a stream to standard output for answers alone; what contenders print goes to standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
 
 
-def load(entry: str) -> Callable[..., Any]:
-    """`module:function`. A contender's is a generator that stops when it is ready, and when its work is done."""
+def load_function(entry: str) -> Callable[..., Any]:
+    """Import `module:function`. A contender is a generator that yields when it is ready, and when its work is done."""
     module, _, function = entry.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-def measure(stages: Iterator[None]) -> dict[str, float]:
-    """Wall and CPU time of the work.
+def measure_work(stages: Iterator[None]) -> dict[str, float]:
+    """Return the wall and CPU time of the work.
 
-    seconds: from the first image that any process asks for to the end; call_seconds: from "go" to the end, with the
-    start of worker processes that a contender starts in its call; sync_seconds: what os.sync() takes afterwards;
+    seconds: from the first image that any process reads to the end. call_seconds: from "go" to the end, including
+    worker processes that a contender starts within its call. sync_seconds: the time of os.sync() afterwards.
     cpu_seconds: of all processes, each from its first image on.
     """
+    # Let the contender work until its second yield, then write everything to disk.
     started, own, children = time.monotonic(), time.process_time(), children_seconds()
     next(stages)
     ended, own = time.monotonic(), time.process_time() - own
     os.sync()
     synced = time.monotonic()
     next(stages, None)
+    # The CPU time of child processes is known only after they have ended.
     for child in multiprocessing.active_children():
         child.join(10)
     marks = list(read_marks())
+    # Subtract the CPU time of worker processes before their first image.
     before = sum(mark["cpu_seconds"] for mark in marks if mark["pid"] != os.getpid())
     return {
         "seconds": ended - min(mark["at"] for mark in marks),
@@ -71,20 +74,20 @@ def measure(stages: Iterator[None]) -> dict[str, float]:
 
 
 def children_seconds() -> float:
-    """CPU time of the child processes that have ended."""
+    """Return the CPU time of the child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def count(job: dict[str, Any]) -> dict[str, int]:
-    """What is on disk, read back."""
-    num_images = load(job["counter"])(Path(job["out"]))
+def count_output(job: dict[str, Any]) -> dict[str, int]:
+    """Count the images and bytes on disk."""
+    num_images = load_function(job["counter"])(Path(job["out"]))
     size_bytes = sum(path.stat().st_size for path in Path(job["out"]).rglob("*") if path.is_file())
     return {"num_images": num_images, "output_bytes": size_bytes}
 
 
 def describe_versions() -> dict[str, str]:
-    """Of this interpreter and of what it may use."""
+    """Return the versions of this interpreter and of the packages that it may use."""
     versions = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""`python source.py SOURCE NUM_IMAGES OUT`: the source of a race, made from the first split of another.
+"""`python source.py SOURCE NUM_IMAGES OUT`: write the source of a race from the first split of another source.
 
-Its images are repeated, under new names, until there are NUM_IMAGES; parquet in row groups of 100, as Hugging Face
-writes for images. Prints its facts as JSON.
+Its images are repeated under new names until there are NUM_IMAGES, as parquet in row groups of 100, which Hugging Face
+uses for images. Prints facts about it as JSON.
 """
 
 import json
@@ -23,13 +23,13 @@ ROWS_PER_GROUP, ROWS_PER_FILE = 100, 1000
 
 
 def main() -> None:
-    """Write the files, put them on disk, say what they hold."""
+    """Write the parquet files to disk and print their facts."""
     source, num_images, out = open_source(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) / "data"
     out.mkdir(parents=True)
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.class_names))}
     )
-    rows, image_bytes, paths = islice(repeat(source), num_images), 0, []
+    rows, image_bytes, paths = islice(repeat_rows(source), num_images), 0, []
     while chunk := list(islice(rows, ROWS_PER_FILE)):
         image_bytes += sum(len(row["image"]["bytes"]) for row in chunk)
         paths.append(out / f"train-{len(paths):05d}.parquet")
@@ -42,8 +42,8 @@ def main() -> None:
     print(json.dumps(facts | {"name": source.origin.name}))
 
 
-def repeat(source: Source) -> Iterator[dict[str, Any]]:
-    """The first split's rows for ever, each time under other names."""
+def repeat_rows(source: Source) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the first split endlessly, with new names on each pass."""
     split = next(split for split, num_rows in source.num_rows.items() if num_rows)
     number = 0
     while True:

@@ -1,4 +1,4 @@
-"""Peers that run in our own environment and are fed from our sources: webdataset's ShardWriter and a Pillow pool."""
+"""Peers that run in our own environment and read our sources: webdataset's ShardWriter and a Pillow pool."""
 
 import io
 import multiprocessing
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from marks import note_first_image
-from noted import NotedRows
+from noted import TimestampedRows
 from PIL import Image
 from webdataset.writer import ShardWriter
 
@@ -22,7 +22,7 @@ Task = tuple[str, bytes, int, dict[str, Any]]  # key, image, label, options
 
 
 def shard_writer(job: dict[str, Any]) -> Iterator[None]:
-    """webdataset's ShardWriter, fed the encoded images."""
+    """Write the encoded images with webdataset's ShardWriter."""
     rows = open_rows(job)
     yield
     with open_writer(job) as writer:
@@ -32,8 +32,9 @@ def shard_writer(job: dict[str, Any]) -> Iterator[None]:
 
 
 def pillow(job: dict[str, Any]) -> Iterator[None]:
-    """A Pillow pool makes the images smaller; its parent reads them and hands them to webdataset's ShardWriter."""
+    """Make the images smaller in a pool of Pillow processes; the parent reads them and writes the results."""
     with multiprocessing.Pool(NUM_WORKERS) as pool:
+        # Make sure that all worker processes have started before the clock does.
         pool.map(time.sleep, [0.1] * NUM_WORKERS, chunksize=1)
         rows = open_rows(job)
         yield
@@ -47,11 +48,11 @@ def pillow(job: dict[str, Any]) -> Iterator[None]:
 
 
 def shrink(task: Task) -> tuple[str, bytes, int]:
-    """An image of at most the side asked for, encoded anew."""
+    """Return the image, scaled down to the requested side if it is larger, and encoded again."""
     key, data, label, options = task
     note_first_image()
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    if (scale := scale_of(image.size, options)) < 1:
+    if (scale := find_scale(image.size, options)) < 1:
         width, height = (round(side * scale) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     encoded = io.BytesIO()
@@ -59,21 +60,21 @@ def shrink(task: Task) -> tuple[str, bytes, int]:
     return key, encoded.getvalue(), label
 
 
-def scale_of(size: tuple[int, int], options: dict[str, Any]) -> float:
-    """What the long side may be (max_side) or the short side shall be (short_side), against what it is."""
+def find_scale(size: tuple[int, int], options: dict[str, Any]) -> float:
+    """Return the factor from the image's long (max_side) or short side (short_side) to the requested length."""
     if "max_side" in options:
         return options["max_side"] / max(size)
     return options["short_side"] / min(size)
 
 
 def open_writer(job: dict[str, Any]) -> ShardWriter:
-    """A ShardWriter with as many images a shard as ours."""
+    """Return a ShardWriter with as many images per shard as ours."""
     Path(job["out"]).mkdir()
     pattern = str(Path(job["out"], f"{SPLIT}-%06d.tar"))
     return ShardWriter(pattern, maxcount=Options.images_per_shard, maxsize=1e12, verbose=0)
 
 
-def open_rows(job: dict[str, Any]) -> NotedRows:
-    """All rows of the source."""
+def open_rows(job: dict[str, Any]) -> TimestampedRows:
+    """Return all rows of the source."""
     source = open_source(job["source"])
-    return NotedRows(source.rows(SPLIT, 0, source.num_rows[SPLIT]))
+    return TimestampedRows(source.rows(SPLIT, 0, source.num_rows[SPLIT]))

@@ -1,4 +1,4 @@
-"""Bars: contenders with spread, in groups; and threads' time a batch, stacked."""
+"""Draw bars: contenders with spread, in groups; and each thread's time per batch, stacked."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Transform
 from reports.words import format_number
 
-THICK, GAP = 0.7, 0.4  # of a row: a bar, and what parts groups
-ROW, LABELS, BELOW, KEY = 0.31, 1.75, 0.15, 0.45  # inches: a row, the names, what is free below, colours' names
+THICK, GAP = 0.7, 0.4  # in rows: thickness of a bar, distance between groups
+ROW, LABELS, BELOW, KEY = 0.31, 1.75, 0.15, 0.45  # inches: a row, the names, free space below, the legend
 TRACK = "#edf0f3"
-LEAST_LABELLED = 0.12  # of the longest period: narrower parts have no room for their figure
+LEAST_LABELLED = 0.12  # share of the longest period: narrower parts have no room for their figure
 
 
 def draw_bars(picture: Picture) -> Figure:
-    """Horizontal bars, each with its figure at its end; how many times as fast ours is, in a column on the right."""
+    """Draw horizontal bars, each with its figure at its end; the ratio of ours to it is in a column on the right."""
     bars: list[Bar] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
     rows, headings = place(bars)
     figure, ax = new_figure(picture, ROW * (max(rows) + 1), (LABELS, BELOW))
@@ -35,7 +35,7 @@ def draw_bars(picture: Picture) -> Figure:
 
 
 def place(bars: list[Bar]) -> tuple[list[float], dict[float, str]]:
-    """The row of each bar, and the rows of the groups' headings."""
+    """Return the row of each bar, and the rows of the groups' headings."""
     rows, headings, row, last = [], {}, 0.0, None
     for bar in bars:
         if bar.group != last:
@@ -48,7 +48,7 @@ def place(bars: list[Bar]) -> tuple[list[float], dict[float, str]]:
 
 
 def _across(ax: Axes) -> Transform:
-    """Left to right in shares of the axes, up and down in rows."""
+    """Return the transform with shares of the axes as x and rows as y."""
     return ax.get_yaxis_transform()
 
 
@@ -62,7 +62,7 @@ def _draw_bar(ax: Axes, row: float, bar: Bar) -> None:
 
 
 def _strip(ax: Axes, bottom: float, top: float) -> None:
-    """No axis but the names on the left: the figures stand at the bars."""
+    """Remove all of the axes except the names on the left, because the figures are at the bars."""
     ax.set_ylim(bottom, top)
     ax.spines["bottom"].set_visible(False)
     ax.spines["left"].set_visible(False)
@@ -70,13 +70,13 @@ def _strip(ax: Axes, bottom: float, top: float) -> None:
 
 
 def draw_stacks(picture: Picture) -> Figure:
-    """A row a thread: its parts, with their figures where there is room, on a track as long as a batch takes."""
+    """Draw one row per thread: its parts, with figures if there is room, on a track as long as the time per batch."""
     stacks: list[Stack] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
     figure, ax = new_figure(picture, 1.3 * ROW * len(stacks), (LABELS, KEY))
     longest = max(stack.period for stack in stacks)
     for row, stack in enumerate(stacks):
         _draw_stack(ax, row, stack, LEAST_LABELLED * longest)
-        ax.text(stack.period + longest / 100, row, f"{stack.period:.1f} a batch", va="center", color=FAINT)
+        ax.text(stack.period + longest / 100, row, f"{stack.period:.1f} total", va="center", color=FAINT)
     _strip(ax, len(stacks) - 0.4, -0.6)
     ax.set_yticks(range(len(stacks)), [stack.label for stack in stacks])
     ax.set_xlim(0, longest * 1.18)
@@ -96,7 +96,7 @@ def _draw_stack(ax: Axes, row: int, stack: Stack, least_labelled: float) -> None
 
 
 def _name_colors(ax: Axes, stacks: list[Stack]) -> None:
-    """Below, since the narrow parts have no room for their names."""
+    """Draw a legend below the bars, because the narrow parts have no room for their names."""
     names = dict.fromkeys(name for stack in stacks for name in stack.parts)
     patches = [Patch(color=SHADES[name], label=name) for name in names] + [Patch(color=TRACK, label="idle")]
     place = {"loc": "upper left", "bbox_to_anchor": (-0.008, 0), "ncols": len(patches), "columnspacing": 1.4}

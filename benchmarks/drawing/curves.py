@@ -1,4 +1,4 @@
-"""Images/s against a setting: points with their spread, joined, each with its figure."""
+"""Draw images/s by a setting: connected points with their spread, each with its figure."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from reports.words import format_number
 
 HEIGHT, LEFT, BELOW = 2.9, 0.25, 0.6  # inches
-TOP, RIGHT = 1.25, 1.2  # of the highest and the rightmost point: room for their figures
+TOP, RIGHT = 1.25, 1.2  # limits of the axes, times the highest and the rightmost point: room for their figures
 
 
 def draw_curve(picture: Picture) -> Figure:
-    """From 0 in both directions, so that twice as high is twice as fast; the figures stand at the points."""
+    """Draw a curve; both axes start at 0, so that twice as high is twice as fast, and the points have their figures."""
     points: list[Point] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
     figure, ax = new_figure(picture, HEIGHT, (LEFT, BELOW))
     ax.plot([point.x for point in points], [point.median for point in points], color=ACCENT, linewidth=2)
@@ -32,7 +32,7 @@ def draw_curve(picture: Picture) -> Figure:
 
 
 def _draw_point(ax: Axes, point: Point) -> None:
-    """Its label on the right where it has one, above the curve that then falls; else its figure in the middle."""
+    """Draw a point with its figure above it; a point with a label has both on its right, where the curve falls."""
     spread = ([point.median - point.low], [point.high - point.median])
     ax.errorbar(point.x, point.median, spread, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
     ax.plot(point.x, point.median, "o", color=ACCENT, markersize=5.5, zorder=4)

@@ -1,4 +1,4 @@
-"""What a record's pictures show, whether they are drawn or printed: bars with spread, stacked bars, and curves."""
+"""From a record to the data of its pictures, drawn or printed: bars with spread, stacked bars, and curves."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from reports.races import rate_of, sort_by_rate
 from reports.rates import SPENT
 from reports.reading import Record
 
-NAMES = {  # short, for the room there is
+NAMES = {  # of the contenders, short because there is little room
     OURS: "Penstock",
     "libjpeg-turbo": "libjpeg-turbo alone",
     "dali-reader": "DALI's own reader",
@@ -25,7 +25,7 @@ NAMES = {  # short, for the room there is
     "ffcv": "FFCV",
 }
 CONSUMER, PRODUCER = SPENT[:3], SPENT[3:]
-THREADS = {  # by stage; who takes batches from the loader alone does nothing but wait for them
+THREADS = {  # by stage; in the loader's stage the consumer only waits, so it is left out
     "loader": {"the loader alone": PRODUCER},
     "train": {"training: its loop": CONSUMER, "training: the loader": PRODUCER},
 }
@@ -40,13 +40,13 @@ class Bar:
     low: float
     high: float
     is_ours: bool
-    ratio: str  # ours in it, "" for ours itself
-    group: str  # the race, a heading above its first bar
+    ratio: str  # our rate divided by this one; "" for ours
+    group: str  # the race, which is a heading above its first bar
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One thread's time a batch, in milliseconds, and how long a batch takes by the clock."""
+    """One thread's time per batch by part, and the wall time per batch, in milliseconds."""
 
     label: str
     parts: dict[str, float]
@@ -58,7 +58,7 @@ class Point:
     """Images/s at one setting."""
 
     x: float
-    label: str  # beside the point, "" for none
+    label: str  # next to the point, "" for none
     median: float
     low: float
     high: float
@@ -66,19 +66,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Picture:
-    """A title, what the figures hold for, and one kind of marks."""
+    """A title, a subtitle with the machine and the images, and marks of one kind."""
 
-    name: str  # added to the record's: "" or "-threads"
+    name: str  # suffix to the record's name: "" or "-threads"
     title: str
     subtitle: str
     marks: tuple[Bar, ...] | tuple[Stack, ...] | tuple[Point, ...]
-    axis: str = ""  # of points, across
-    unit: str = ""  # of the same
-    cores: int = 0  # of the machine, where points are of threads
+    axis: str = ""  # label of the points' x axis
+    unit: str = ""  # of that axis
+    cores: int = 0  # of the machine, if the x axis is threads
 
 
 def show_peers(content: dict[str, Any]) -> Iterator[Picture]:
-    """The loader beside its peers, a group a race."""
+    """Yield the picture of the loader and its peers, one group per race."""
     bars = [
         _peer_bar(name, each, _group(race, contenders))
         for race, contenders in content["races"].items()
@@ -89,13 +89,13 @@ def show_peers(content: dict[str, Any]) -> Iterator[Picture]:
         f"{_machine(content)}, {content['workers']} workers, batch {content['batch_size']}; {content['transform']}\n"
         f"{_images(content)}; medians, thin lines from the slowest to the fastest window"
     )
-    yield Picture("", "Images a second, fed by the loader alone", subtitle, tuple(bars))
+    yield Picture("", "Images per second from the loader alone", subtitle, tuple(bars))
 
 
 def _group(race: str, contenders: dict[str, Any]) -> str:
-    """The race, with the bytes of an image in ours."""
+    """Return a race's name, with the bytes per image in our format."""
     ours = contenders.get(OURS)
-    return f"{race}, {ours['bytes_per_image'] / 1000:.0f} KB an image" if ours else race
+    return f"{race}, {ours['bytes_per_image'] / 1000:.0f} KB per image" if ours else race
 
 
 def _peer_bar(name: str, each: dict[str, Any], group: str) -> Bar:
@@ -105,7 +105,7 @@ def _peer_bar(name: str, each: dict[str, Any], group: str) -> Bar:
 
 
 def show_batch(content: dict[str, Any]) -> Iterator[Picture]:
-    """Where a batch spends its time: the thread that takes batches and the one that makes them, which run at once."""
+    """Yield the picture of the time per batch, of the thread that consumes batches and of the one that makes them."""
     stacks = []
     for stage, each in content["stages"].items():
         if times := each.get("milliseconds_a_batch"):
@@ -115,21 +115,22 @@ def show_batch(content: dict[str, Any]) -> Iterator[Picture]:
                 stacks.append(Stack(thread, {name: times[name] for name in names if name in times}, period))
     if stacks:
         model = f", {content['model']}" if content.get("model") else ""
-        subtitle = f"milliseconds; {_machine(content)}, batch {content['batch_size']}{model}; {_images(content)}"
+        machine = f"{_machine(content)}, batch {content['batch_size']}{model}"
+        subtitle = f"milliseconds per batch; {machine}; {_images(content)}"
         yield Picture("", "Where a batch spends its time", subtitle, tuple(stacks))
 
 
 def show_sweeps(content: dict[str, Any]) -> Iterator[Picture]:
-    """Images/s against decoding threads, and against stored size."""
+    """Yield the pictures of images/s by number of decoding threads, and by stored size."""
     machine, images = _machine(content), _images(content)
     threads = [_point(each, each["num_threads"], "") for each in content["threads"]]
-    title, subtitle = "Images a second against decoding threads", f"{machine}; {images}, original bytes"
+    title, subtitle = "Images per second by number of decoding threads", f"{machine}; {images}, original bytes"
     cores = content["hardware"]["cores"]
     yield Picture("-threads", title, subtitle, tuple(threads), "decoding threads", "threads", cores)
     sizes = [_point(each, each["bytes_per_image"] / 1000, each["name"]) for each in content["sizes"]]
     sizes.sort(key=lambda point: point.x)
-    title, subtitle = "Images a second against stored size", f"{machine}; {images}"
-    yield Picture("-sizes", title, subtitle, tuple(sizes), "KB an image, as stored", "KB")
+    title, subtitle = "Images per second by stored size", f"{machine}; {images}"
+    yield Picture("-sizes", title, subtitle, tuple(sizes), "KB per stored image", "KB")
 
 
 def _point(each: dict[str, Any], x: float, label: str) -> Point:
@@ -155,7 +156,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], Iterator[Picture]]] = {
 
 
 def name_pictures(record: Record) -> list[tuple[str, Picture]]:
-    """A record's pictures with the names of their files; none where its kind has none."""
+    """Return a record's pictures with the names of their files; an empty list if its kind has none."""
     stem = record.name.removesuffix(".json").replace("/", "-")
     pictures = SHOWN[record.what](record.content) if record.what in SHOWN else iter(())
     return [(f"{stem}{picture.name}.png", picture) for picture in pictures]

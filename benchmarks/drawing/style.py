@@ -1,4 +1,4 @@
-"""How pictures look: one accent for Penstock, grey for the others, labels at what they name, nothing else."""
+"""The style of the pictures: one accent colour for Penstock, grey for the others, labels next to what they name."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from reports.reading import Record
 
 ACCENT, GREY, INK, FAINT, ALARM = "#0b6bcb", "#b4bcc6", "#1f2933", "#6b7785", "#e07a1f"
 SHADES = {"decode": ACCENT, "read": "#6ba6e2", "copy": "#c2dbf4", "step": "#6b7785", "take": GREY, "wait": ALARM}
-WIDTH, RIGHT, EDGE = 8.0, 0.25, 0.2  # inches: in all, and free on the right and left
-TITLE, LINE = 0.72, 0.18  # inches: the title, and each line under it
+WIDTH, RIGHT, EDGE = 8.0, 0.25, 0.2  # inches: total, free on the right, free on the left
+TITLE, LINE = 0.72, 0.18  # inches: the title, and each line of the subtitle
 DPI = 150
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.family": "DejaVu Sans",  # part of matplotlib, so the same on all machines
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -34,7 +34,7 @@ STYLE: Any = {
 
 
 def new_figure(picture: Picture, height: float, margins: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A picture with its title, whose marks are `height` inches high, with inches free on their left and below."""
+    """Return a figure with titles and axes of `height` inches; `margins` are free inches on the left and below."""
     head, (left, below) = TITLE + LINE * len(picture.subtitle.splitlines()), margins
     whole = height + head + below
     with mpl.rc_context(STYLE):
@@ -47,7 +47,7 @@ def new_figure(picture: Picture, height: float, margins: tuple[float, float]) ->
 
 
 def save(figure: Figure, path: Path, record: Record) -> None:
-    """As PNG; the same record gives the same bytes."""
+    """Write a figure as PNG; the same record gives the same bytes."""
     with mpl.rc_context(STYLE):
         figure.savefig(path, dpi=DPI, metadata=describe_origin(record))
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The same pictures as text, for a terminal: bars made of blocks, their figures beside them."""
+"""Print the same pictures in a terminal: bars made of block characters, with their figures next to them."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from reports.words import format_number
 from rich.console import Console
 from rich.text import Text
 
-LEAST_CELLS, MOST_CELLS = 8, 60  # of the longest bar
+LEAST_CELLS, MOST_CELLS = 8, 60  # length of the longest bar, in characters
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BLOCKS = {"wait": "░", "take": "▒", "step": "█", "read": "▒", "decode": "█", "copy": "░"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A mark in words; `parts` are its lengths by kind, `length` that of its whole."""
+    """A mark as text; `parts` are the lengths of its parts by kind, `length` is its total length."""
 
     heading: str
     name: str
@@ -26,11 +26,14 @@ class Row:
 
 
 def print_picture(picture: Picture, console: Console) -> None:
-    """Title, then a line a mark, as wide as the terminal allows."""
+    """Print the title, then one line per mark, as wide as the terminal allows."""
+    # The columns' widths; the bars get what is left.
     rows = [describe_mark(mark, picture) for mark in picture.marks]
     name, figures, note = (max(len(getattr(row, column)) for row in rows) for column in ("name", "figures", "note"))
     cells = max(LEAST_CELLS, min(MOST_CELLS, console.width - name - figures - note - 6))
     scale, heading = cells / max(row.length for row in rows), ""
+
+    # One line per mark, with a heading above the first one of each group.
     lines = [Text(picture.title, "bold"), Text(picture.subtitle, "dim")]
     for row in rows:
         if row.heading != heading:
@@ -46,7 +49,7 @@ def print_picture(picture: Picture, console: Console) -> None:
 
 
 def describe_mark(mark: Bar | Stack | Point, picture: Picture) -> Row:
-    """Its name, lengths and figures."""
+    """Return a mark's name, lengths and figures."""
     if isinstance(mark, Stack):
         figures = ", ".join(f"{name} {value:.1f}" for name, value in mark.parts.items())
         return Row("", mark.label, mark.parts, mark.period, f"{figures} of {mark.period:.1f}", "", True)
@@ -58,7 +61,7 @@ def describe_mark(mark: Bar | Stack | Point, picture: Picture) -> Row:
 
 
 def make_blocks(row: Row, scale: float) -> str:
-    """One bar to an eighth of a cell; or parts after each other, and dots for the rest of the whole."""
+    """Return a bar, exact to an eighth of a character; or its parts in a row, with dots for the rest of its length."""
     if "" in row.parts:
         full, eighths = divmod(round(8 * row.length * scale), 8)
         return "█" * full + EIGHTHS[eighths].strip()

@@ -1,14 +1,14 @@
-"""Who races, each in its best documented form: the one table of the peers' configurations.
+"""The contenders of the feeding race, each in the best form that its documentation shows: one table of configurations.
 
-Nobody converts to floating point who has a way not to; all take as many workers, shuffle, and keep their workers
-between epochs. What an entry does beyond its options stands in its own file here.
+No contender converts to floating point if it can avoid it. All have the same number of workers, shuffle, and keep
+their workers between epochs. What an entry does beyond its options is in its own file here.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 OURS = "penstock"
-SHARDS, SMALLER_SHARDS, FOLDER = "shards", "smaller-shards", "folder"  # formats; the others bear their peers' names
+SHARDS, SMALLER_SHARDS, FOLDER = "shards", "smaller-shards", "folder"  # formats; the others have their peers' names
 TORCH = ("torch", "torchvision", "pillow")
 DALI = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch")
 BY_TORCHVISION, BY_PILLOW = {"decoder": "torchvision"}, {"decoder": "pillow"}
@@ -17,23 +17,23 @@ V2 = "decode_jpeg, transforms v2 on uint8"
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to feed: the generator `entry` in this folder reads the format `data`."""
+    """A way to feed batches: the generator `entry` in this folder reads the format `data`."""
 
     name: str
-    what: str
-    entry: str
-    data: str
-    packages: tuple[str, ...]  # whose versions the record names
+    what: str  # description
+    entry: str  # module:function
+    data: str  # name of the format, and of its folder
+    packages: tuple[str, ...]  # packages whose versions the record contains
     options: dict[str, Any] = field(default_factory=dict)
-    peer: str = ""  # whose interpreter it wants; its own one else
+    peer: str = ""  # key in PEERS whose interpreter runs it; "": the interpreter of this command
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One that has an environment of its own."""
+    """A peer that is installed in a separate environment."""
 
-    module: str  # what its interpreter must have
-    install: str  # how it gets it
+    module: str  # that its interpreter must be able to import
+    install: str  # how to install it
 
 
 PEERS = {
@@ -111,7 +111,7 @@ ORIGINAL = (
         "spdl",
     ),
     Contender(
-        "libjpeg-turbo", "the bound: decoded in full, no transform", "turbo:decode_alone", FOLDER, ("simplejpeg",)
+        "libjpeg-turbo", "upper bound: full decoding, no transform", "turbo:decode_alone", FOLDER, ("simplejpeg",)
     ),
 )
 SMALLER = (

@@ -1,6 +1,6 @@
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# (DALI builds its operators at run time; its stubs do not know them)
-"""DALI's own reader of WebDataset shards, its own random crops, and its own order."""
+# (DALI creates its operators at run time; its stubs lack them)
+"""DALI's own reader of WebDataset shards, with its own random crops and its own order."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ FILTER = {"interp_type": types.INTERP_TRIANGULAR, "antialias": True}  # Pillow's
 
 
 def webdataset(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW, channels_last, in DALI's memory; labels stay ASCII bytes, which DALI cannot read."""
+    """Yield uint8 NCHW batches, channels_last, in DALI's memory; labels stay ASCII bytes, which DALI cannot parse."""
     pipeline = build_pipeline(job)
     pipeline.build()
     while True:
@@ -23,7 +23,7 @@ def webdataset(job: Job) -> Iterator[torch.Tensor]:
 
 
 def build_pipeline(job: Job) -> Any:
-    """The graph, everything at DALI's defaults that the task does not settle."""
+    """Return the graph, with DALI's defaults for everything that the task does not determine."""
 
     @pipeline_def(batch_size=job.batch_size, num_threads=job.workers, device_id=None)
     def graph() -> Any:
@@ -33,7 +33,7 @@ def build_pipeline(job: Job) -> Any:
             ext=["jpg", "cls"],
             missing_component_behavior="error",
             random_shuffle=not job.evaluates,
-            pad_last_batch=True,  # without it samples are missed and doubled
+            pad_last_batch=True,  # without it some samples are missed and others come twice
         )
         return (evaluate if job.evaluates else augment)(encoded, job), labels
 
@@ -41,7 +41,7 @@ def build_pipeline(job: Job) -> Any:
 
 
 def augment(encoded: Any, job: Job) -> Any:
-    """A random resized crop and a flip."""
+    """Return a random resized crop, flipped at random."""
     images = fn.decoders.image_random_crop(
         encoded, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
     )
@@ -50,6 +50,6 @@ def augment(encoded: Any, job: Job) -> Any:
 
 
 def evaluate(encoded: Any, job: Job) -> Any:
-    """The short side resized, the centre cropped."""
+    """Resize the short side and crop the centre."""
     images = fn.resize(fn.decoders.image(encoded, device="cpu"), resize_shorter=job.resize, **FILTER)
     return fn.crop(images, crop=(job.size, job.size))

@@ -1,4 +1,4 @@
-"""FFCV's Loader over its own file, compiled by numba; the file holds JPEGs that FFCV encoded anew."""
+"""FFCV's Loader over its own file, compiled by numba; the file holds JPEGs that FFCV encoded."""
 
 from collections.abc import Iterator
 
@@ -18,11 +18,11 @@ from ffcv.transforms import (  # pyright: ignore[reportMissingImports]
 )
 from job import Job
 
-IMAGES_PER_EPOCH = 10**6  # the set's own, repeated: FFCV pauses between epochs, which are short here
+IMAGES_PER_EPOCH = 10**6  # the images are repeated: FFCV pauses between epochs, which would be short here
 
 
 def beton(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW, channels_last."""
+    """Yield uint8 NCHW batches, channels_last."""
     shape = (job.size, job.size)
     augment = [RandomResizedCropRGBImageDecoder(shape), RandomHorizontalFlip()]
     decode = [CenterCropRGBImageDecoder(shape, job.size / job.resize)] if job.evaluates else augment
@@ -31,7 +31,7 @@ def beton(job: Job) -> Iterator[torch.Tensor]:
         batch_size=job.batch_size,
         num_workers=job.workers,
         order=OrderOption.RANDOM,
-        os_cache=True,  # the set fits into memory
+        os_cache=True,  # the data fits in memory
         indices=np.tile(np.arange(job.num_images), max(1, IMAGES_PER_EPOCH // job.num_images)),
         pipelines={"image": [*decode, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze()]},
     )

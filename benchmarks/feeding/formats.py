@@ -1,7 +1,7 @@
-"""`python formats.py FORMAT SHARDS OUT WORKERS`: the images of prepared shards, written in a peer's own format.
+"""`python formats.py FORMAT SHARDS OUT WORKERS`: write the images of prepared shards in a peer's own format.
 
-Runs under the interpreter of whoever reads that format, so the standard library alone beside the peer: the shards
-are read as plain tars. All formats hold the same bytes, but for FFCV's, which encodes every image anew.
+Runs under the interpreter of the peer that reads the format, so it uses the standard library and the peer only: the
+shards are read as plain tars. All formats hold the same bytes, except FFCV's, which re-encodes every image.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAX_SIDE, QUALITY = 500, 90  # of what FFCV encodes, as of the shards that it is held against
+MAX_SIDE, QUALITY = 500, 90  # of FFCV's images, the same as of the shards that it is compared with
 
 
 class Sample(NamedTuple):
@@ -40,7 +40,7 @@ class Decoded:
 
 
 def read_shard(path: str) -> Iterator[Sample]:
-    """The samples of one tar: KEY.jpg, then KEY.cls."""
+    """Yield the samples of one tar: KEY.jpg, then KEY.cls."""
     with tarfile.open(path) as tar:
         members = iter(tar)
         for image, label in zip(members, members, strict=True):
@@ -54,7 +54,7 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def write_folder(shards: list[str], out: Path, workers: int) -> None:
-    """CLASS/KEY.jpg, as torchvision's ImageFolder and timm read it."""
+    """Write CLASS/KEY.jpg, as torchvision's ImageFolder and timm read it."""
     for path in shards:
         for sample in read_shard(path):
             file = out / f"{sample.label:04d}" / f"{sample.key}.jpg"
@@ -63,7 +63,7 @@ def write_folder(shards: list[str], out: Path, workers: int) -> None:
 
 
 def write_litdata(shards: list[str], out: Path, workers: int) -> None:
-    """LitData's chunks, of the 64 MB that its documentation takes."""
+    """Write LitData's chunks of 64 MB, as its documentation does."""
     from litdata import optimize  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
     optimize(_as_dictionaries, shards, str(out), chunk_bytes="64MB", num_workers=workers, verbose=False)
@@ -75,7 +75,7 @@ def _as_dictionaries(path: str) -> Iterator[dict[str, Any]]:
 
 
 def write_mds(shards: list[str], out: Path, workers: int) -> None:
-    """MosaicML's shards."""
+    """Write MosaicML's shards."""
     from streaming import MDSWriter  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
     with MDSWriter(out=str(out), columns={"jpeg": "bytes", "label": "int"}) as writer:
@@ -85,7 +85,7 @@ def write_mds(shards: list[str], out: Path, workers: int) -> None:
 
 
 def write_beton(shards: list[str], out: Path, workers: int) -> None:
-    """FFCV's file, every image decoded and encoded anew."""
+    """Write FFCV's file; every image is decoded and encoded again."""
     from ffcv.fields import IntField, RGBImageField  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
     from ffcv.writer import DatasetWriter  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
@@ -97,5 +97,5 @@ def write_beton(shards: list[str], out: Path, workers: int) -> None:
 FORMATS = {"folder": write_folder, "litdata": write_litdata, "mds": write_mds, "beton": write_beton}
 
 if __name__ == "__main__":
-    os.dup2(2, 1)  # what the peers print answers nothing
+    os.dup2(2, 1)  # what the peers print goes to standard error
     FORMATS[sys.argv[1]](sorted(map(str, Path(sys.argv[2]).glob("*.tar"))), Path(sys.argv[3]), int(sys.argv[4]))

@@ -10,7 +10,7 @@ from transforms import build_decoder
 
 
 class Images(StreamingDataset):
-    """The documented way to transform: a subclass that decodes what the store gives."""
+    """The documented way to transform: a subclass that decodes the stored bytes."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.data, shuffle=True, drop_last=True)
@@ -22,7 +22,7 @@ class Images(StreamingDataset):
 
 
 def streaming(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW."""
+    """Yield uint8 NCHW batches."""
     loader = StreamingDataLoader(
         Images(job), batch_size=job.batch_size, num_workers=job.workers, persistent_workers=True
     )

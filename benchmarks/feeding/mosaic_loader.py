@@ -11,7 +11,7 @@ from transforms import build_decoder
 
 
 class Images(StreamingDataset):
-    """The documented way to transform: a subclass that decodes what the store gives."""
+    """The documented way to transform: a subclass that decodes the stored bytes."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(local=job.data, shuffle=True, batch_size=job.batch_size)
@@ -23,7 +23,7 @@ class Images(StreamingDataset):
 
 
 def streaming(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW."""
+    """Yield uint8 NCHW batches."""
     loader = DataLoader(
         Images(job), batch_size=job.batch_size, num_workers=job.workers, persistent_workers=True, drop_last=True
     )

@@ -1,8 +1,8 @@
-"""`python run.py JOB`: one contender in a process of its own, for as long as its standard input is open.
+"""`python run.py JOB`: run one contender in a separate process, as long as its standard input is open.
 
-It imports, and says so with its versions; at "open" it opens the data and takes a first batch; at each "go" it takes
-batches for a while, a warm-up first. Each answer is one line of JSON. The standard library alone, for peers have
-environments of their own.
+It imports everything and answers with its versions. At "open" it opens the data and takes a first batch. At each "go"
+it takes batches for a while, after a warm-up. Each answer is one line of JSON. Uses the standard library only, since
+peers have separate environments.
 """
 
 import importlib
@@ -19,34 +19,34 @@ from meters import read_cpu_seconds, read_machine_seconds, read_memory_bytes
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer requests until standard input is closed."""
     job, channel = Job(**json.loads(sys.argv[1])), take_stdout()
-    batches = load(job.entry)(job)
-    answer(channel, {"versions": describe_versions(job.packages)})
+    batches = load_entry(job.entry)(job)
+    write_answer(channel, {"versions": describe_versions(job.packages)})
     for word in sys.stdin:
-        answer(channel, open_feed(batches) if word == "open\n" else measure(batches, job))
+        write_answer(channel, open_feed(batches) if word == "open\n" else measure_window(batches, job))
 
 
 def take_stdout() -> TextIO:
-    """Standard output for the exchange alone: what contenders and their workers print goes to standard error."""
+    """Return a stream to standard output for answers alone; what contenders print goes to standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
 
 
-def answer(channel: TextIO, content: dict[str, Any]) -> None:
-    """One line."""
+def write_answer(channel: TextIO, content: dict[str, Any]) -> None:
+    """Write one answer, as a line of JSON."""
     print(json.dumps(content), file=channel, flush=True)
 
 
-def load(entry: str) -> Callable[[Job], Iterator[Any]]:
-    """`module:function`; the module imports all that its function needs."""
+def load_entry(entry: str) -> Callable[[Job], Iterator[Any]]:
+    """Import `module:function`; the module imports all that its function needs."""
     module, _, function = entry.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def open_feed(batches: Iterator[Any]) -> dict[str, Any]:
-    """Everything up to the first batch, and what that batch is."""
+    """Open the data and take the first batch; return the time and the batch's shape and type."""
     started = time.monotonic()
     images = next(batches)
     return {
@@ -56,11 +56,14 @@ def open_feed(batches: Iterator[Any]) -> dict[str, Any]:
     }
 
 
-def measure(batches: Iterator[Any], job: Job) -> dict[str, float]:
-    """One window, from the end of one batch to the end of another; the busy processors of others tell of unrest."""
-    take(batches, job.warmup)
+def measure_window(batches: Iterator[Any], job: Job) -> dict[str, float]:
+    """Measure one window, from the end of one batch to the end of another.
+
+    `others_busy_cores` shows the load from other processes, which may have disturbed the window.
+    """
+    count_images(batches, job.warmup)
     started, own, machine = time.monotonic(), read_cpu_seconds(), read_machine_seconds()
-    num_images = take(batches, job.seconds)
+    num_images = count_images(batches, job.seconds)
     seconds = time.monotonic() - started
     own, machine = read_cpu_seconds() - own, read_machine_seconds() - machine
     return {
@@ -71,8 +74,8 @@ def measure(batches: Iterator[Any], job: Job) -> dict[str, float]:
     }
 
 
-def take(batches: Iterator[Any], seconds: float) -> int:
-    """Batches for at least so long; the number of their images."""
+def count_images(batches: Iterator[Any], seconds: float) -> int:
+    """Take batches for at least `seconds`; return the number of their images."""
     started, num_images = time.monotonic(), 0
     while time.monotonic() - started < seconds:
         num_images += len(next(batches))
@@ -80,7 +83,7 @@ def take(batches: Iterator[Any], seconds: float) -> int:
 
 
 def describe_versions(packages: list[str]) -> dict[str, str]:
-    """Of this interpreter, and of those packages that it has."""
+    """Return the versions of this interpreter and of those packages that it has."""
     versions = {"python": sys.version.split()[0]}
     for name in packages:
         try:

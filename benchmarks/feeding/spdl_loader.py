@@ -17,19 +17,23 @@ BUFFERED = 3  # batches, SPDL's default
 
 
 def own_decoders(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NHWC: each image decoded, cropped and scaled by one FFmpeg graph, as SPDL recommends."""
-    return run(job, partial(decode_frames, job), lambda frames: spdl.io.to_torch(spdl.io.convert_frames(frames)))
+    """Yield uint8 NHWC batches: one FFmpeg graph decodes, crops and scales each image, as SPDL recommends."""
+    return run_pipeline(
+        job, partial(decode_frames, job), lambda frames: spdl.io.to_torch(spdl.io.convert_frames(frames))
+    )
 
 
 def torchvision_decoders(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW: functions of torchvision, which let go of the interpreter's lock, in SPDL's threads."""
+    """Yield uint8 NCHW batches: torchvision's functions, which release the interpreter's lock, in SPDL's threads."""
     torch.set_num_threads(1)  # the threads are SPDL's
     decoder = build_decoder(job)
-    return run(job, lambda path: decoder(Path(path).read_bytes()), torch.stack)
+    return run_pipeline(job, lambda path: decoder(Path(path).read_bytes()), torch.stack)
 
 
-def run(job: Job, decode: Callable[[str], Any], collate: Callable[[list[Any]], torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The pipeline; a thread more than decode, since collating takes one too."""
+def run_pipeline(
+    job: Job, decode: Callable[[str], Any], collate: Callable[[list[Any]], torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """Run the pipeline, with one more thread than decode, since collating needs one too."""
     pipeline = (
         PipelineBuilder()
         .add_source(shuffle_forever(job))
@@ -44,34 +48,39 @@ def run(job: Job, decode: Callable[[str], Any], collate: Callable[[list[Any]], t
 
 
 def shuffle_forever(job: Job) -> Iterator[str]:
-    """The paths of all images, in another order each time."""
+    """Yield the paths of all images endlessly, in a new order on each pass."""
     paths = [str(path) for path in Path(job.data).rglob("*.jpg")]
     while True:
         yield from random.sample(paths, len(paths))
 
 
+def collate_frames(frames: Any) -> torch.Tensor:
+    """Return one tensor of the decoded frames of a batch."""
+    return spdl.io.to_torch(spdl.io.convert_frames(frames))
+
+
 def decode_frames(job: Job, path: str) -> Any:
-    """One image."""
+    """Decode one image with FFmpeg's filters."""
     packets = spdl.io.demux_image(path)
     steps = (evaluate if job.evaluates else augment)(packets.width, packets.height, job)
     return spdl.io.decode_packets(packets, filter_desc=",".join([*steps, "format=pix_fmts=rgb24"]))
 
 
 def evaluate(width: int, height: int, job: Job) -> list[str]:
-    """FFmpeg's filters for the short side resized, the centre cropped."""
+    """Return FFmpeg's filters that resize the short side and crop the centre."""
     scale = job.resize / min(width, height)
     return [f"scale={int(width * scale)}:{int(height * scale)}:flags=bilinear", f"crop={job.size}:{job.size}"]
 
 
 def augment(width: int, height: int, job: Job) -> list[str]:
-    """FFmpeg's filters for a random resized crop and a flip."""
+    """Return FFmpeg's filters for a random resized crop and a flip."""
     crop = "crop={}:{}:{}:{}".format(*draw_window(width, height))
     flip = ["hflip"] if random.random() < 0.5 else []
     return [crop, f"scale={job.size}:{job.size}:flags=bilinear", *flip]
 
 
 def draw_window(width: int, height: int) -> tuple[int, int, int, int]:
-    """Width, height, left, top, by the rule of torchvision's RandomResizedCrop."""
+    """Draw one window by the rule of torchvision's RandomResizedCrop; return width, height, left, top."""
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1)
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))

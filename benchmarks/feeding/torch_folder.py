@@ -1,4 +1,4 @@
-"""torch's DataLoader over torchvision's ImageFolder, the baseline that everyone knows; decoding by either of two."""
+"""torch's DataLoader over torchvision's ImageFolder, the usual baseline; decoding by Pillow or by torchvision."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,11 @@ from torchvision.io import read_file
 from torchvision.transforms import v2
 from transforms import PILLOW, build_geometry, decode
 
-FOREVER = 10**12  # samples: no pause between epochs, which are short here
+FOREVER = 10**12  # samples: without a pause between epochs, which would be short here
 
 
 def image_folder(job: Job) -> Iterator[torch.Tensor]:
-    """uint8 NCHW."""
+    """Yield uint8 NCHW batches."""
     by_pillow = job.options["decoder"] == PILLOW
     steps = [*build_geometry(job), v2.PILToTensor()] if by_pillow else build_geometry(job)
     dataset = ImageFolder(job.data, v2.Compose(steps), loader=default_loader if by_pillow else load)
@@ -26,5 +26,5 @@ def image_folder(job: Job) -> Iterator[torch.Tensor]:
 
 
 def load(path: str) -> torch.Tensor:
-    """A JPEG file, decoded by libjpeg-turbo to uint8 RGB, CHW."""
+    """Return a JPEG file decoded by libjpeg-turbo: uint8 RGB, CHW."""
     return decode(read_file(path))

@@ -1,4 +1,4 @@
-"""torchvision's transforms v2, which those contenders share that have none of their own: uint8 from end to end."""
+"""torchvision's transforms v2, shared by the contenders that have no transforms: uint8 from end to end."""
 
 import io
 from collections.abc import Callable
@@ -16,14 +16,14 @@ Decoder = Callable[[bytes], torch.Tensor]
 
 
 def build_geometry(job: Job) -> list[Any]:
-    """What happens to a decoded image, a Pillow image or a uint8 tensor."""
+    """Return the transforms of a decoded image, which is a Pillow image or a uint8 tensor."""
     if job.evaluates:
         return [v2.Resize(job.resize, antialias=True), v2.CenterCrop(job.size)]
     return [v2.RandomResizedCrop(job.size, antialias=True), v2.RandomHorizontalFlip()]
 
 
 def build_decoder(job: Job) -> Decoder:
-    """From a JPEG's bytes to the transformed image, uint8 CHW; the option `decoder` says by whom."""
+    """Return a function from a JPEG's bytes to the transformed image, uint8 CHW; the option `decoder` chooses it."""
     if job.options["decoder"] == PILLOW:
         return partial(_by_pillow, v2.Compose([*build_geometry(job), v2.PILToTensor()]))
     return partial(_by_torchvision, v2.Compose(build_geometry(job)))
@@ -38,7 +38,7 @@ def _by_torchvision(transform: Any, jpeg: bytes) -> torch.Tensor:
 
 
 def decode(encoded: torch.Tensor) -> torch.Tensor:
-    """uint8 RGB, CHW, by libjpeg-turbo."""
+    """Return a JPEG decoded by libjpeg-turbo: uint8 RGB, CHW."""
     image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
     assert isinstance(image, torch.Tensor)
     return image

@@ -1,4 +1,4 @@
-"""The bound: libjpeg-turbo alone decodes the same files in full, in threads, and nothing else is done with them."""
+"""The upper bound: libjpeg-turbo decodes the same files in full, in threads, and the images are dropped."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,11 +9,14 @@ from typing import Any
 
 from job import Job
 
-AHEAD = 2  # batches a thread
+AHEAD = 2  # batches in progress per thread
 
 
 def decode_alone(job: Job) -> Iterator[list[Any]]:
-    """Lists of uint8 HWC arrays, of the images' own sizes. simplejpeg lets go of the interpreter's lock."""
+    """Yield lists of uint8 HWC arrays, of the images' own sizes.
+
+    simplejpeg releases the interpreter's lock, so that the threads decode at the same time.
+    """
     paths = cycle(sorted(Path(job.data).rglob("*.jpg")))
     pending: deque[Any] = deque()
     with ThreadPoolExecutor(job.workers) as threads:
@@ -24,7 +27,7 @@ def decode_alone(job: Job) -> Iterator[list[Any]]:
 
 
 def decode(paths: list[Path]) -> list[Any]:
-    """Some images."""
-    import simplejpeg  # noqa: PLC0415 - for this contender alone
+    """Return the decoded images of some files."""
+    import simplejpeg  # noqa: PLC0415 - only this contender needs it
 
     return [simplejpeg.decode_jpeg(path.read_bytes(), "RGB") for path in paths]

@@ -1,11 +1,11 @@
-"""The cases of the GPU suite in order of worth: what each measures, where it runs, and how long it takes.
+"""The cases of the GPU suite, the most important first: what each measures, where it runs, and how long it takes.
 
 Cases of one group share a worker process, because starting one and importing torch and DALI takes ten seconds. A crash
-ends the process and loses no other case (`gpu/runner.py`). Each decode path is a group of its own: what an earlier path
-did to the process must not decide about the next one.
+ends the process and loses no other case (`gpu/runner.py`). Each decode path has its own group, so that damage which one
+path does to its process cannot affect the next path.
 
-Estimates are seconds on an H100 with 16 cores and the default settings. They are not measured yet; they decide whether
-a case is still begun before the deadline, and their sum has to stay below the default of nine minutes.
+Estimates are seconds on an H100 with 16 cores and the default settings. They are not measured yet. They decide whether
+a case is still started before the deadline, and their sum has to stay below the default of nine minutes.
 """
 
 from dataclasses import dataclass, replace
@@ -27,34 +27,34 @@ from gpu.verdicts import (
 
 from prep.errors import InputError
 
-STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has a file of records
+STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has its own file of records
 CPU = "cpu"  # the decode path without a GPU
 DAMAGED = "damaged-"
-# The fastest path of MLPerf's entries first. Regions on the hardware decoder are suspected to crash, so they are last.
+# First the fastest path of MLPerf's submissions. Regions on the hardware decoder are suspected to crash: they are last.
 PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0", "roi-0.65", "roi-0.99")
-BEST, FASTER = "best", "faster"  # instead of a path: the best one of a GPU, the one that trained faster
-END_SECONDS = 1.0  # of a worker process
-TIMED = ("gpu.decoding:measure", "gpu.rates:measure", "gpu.rates:measure_compiled")
+BEST, FASTER = "best", "faster"  # in place of a path: the GPU's best one; the one with which training was faster
+END_SECONDS = 1.0  # to end a worker process
+TIMED = ("gpu.decoding:measure_decoding", "gpu.rates:measure_rates", "gpu.rates:measure_compiled")
 MODES = ("default", "reduce-overhead")  # of torch.compile
-CPU_LIMITS = 4  # times a GPU's, for a rehearsal
-RESIZE_RATIO = 256 / 224  # of evaluation
-START_SECONDS = 14.0  # of the suite and its first worker process; the others start while cases run
+CPU_LIMITS = 4  # in a rehearsal on a CPU, limits are this many times larger
+RESIZE_RATIO = 256 / 224  # of evaluation: short side to crop
+START_SECONDS = 14.0  # to start the suite and its first worker process; the other workers start while cases run
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the whole suite runs with."""
+    """Settings that all cases share."""
 
     data: Path  # prepared shards of real JPEGs
     split: str
-    work: Path  # for compiled models, damaged copies and the run of the training case
+    work: Path  # folder for compiled models, damaged copies and the run of the training case
     device: str  # cpu or cuda
     batch_size: int
     size: int  # pixels
     models: tuple[str, ...]
     amp: str
     repetitions: int
-    seconds: float  # of a repetition, about
+    seconds: float  # approximate length of a repetition
     epochs: int  # of the training case
 
     @property
@@ -68,18 +68,18 @@ class Case:
 
     name: str
     stage: str
-    work: str  # module:function; called with the job in a worker process
-    limit: float  # seconds; after them the case is hung
+    work: str  # "module:function"; called with the job in a worker process
+    limit: float  # seconds; a case that runs longer is hung
     estimate: float  # seconds
     job: dict[str, Any]
     group: str = ""  # cases of one group share a worker process; default: the stage
-    needs: tuple[str, ...] = ()  # cases that must be done before
-    path: str = ""  # decode path for the job: one of PATHS, BEST or FASTER
-    unable: str = ""  # why it cannot run on this device
+    needs: tuple[str, ...] = ()  # names of cases that must be done first
+    path: str = ""  # decode path of the job: one of PATHS, BEST or FASTER
+    unable: str = ""  # the reason why it cannot run on this device
 
     @property
     def is_timed(self) -> bool:
-        """Whether a process that starts meanwhile would disturb its figures."""
+        """True if a process that starts at the same time would disturb its figures."""
         return self.work in TIMED
 
 
@@ -99,14 +99,14 @@ def build_cases(settings: Settings) -> list[Case]:
 
 
 def _smoke_cases(settings: Settings) -> list[Case]:
-    """What machine this is, whether DALI can be imported, eight images, and the number of JPEG engines."""
+    """Return cases that describe the machine, import DALI, decode eight images, and count the JPEG engines."""
     job = _common(settings)
     eight: dict[str, Any] = {"stage": "smoke", "job": job | {"batch_size": 8}, "needs": ("dali",)}
     return [
         Case("machine", "smoke", "gpu.smoke:describe_machine", 40, 2, job),
         Case("dali", "smoke", "gpu.smoke:find_dali", 40, 1, job),
         Case("smoke", work="gpu.smoke:decode_eight", limit=40, estimate=4, path=FALLBACK, **eight),
-        # A process of its own: the decoder's library may read its log level only when it is first used.
+        # In its own process: the decoder's library may read its log level only when it is first used.
         Case(
             "engines", work="gpu.smoke:count_engines", limit=40, estimate=4, group="engines", path="full-0.99", **eight
         ),
@@ -114,7 +114,8 @@ def _smoke_cases(settings: Settings) -> list[Case]:
 
 
 def _decode_cases(settings: Settings) -> list[Case]:
-    """For each decode path: whether its pixels are right, then how fast it is, in one process."""
+    """Return two cases for each decode path, in one process: compare its pixels, then measure its rate."""
+    compare, measure = "gpu.parity:compare_with_reference", "gpu.decoding:measure_decoding"
     rated = _common(settings)
     compared = rated | {"num_images": settings.batch_size * 2, "resize": _resize(settings)}
     cases = []
@@ -124,14 +125,14 @@ def _decode_cases(settings: Settings) -> list[Case]:
         imported = () if path == CPU else ("dali",)
         right = (PARITY + path,)
         cases += [
-            Case(PARITY + path, work="gpu.parity:compare", limit=40, estimate=5, job=compared, needs=imported, **here),
-            Case(DECODE + path, work="gpu.decoding:measure", limit=40, estimate=8, job=rated, needs=right, **here),
+            Case(PARITY + path, work=compare, limit=40, estimate=5, job=compared, needs=imported, **here),
+            Case(DECODE + path, work=measure, limit=40, estimate=8, job=rated, needs=right, **here),
         ]
     return cases
 
 
 def _load_cases(settings: Settings) -> list[Case]:
-    """Whether the same plan gives the same bits while the device is busy with other work."""
+    """Return cases that check whether the same plan gives the same bits while the device is busy with other work."""
     here: dict[str, Any] = {"stage": "decode", "work": "gpu.loads:compare_under_load", "limit": 40, "estimate": 5}
     here |= {"job": _common(settings), "group": "load"}
     return [
@@ -142,7 +143,7 @@ def _load_cases(settings: Settings) -> list[Case]:
 
 
 def _damaged_cases(settings: Settings) -> list[Case]:
-    """What damaged files come to on each decode path."""
+    """Return cases that decode damaged files, one for each decode path."""
     here: dict[str, Any] = {"stage": "decode", "work": "gpu.damage:decode_damaged", "limit": 30, "estimate": 3}
     here |= {"job": _common(settings) | {"resize": _resize(settings), "work": str(settings.work)}, "group": "damaged"}
     return [
@@ -152,7 +153,7 @@ def _damaged_cases(settings: Settings) -> list[Case]:
 
 
 def _rate_cases(settings: Settings) -> list[Case]:
-    """Loader, model and training, for both placements, in one process."""
+    """Return cases that measure loader, model and training, for both placements, in one process."""
     unable = _without_gpu(settings)
     cases = [
         _rate("loader-cpu", 8, _rate_job(settings, mode="loader"), path=CPU),
@@ -169,7 +170,7 @@ def _rate_cases(settings: Settings) -> list[Case]:
 
 
 def _compile_cases(settings: Settings) -> list[Case]:
-    """The first model compiled: alone and in training, with one compilation."""
+    """Return cases that measure the first model compiled: alone and in training, with one compilation."""
     here: dict[str, Any] = {"stage": "rates", "work": "gpu.rates:measure_compiled", "limit": 150, "estimate": 60}
     here |= {"group": "compile", "path": FASTER}
     return [
@@ -179,14 +180,14 @@ def _compile_cases(settings: Settings) -> list[Case]:
 
 
 def _training_cases(settings: Settings) -> list[Case]:
-    """A run of train/main.py that is killed, resumed, finished and evaluated."""
+    """Return the case that kills, resumes, finishes and evaluates a run of train/main.py."""
     job = _common(settings) | {"amp": settings.amp, "epochs": settings.epochs, "run": str(settings.work / "training")}
     return [Case("training", "training", "gpu.training:train_and_resume", 150, 60, job)]
 
 
 def _rate(name: str, estimate: float, job: dict[str, Any], **more: Any) -> Case:
     """Return a case of `gpu.rates`."""
-    return Case(name, "rates", "gpu.rates:measure", 60, estimate, job, **more)
+    return Case(name, "rates", "gpu.rates:measure_rates", 60, estimate, job, **more)
 
 
 def _rate_job(settings: Settings, **changes: Any) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _without_gpu(settings: Settings) -> str:
 
 
 def _unable(settings: Settings, path: str) -> str:
-    """Return why a decode path cannot run here. Without a GPU the paths without JPEG engines decode on the CPU."""
+    """Return why a decode path cannot run here, "" if it can. A rehearsal decodes paths without JPEG engines too."""
     return "" if settings.on_gpu or not _share(path) else "needs a GPU with JPEG engines"
 
 
@@ -218,7 +219,7 @@ def _share(path: str) -> float:
 
 
 def describe_path(path: str, device: str) -> dict[str, Any]:
-    """Return the loader's settings of a decode path; without a GPU those of its equivalent on the CPU."""
+    """Return the loader's settings of a decode path; without a GPU, those of its equivalent on the CPU."""
     if path == CPU:
         return {"placement": "cpu"}
     decode = path.partition("-")[0]
@@ -229,7 +230,7 @@ def resolve_job(case: Case, results: Results) -> dict[str, Any]:
     """Return the case's job with the loader's settings of its decode path.
 
     Raises:
-        InputError: there is nothing to measure; the message says why.
+        InputError: there is nothing to measure; the message is the reason.
     """
     if not case.path:
         return case.job | {"loader": {}}
@@ -238,6 +239,11 @@ def resolve_job(case: Case, results: Results) -> dict[str, Any]:
 
 
 def _find_path(case: Case, results: Results) -> str:
+    """Return the decode path of a case; earlier results decide about BEST and FASTER.
+
+    Raises:
+        InputError: there is no such path, or it does not have to be measured.
+    """
     best = find_best_path(results)
     if case.path == BEST:
         if best is None:
@@ -246,24 +252,26 @@ def _find_path(case: Case, results: Results) -> str:
     if case.path == FASTER:
         return best if best and find_faster_side(results) == "gpu" else CPU
     if case.name == f"{LOAD}{best}":
-        raise InputError(f"{best} is the best path, and load-best has tried it")
+        raise InputError(f"{best} is the best path, which load-best has measured")
     parity = results.get(PARITY + case.path)
     if case.name.startswith((DAMAGED, LOAD)) and parity is not None and not is_usable(parity):
         raise InputError(f"{case.path} is not right: {parse_paths(results)[case.path]}")
     return case.path
 
 
-def choose(cases: list[Case], patterns: list[str], results: Results) -> list[Case]:
-    """Return the cases that a pattern fits (no pattern: all), and those that they need and that have no result.
+def choose_cases(cases: list[Case], patterns: list[str], results: Results) -> list[Case]:
+    """Return the cases that match a pattern (no pattern: all), and the cases that they need and that are not done.
 
     Raises:
-        InputError: a pattern fits no case.
+        InputError: a pattern matches no case.
     """
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in cases):
             raise InputError(f"unknown case {pattern}: --list names all cases")
     named = {case.name: case for case in cases}
     wanted = {case.name for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)}
+
+    # Add what the wanted cases need, what those need, and so on.
     waiting = list(wanted)
     while waiting:
         new = {name for name in named[waiting.pop()].needs if not _is_done(results.get(name))} - wanted
@@ -277,7 +285,7 @@ def _is_done(record: dict[str, Any] | None) -> bool:
 
 
 def list_cases(cases: list[Case]) -> str:
-    """Return a table of the cases with limit and estimate, and the sum of what runs on this device."""
+    """Return a table of the cases with limits and estimates, and the sum for this device."""
     lines = [f"{'case':<28} {'limit':>6} {'estimate':>9}  (seconds; estimates for an H100)"]
     for case in cases:
         unable = f"  skipped: {case.unable}" if case.unable else ""
@@ -289,11 +297,11 @@ def list_cases(cases: list[Case]) -> str:
 
 
 def estimate_seconds(cases: list[Case]) -> float:
-    """Return the seconds that the cases which can run here take on an H100, with their processes."""
+    """Return the seconds that an H100 needs for the cases that can run here, with the start of their processes."""
     groups = {case.group or case.stage for case in cases if not case.unable}
     return START_SECONDS + END_SECONDS * len(groups) + sum_estimates(cases)
 
 
 def sum_estimates(cases: list[Case]) -> float:
-    """Return the sum of the estimates of the cases which can run here."""
+    """Return the sum of the estimates of the cases that can run here."""
     return sum(case.estimate for case in cases if not case.unable)

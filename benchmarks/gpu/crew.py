@@ -1,6 +1,6 @@
-"""Worker processes as the suite sees them: started ahead of time, asked for one case after the other, ended for good.
+"""Worker processes as the suite sees them: started ahead of time, given one case after another, ended reliably.
 
-One spare worker does its imports while the cases of the current one run, so that a new process costs no waiting.
+A spare worker does its imports while the current worker runs cases, so that the suite need not wait for a new process.
 """
 
 import json
@@ -22,15 +22,15 @@ from gpu.cases import Case
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 BENCHMARKS = CHECKOUT / "benchmarks"
 SLOW_IMPORTS = ("torch", "timm", "stages.stepping", "loaders.dali")
-MOST_END_SECONDS = 10.0  # for a process to leave once it is told that there is nothing more to do
+MOST_END_SECONDS = 10.0  # for a process to exit after its input was closed
 STACKS_SECONDS = 0.5  # for a hung process to write the stacks of its threads
-MOST_LOG_BYTES = 8 << 20  # of the workers' standard error; the end of it is kept
+MOST_LOG_BYTES = 8 << 20  # size of workers.log; its end is kept
 
 Message = dict[str, Any]
 
 
 class Log:
-    """The standard error of all workers, in one file that grows at its end. Use as a context manager."""
+    """The standard error of all workers, appended to one file. Use as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,23 +44,23 @@ class Log:
         self._shorten()
 
     def size(self) -> int:
-        """Return the number of bytes so far; a position for `read`."""
+        """Return the file's size in bytes, which is a position for `read`."""
         return self.path.stat().st_size
 
     def write(self, line: str) -> None:
-        """Append a line of the suite's own."""
+        """Append a line that the suite itself writes."""
         self.file.write(f"{line}\n".encode())
         self.file.flush()
 
     def read(self, start: int) -> list[str]:
-        """Return the lines behind a position that are not empty."""
+        """Return the non-empty lines from a position on."""
         with self.path.open("rb") as file:
             file.seek(start)
             text = file.read().decode(errors="replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()]
 
     def _shorten(self) -> None:
-        """Drop the beginning of a file that has become too large; no worker writes to it any more."""
+        """Drop the beginning of a file that is too large; no worker writes to it at this point."""
         if self.size() > MOST_LOG_BYTES:
             with self.path.open("rb") as file:
                 file.seek(-MOST_LOG_BYTES, os.SEEK_END)
@@ -69,10 +69,10 @@ class Log:
 
 
 class Worker:
-    """One worker process (`gpu/worker.py`) and what it has answered."""
+    """One worker process (`gpu/worker.py`) and the queue of its answers."""
 
     def __init__(self, log: Log, imports: tuple[str, ...]) -> None:
-        # The process starts in another folder, and its own commands in a third: relative paths would not hold there.
+        # The process runs in another folder, and the commands that it starts in a third one: make paths absolute.
         folders = [str(CHECKOUT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(":")))]
         self.log = log
         self.process = subprocess.Popen(
@@ -97,7 +97,7 @@ class Worker:
         self.messages.put(None)
 
     def wait_ready(self, seconds: float) -> bool:
-        """Wait until the imports are done, or the last case's memory is given back; return whether it is so."""
+        """Wait until the imports are done, or the last case's memory is released; return False after `seconds`."""
         if not self.is_ready and not self.has_ended:
             with suppress(queue.Empty):
                 self.has_ended = self.messages.get(timeout=max(0.0, seconds)) is None
@@ -105,15 +105,15 @@ class Worker:
         return self.is_ready
 
     def send(self, case: Case, job: dict[str, Any]) -> None:
-        """Ask for a case."""
+        """Send a case to the process, which must be ready."""
         assert self.process.stdin and self.is_ready
         self.is_ready = False
-        with suppress(BrokenPipeError):  # it has ended, which its missing answer tells
+        with suppress(BrokenPipeError):  # the process has ended: `answers` yields None
             self.process.stdin.write(json.dumps({"work": case.work, "job": job}) + "\n")
             self.process.stdin.flush()
 
     def answers(self, seconds: float) -> Iterator[Message | None]:
-        """Yield what it answers within so many seconds; None at the end where the process has ended.
+        """Yield the answers that come within `seconds`; yield None last if the process has ended.
 
         Raises:
             TimeoutError: the time is over.
@@ -129,19 +129,23 @@ class Worker:
                 return
 
     def end(self) -> int:
-        """Let the process leave, kill what is left of it; return its exit status."""
+        """Let the process exit, then kill its remaining children; return its exit status, 0 if it had to be killed."""
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()  # no more requests
         with suppress(subprocess.TimeoutExpired):
             status = self.process.wait(MOST_END_SECONDS)
-            self.kill()  # what it has left behind
+            self.kill()  # children that still run
             return status
         self.kill()
-        return 0  # it had answered, and only its end took too long
+        return 0  # it had answered all cases; only its exit took too long
 
     def kill(self, with_stacks: bool = False) -> None:
-        """End the process and all that it has started."""
+        """Kill the process and all processes that it has started.
+
+        Args:
+            with_stacks: first have it write the stacks of its threads to the log.
+        """
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -156,7 +160,7 @@ class Worker:
 
 
 class Crew:
-    """Hands out workers. Use as a context manager: it ends the spare one.
+    """Hands out workers. Use as a context manager, which ends the spare worker.
 
     Args:
         imports: modules that each worker imports before its first case.
@@ -173,17 +177,17 @@ class Crew:
         if self.spare:
             self.spare.kill()
 
-    def prepare(self) -> None:
-        """Start a spare worker, which imports torch and DALI meanwhile."""
+    def start_spare(self) -> None:
+        """Start a spare worker, which imports torch and DALI in the background; do nothing if there is one."""
         if self.spare is None:
             self.spare = Worker(self.log, self.imports)
 
-    def take(self) -> Worker:
+    def take_worker(self) -> Worker:
         """Return the spare worker, or a new one."""
         worker, self.spare = self.spare or Worker(self.log, self.imports), None
         return worker
 
-    def settle(self, seconds: float) -> None:
-        """Wait until the spare worker's imports are done: they must not take a core from what is timed."""
+    def wait_for_spare(self, seconds: float) -> None:
+        """Wait until the spare worker's imports are done: they must not use a core while a case is timed."""
         if self.spare is not None:
             self.spare.wait_ready(seconds)

@@ -1,8 +1,8 @@
-"""What damaged files come to on a decode path: named and counted as wrong, or shown without a word.
+"""Decode damaged files on a decode path: is the image named and counted as wrong, or is it used silently?
 
-Each damage is done to one image in a copy of the split, the copy is read by the real loader in evaluation's order, and
-the image is compared with what the same path makes of the undamaged file. A hardware decoder reports success when it
-starts, so a torn picture may pass as decoded: checksums at preparation have to find such files.
+For each kind of damage, one image is damaged in a copy of the split. The real loader reads the copy in evaluation's
+order, and the image is compared with the same path's output for the undamaged file. A hardware decoder reports success
+when it starts, so a partly decoded image may pass: the checksums made at preparation have to find such files.
 """
 
 import shutil
@@ -21,8 +21,8 @@ from loaders import Batch, EvalTransform, Loader, LoaderConfig, Split, World, bu
 from prep.errors import InputError
 from train.dist import join_world
 
-MOST_IMAGES = 32  # of the batch: more than a GPU decodes one by one
-DAMAGED_ROW = 0  # of the index
+MOST_IMAGES = 32  # per batch: enough for a GPU to decode them together, not one by one
+DAMAGED_ROW = 0  # row of the sample index
 FLIPPED_EVERY, FLIPPED_BITS = 97, 0x55
 
 
@@ -37,10 +37,11 @@ def break_header(encoded: bytes) -> bytes:
 
 
 def flip(encoded: bytes) -> bytes:
-    """Return a JPEG with flipped bits in the second half of its entropy-coded data; no marker appears or goes."""
+    """Return a JPEG with flipped bits in the second half of its entropy-coded data; its markers stay the same."""
     content = np.frombuffer(encoded, np.uint8).copy()
     places = np.arange(len(content) // 2, len(content) - 2, FLIPPED_EVERY)
     flipped = content[places] ^ FLIPPED_BITS
+    # 0xFF begins a marker, or is data when 0x00 follows: leave those bytes, and do not create one.
     is_plain = (content[places] != 0xFF) & (flipped != 0xFF) & (content[places - 1] != 0xFF)
     content[places[is_plain]] = flipped[is_plain]
     return content.tobytes()
@@ -50,7 +51,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {"cut at half": cut, "broken head
 
 
 def decode_damaged(job: Job, report: Report) -> dict[str, Any]:
-    """Return what each kind of damage came to."""
+    """Return the outcome of each kind of damage."""
     whole = Split(job["data"], job["split"])
     result: dict[str, Any] = {"damages": {}}
     with join_world(job["device"]) as world:
@@ -65,7 +66,7 @@ def decode_damaged(job: Job, report: Report) -> dict[str, Any]:
 
 
 def copy_damaged(split: Split, folder: Path, damage: Callable[[bytes], bytes]) -> Split:
-    """Return a copy of a split in which one image is damaged; the index takes a shorter one for the whole of it."""
+    """Return a copy of a split with one damaged image; if that is shorter, the copy's index has the new size."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(split.folder, folder / split.folder.name)
     copied = Split(folder, split.folder.name)
@@ -83,7 +84,7 @@ def copy_damaged(split: Split, folder: Path, damage: Callable[[bytes], bytes]) -
 
 
 def open_loader(split: Split, job: Job, world: World) -> Loader:
-    """Return a loader in evaluation's order, which counts a damaged image as wrong and goes on."""
+    """Return a loader in evaluation's order, which counts a damaged image as wrong and continues."""
     transform, size = EvalTransform(job["size"], job["resize"]), min(MOST_IMAGES, job["batch_size"], len(split))
     return build_loader(split, transform, size, world, config=LoaderConfig(**job["loader"]))
 
@@ -95,9 +96,9 @@ def decode_first(loader: Loader) -> Batch:
 
 
 def describe_outcome(loader: Loader, undamaged_BCHW: torch.Tensor) -> dict[str, Any]:
-    """Return what the damaged image came to, and whether the others of its batch are as they were.
+    """Return the outcome for the damaged image, and how far the other images of its batch have changed.
 
-    Outcomes: `named` (found, named, counted as wrong), `silent` (shown as if nothing was wrong), `error` (the run ends
+    Outcomes: `named` (found, named, counted as wrong), `silent` (used as if it were intact), `error` (the run ends
     and no image is named).
     """
     try:

@@ -1,6 +1,6 @@
-"""Images/s from encoded batches in memory to pixels: no reading, no training thread.
+"""Images/s of decoding alone, from encoded batches in memory to pixels: no reading, no training thread.
 
-The whole loader is compared with this. Windows, sizes and the decoder's options are the loader's own.
+The rate of the complete loader is compared with this one. Windows, sizes and the decoder's options are the loader's.
 """
 
 from typing import Any
@@ -11,14 +11,14 @@ from gpu.usage import Usage
 from gpu.worker import Report
 from record import summarize
 from stages.decoding import Decoding, hold_batches
-from stages.stage import measure as measure_window
+from stages.stage import measure_window
 
 from loaders import LoaderConfig, Split, TrainTransform, build_loader
 from train.dist import join_world
 
 
-def measure(job: Job, report: Report) -> dict[str, Any]:
-    """Return the rate in each repetition, how busy the machine was, and the GPU's memory."""
+def measure_decoding(job: Job, report: Report) -> dict[str, Any]:
+    """Measure the decoding rate; return every repetition, how busy the machine was, and the GPU's memory."""
     with join_world(job["device"]) as world:
         split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
         loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=config)

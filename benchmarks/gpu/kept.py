@@ -1,6 +1,6 @@
-"""The suite's records on disk: a file of JSON for each stage, whole after every case and every part of one.
+"""The suite's records on disk: one JSON file per stage, rewritten after each case and each part of a case.
 
-A later call with the same settings writes its cases into the same files, next to those that it does not run.
+A later call with the same settings writes its cases into the same files and keeps the cases that it does not run.
 """
 
 import json
@@ -22,19 +22,20 @@ PACKAGES = (
     *("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"),
     "nvidia-nvjpeg",
 )
-PLACES = ("data", "work", "run")  # of a job: paths of this machine, which a record does not need
+PLACES = ("data", "work", "run")  # fields of a job with paths of this machine, which a record does not need
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
 
-class Kept:
+class CaseRecords:
     """The records in a folder.
 
     Args:
-        settings: figures taken with others are not comparable.
+        folder: the folder of the stages' files.
+        settings: of this call; figures with other settings are not comparable.
         origin: command, commit, versions and hardware of this call (`describe_origin`).
 
     Raises:
-        InputError: the folder holds something else, or records that were taken with other settings.
+        InputError: the folder holds other files of these names, or records with other settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], origin: dict[str, Any]) -> None:
@@ -43,13 +44,13 @@ class Kept:
 
     @property
     def results(self) -> Results:
-        """All records by the name of their case."""
+        """All records, by the name of their case."""
         return {name: record for stage in self.stages.values() for name, record in stage.items()}
 
     def add(self, case: Case, job: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Keep an outcome with all that is needed to take it again; it is on disk when this returns.
+        """Write an outcome to disk, with all that is needed to repeat it.
 
-        What an earlier call has measured is not replaced by a case that had no time in this one.
+        A result of an earlier call is not replaced by a case that had no time in this call.
         """
         stage = self.stages[case.stage]
         if outcome["status"] in ("skipped", "cut") and stage.get(case.name, {}).get("status") == "done":
@@ -60,7 +61,11 @@ class Kept:
         write_whole(self.folder / f"{case.stage}.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self, path: Path) -> Results:
-        """Return the records of a stage."""
+        """Return the records of a stage.
+
+        Raises:
+            InputError: the file is not a stage's, or has other settings.
+        """
         if not path.exists():
             return {}
         try:
@@ -71,14 +76,14 @@ class Kept:
         for name, value in self.settings.items():
             if settings.get(name) != value:
                 raise InputError(
-                    f"{path} holds records taken with {name} {settings.get(name)}, and this call has {value}: "
+                    f"{path} holds records with {name} {settings.get(name)}, and this call has {value}: "
                     "choose another --out, or the same settings"
                 )
         return cases
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
-    """Return what must be equal for figures that stand next to each other."""
+    """Return the settings that must be equal for all records of a folder."""
     manifest = read_manifest(settings.data / settings.split)
     return {
         "device": settings.device,
@@ -90,10 +95,10 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
 
 
 def describe_origin() -> dict[str, Any]:
-    """Return command, commit, versions, hardware and date, the same for all cases of a call."""
+    """Return the origin of a call, the same for all its cases: command, commit, versions, hardware and date."""
     from record import describe_command, describe_date, describe_hardware  # noqa: PLC0415  (imports torch)
 
-    from train.checkpoint import describe_commit  # noqa: PLC0415
+    from train.versions import describe_commit  # noqa: PLC0415
 
     return {
         "command": describe_command("benchmarks/gpu_suite.py"),
@@ -105,7 +110,7 @@ def describe_origin() -> dict[str, Any]:
 
 
 def describe_gpu() -> str | None:
-    """Return name, driver and memory of the GPUs, as nvidia-smi tells them; None without one."""
+    """Return name, driver and memory of the GPUs as nvidia-smi prints them; None without a GPU."""
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -114,7 +119,7 @@ def describe_gpu() -> str | None:
 
 
 def find_versions() -> Iterator[tuple[str, str]]:
-    """Yield the packages that are installed; a checkout on PYTHONPATH and an unpacked wheel may have no metadata."""
+    """Yield the installed packages with their versions; those without metadata, as in a bare checkout, are left out."""
     for name in PACKAGES:
         try:
             yield name, version(name)

@@ -1,8 +1,8 @@
-"""Whether the same plan gives the same bits: twice on an idle device, then while the device is busy with other work.
+"""Compare the bits that one plan gives: twice on an idle device, then while the device is busy with other work.
 
 The hardware JPEG decoder of some GPUs is known to start before earlier work of its stream has ended. A test on an idle
-GPU cannot see that, and training never leaves it idle. So while the plan is decoded again, matrix products run on two
-other streams, each batch is used late, and it is dropped at once, so that its memory is soon written again.
+GPU cannot see that, and training never leaves the GPU idle. So while the plan is decoded again, matrix products run on
+two other streams. Each batch is used late and then dropped at once, so that its memory is soon overwritten.
 """
 
 import os
@@ -21,13 +21,13 @@ from loaders import LoaderConfig, Split, TrainTransform, World, build_loader
 from train.dist import join_world
 
 NUM_BATCHES = 12
-SIDES = {"cuda": 8192, "cpu": 512}  # of the matrices: a product takes a GPU 2 ms
+SIDES = {"cuda": 8192, "cpu": 512}  # of the matrices: one product takes 2 ms on a GPU
 PRODUCTS = 4  # queued at once
 NUM_STREAMS = 2
 
 
 class Busy:
-    """Keeps a device busy with matrix products from `with` to its end."""
+    """Keep a device busy with matrix products. Use as a context manager."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.ended = device, threading.Event()
@@ -67,11 +67,14 @@ class Busy:
 
 
 def compare_under_load(job: Job, report: Report) -> dict[str, Any]:
-    """Return whether the bits are the same, and how many values differ by how much at most."""
+    """Return whether the bits are equal, idle and under load, with the number of different values and the largest."""
     with join_world(job["device"]) as world:
+        # Twice on the idle device: a difference here is not due to the load.
         first = [images_BCHW.clone() for images_BCHW in decode(job, world)]
         result = {"num_batches": len(first), "idle": count_differences(first, decode(job, world))}
         report(result)
+
+        # A third time, while the device is busy.
         with Busy(world.device) as busy:
             result["under_load"] = count_differences(first, decode(job, world, busy.matrix))
         result["num_products"] = busy.num_products
@@ -83,6 +86,8 @@ def decode(job: Job, world: World, delay: torch.Tensor | None = None) -> Iterato
     """Yield the images of the stream's first batches, from a new pipeline.
 
     Args:
+        job: names the split and the loader's settings.
+        world: of one process.
         delay: on a GPU, a matrix whose square is computed before each batch is used, so that the use comes late.
     """
     split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
@@ -95,7 +100,7 @@ def decode(job: Job, world: World, delay: torch.Tensor | None = None) -> Iterato
 
 
 def count_differences(first: list[torch.Tensor], again: Iterator[torch.Tensor]) -> dict[str, int]:
-    """Return how many values differ and by how much at most; the device is asked once, at the end."""
+    """Return how many values differ, and the largest difference; the device is synchronized once, at the end."""
     device = first[0].device
     num_values, largest = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), device=device)
     for images_BCHW, other_BCHW in zip(first, again, strict=True):

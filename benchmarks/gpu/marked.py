@@ -1,8 +1,8 @@
-"""The tests that need a GPU, each counted as soon as it has ended.
+"""Run the tests that need a GPU; count each one as soon as it has ended.
 
-pytest-xdist runs them in one worker: a test that crashes fails alone, and another worker goes on. A file that cannot be
-imported counts as a failed test. Warnings are not errors here, for the versions on the machine may never have been
-tried; a test that hangs ends its worker.
+pytest-xdist runs them in one worker: if a test crashes, only that test fails and a new worker continues. A file that
+cannot be imported counts as a failed test. Warnings are not errors here, because the versions on the machine may be
+untested. A test that hangs ends its worker.
 """
 
 import json
@@ -22,7 +22,7 @@ from gpu.worker import Report
 from prep.errors import InputError
 
 MARKER = "mark.gpu"
-FINISHED = (0, 1)  # pytest's status where all tests ran, whether or not some failed
+FINISHED = (0, 1)  # pytest's exit status after all tests ran, whether or not some failed
 SECONDS_BETWEEN_LOOKS = 0.5
 OPTIONS = (
     *("-p", "no:cacheprovider", "-p", "gpu.streaming", "-q"),
@@ -32,19 +32,19 @@ OPTIONS = (
 
 
 def run_tests(job: Job, report: Report) -> dict[str, Any]:
-    """Return how many passed, were skipped and failed, why those failed, and what they recorded.
+    """Return how many tests passed, were skipped and failed, the reasons, and what the tests recorded.
 
-    Only the files of tests/ that hold the marker are collected: others may need packages that this machine lacks.
+    Only the files below tests/ that contain the marker are collected: others may need packages that this machine lacks.
 
     Raises:
-        InputError: pytest did not run to its end, and no test had ended before.
+        InputError: pytest failed before any test had ended.
     """
-    files = sorted(str(path) for path in (CHECKOUT / "tests").glob("test_*.py") if MARKER in path.read_text())
+    files = sorted(str(path) for path in (CHECKOUT / "tests").rglob("test_*.py") if MARKER in path.read_text())
     with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
         stream = Path(temporary) / "tests.jsonl"
         stream.touch()
         folders = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", str(CHECKOUT))])
-        # Without what xdist tells its own workers: the suite may itself run in a test.
+        # Without xdist's variables for its own workers: the suite may itself run in a test.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], *files],
@@ -53,14 +53,15 @@ def run_tests(job: Job, report: Report) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
         )
+        # Report whenever another test has ended.
         num_reported = 0
         while process.poll() is None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             rows = read_rows(stream)
             if len(rows) > num_reported:
                 num_reported = len(rows)
-                report(count(rows))
-        result = count(read_rows(stream))
+                report(count_outcomes(rows))
+        result = count_outcomes(read_rows(stream))
     if process.returncode in FINISHED:
         return result
     if not num_reported:
@@ -69,13 +70,13 @@ def run_tests(job: Job, report: Report) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a file that is being written."""
+    """Return the complete lines of a file that is being written, parsed as JSON."""
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the counts, the failed tests with their reasons, and what tests recorded."""
+def count_outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts, the failed tests with their reasons, and the properties that tests recorded."""
     failed = {name_test(row): row["reason"] for row in rows if row["outcome"] == "failed"}
     skipped = {name_test(row) for row in rows if row["outcome"] == "skipped"}
     passed = {name_test(row) for row in rows if row["outcome"] == "passed"} - failed.keys()

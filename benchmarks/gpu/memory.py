@@ -1,4 +1,4 @@
-"""Memory of the GPU: torch's own peak, and what is free for all processes; DALI's pools are only in the latter."""
+"""Memory of the GPU: the peak of torch's allocator, and the free memory; only the latter includes DALI's pools."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def free_gib(device: torch.device) -> float | None:
 
 
 def describe_memory(device: torch.device) -> dict[str, Any]:
-    """Return torch's peak since it was last reset, and what all processes take now; None on the CPU."""
+    """Return torch's peak since its last reset, and the memory that all processes use now, in GiB; None on the CPU."""
     if device.type != "cuda":
         return {"gpu_memory_gib": None, "gpu_used_gib": None}
     free, total = torch.cuda.mem_get_info(device)

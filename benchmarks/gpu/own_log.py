@@ -1,4 +1,4 @@
-"""What this process and those that it starts write to standard error, read back while they run."""
+"""Read back what this process and its children write to standard error, while they run."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ STDERR = Path("/proc/self/fd/2")
 
 
 class OwnLog:
-    """The part of standard error that is written from now on. Empty where standard error is not a file."""
+    """The part of standard error that is written from now on; empty if standard error is not a file."""
 
     def __init__(self) -> None:
         self.is_file = stat.S_ISREG(os.fstat(2).st_mode)
@@ -18,6 +18,6 @@ class OwnLog:
         """Return the text so far."""
         if not self.is_file:
             return ""
-        with STDERR.open("rb") as file:  # by /proc: a file that has been deleted can be read too
+        with STDERR.open("rb") as file:  # through /proc, which can read a deleted file too
             file.seek(self.start)
             return file.read().decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Whether a decode path shows what the reference shows, on real JPEGs, by kind of JPEG.
+"""Compare the pixels of a decode path with those of the reference backend, on real JPEGs, by kind of JPEG.
 
-Verdicts: `right` within the bounds; `differs` where nothing but subsampled JPEGs is beyond its bound, as by another way
-to enlarge the colours; `wrong` otherwise.
+Verdicts: `right` if all images are within the bounds; `differs` if only subsampled JPEGs exceed theirs, as with another
+way to upsample the colours; `wrong` otherwise.
 """
 
 import io
@@ -27,8 +27,8 @@ from loaders.stats import Counters
 from train.dist import join_world
 
 SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
-# Mean difference of an image, of 255. nvJPEG rounds otherwise than libjpeg, and enlarges subsampled colours its own
-# way: by repeating them, it differs by about 3 on photographs and 13 on noise (docs/LOG.md).
+# Bounds of an image's mean difference, of 255. nvJPEG rounds differently from libjpeg, and upsamples colours
+# differently: it repeats them, which differs by about 3 on photographs and by 13 on noise (docs/LOG.md).
 MOST, MOST_SUBSAMPLED, MOST_DIFFERING = 1.0, 4.0, 16.0
 WHOLE = ("4:4:4", "grey")
 READ_THREADS, READ_AHEAD = 4, 1
@@ -47,21 +47,21 @@ class Rendered:
     images_BHWC: np.ndarray  # uint8
 
 
-def compare(job: Job, report: Report) -> dict[str, Any]:
-    """Return the verdict on a path, and the differences of the first `num_images` by kind.
+def compare_with_reference(job: Job, report: Report) -> dict[str, Any]:
+    """Return the verdict on a path, and the differences of the first `num_images` images by kind of JPEG.
 
-    Training windows come first, then evaluation's.
+    The training transform is compared first, then that of evaluation.
     """
     split = Split(job["data"], job["split"])
     transforms = {"train": TrainTransform(job["size"]), "evaluation": EvalTransform(job["size"], job["resize"])}
     result: dict[str, Any] = {}
     with join_world(job["device"]) as world:
-        # An image that this path cannot decode must not be replaced silently: it ends the case by its name.
+        # An image that this path cannot decode must not be replaced silently: it ends the case with its name.
         config = LoaderConfig(**job["loader"], most_damaged=0)
         for name, transform in transforms.items():
             ours = build_loader(split, transform, job["batch_size"], world, config=config)
             result[name] = by_kind(find_differences(ours, -(-job["num_images"] // job["batch_size"])))
-            result["verdict"] = judge(result[each] for each in transforms if each in result)
+            result["verdict"] = find_verdict(result[each] for each in transforms if each in result)
             result |= ours.placement.to_dict()
             report(result)
     return result
@@ -80,7 +80,7 @@ def find_differences(ours: Loader, num_batches: int) -> Iterator[Difference]:
 
 
 def render_batches(loader: Loader, num_batches: int) -> Iterator[Rendered]:
-    """Yield what the reference backend shows of a loader's first batches, with all cores: Pillow releases the GIL."""
+    """Yield a loader's first batches as the reference backend renders them, on all cores: Pillow releases the GIL."""
     plans = (loader.plan(i * loader.batch_size) for i in range(num_batches))
     num_threads = len(os.sched_getaffinity(0))
     with Reader(loader.split, READ_THREADS, READ_AHEAD, Counters()) as reader, ThreadPoolExecutor(num_threads) as pool:
@@ -93,14 +93,14 @@ def render_batches(loader: Loader, num_batches: int) -> Iterator[Rendered]:
 
 
 def describe_jpeg(split: Split, row: int) -> str:
-    """Return how a JPEG of a split stores its colours."""
+    """Return how a JPEG of a split stores its colours: "4:2:0", "grey", "4:4:4 progressive", ..."""
     with split.shard_paths[split.column("shard")[row]].open("rb") as file:
         file.seek(split.column("offset")[row])
         return describe_encoded(file.read(split.column("size")[row]))
 
 
 def describe_encoded(encoded: bytes) -> str:
-    """Return how a JPEG stores its colours, by its header."""
+    """Return how a JPEG stores its colours, read from its header."""
     with Image.open(io.BytesIO(encoded)) as image:
         kind = "grey" if image.mode == "L" else SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "other")
         return f"{kind} progressive" if image.info.get("progressive") else kind
@@ -122,8 +122,8 @@ def by_kind(found: Iterable[Difference]) -> Kinds:
     }
 
 
-def judge(transforms: Iterable[Kinds]) -> str:
-    """Return the verdict: right, differs or wrong. Even the worst image of each kind has to be within its bound."""
+def find_verdict(transforms: Iterable[Kinds]) -> str:
+    """Return the verdict: right, differs or wrong. Even the worst image of each kind must be within its bound."""
     figures = [(kind, each) for kinds in transforms for kind, each in kinds.items()]
     if all(is_close(kind, each) for kind, each in figures):
         return "right"
@@ -133,10 +133,10 @@ def judge(transforms: Iterable[Kinds]) -> str:
 
 
 def is_close(kind: str, figures: dict[str, float]) -> bool:
-    """Return whether the worst image of a kind is within its bound."""
+    """Check whether the worst image of a kind is within its bound."""
     return figures["worst_image"] <= (MOST if is_stored_whole(kind) else MOST_SUBSAMPLED)
 
 
 def is_stored_whole(kind: str) -> bool:
-    """Return whether JPEGs of a kind hold every colour of every pixel."""
+    """Check whether JPEGs of a kind store every colour of every pixel (not subsampled)."""
     return kind.removesuffix(" progressive") in WHOLE

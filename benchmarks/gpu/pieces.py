@@ -1,9 +1,9 @@
-"""A pack: packages and shards in pieces of limited size, and the script that puts them together again.
+"""A pack: packages and shards in pieces of limited size, and the script that joins them.
 
-    OUT/piece-0/part-0, OUT/piece-1/part-1, …, and in the last one unpack.sh
+    OUT/piece-0/part-0, OUT/piece-1/part-1, ..., and in the last one unpack.sh
 
-The parts in a row are one .tar.xz of the packages, then one .tar of the shards (JPEGs do not compress). Each piece is a
-folder of its own because each travels by itself.
+The concatenated parts are a .tar.xz of the packages, then a .tar of the shards (JPEGs do not compress). Each piece is
+a separate folder because the pieces are copied one by one.
 """
 
 import hashlib
@@ -27,30 +27,34 @@ UNPACK = Path(__file__).resolve().parent / "unpack.sh"
 
 @dataclass(frozen=True)
 class Limits:
-    """How many pieces a pack may have, and the bytes that each may hold."""
+    """The number of pieces that a pack may have, and the bytes that each may hold."""
 
     num_pieces: int
     piece_bytes: int
 
-    def check(self, **bytes_by_part: int) -> None:
-        """Raise InputError where the named parts do not fit."""
-        room = self.num_pieces * self.piece_bytes - len(UNPACK.read_bytes()) - MIB // 64  # unpack.sh and its values
+    def check_sizes(self, **bytes_by_part: int) -> None:
+        """Check that the named parts fit into the pieces.
+
+        Raises:
+            InputError: they do not.
+        """
+        room = self.num_pieces * self.piece_bytes - len(UNPACK.read_bytes()) - MIB // 64  # unpack.sh with its values
         if sum(bytes_by_part.values()) > room:
             parts = " and ".join(f"{size / MIB:.1f} MiB of {name}" for name, size in bytes_by_part.items())
             raise InputError(
                 f"{parts} do not fit into {self.num_pieces} pieces of {self.piece_bytes / MIB:g} MiB: "
-                "take fewer or smaller images (prep/shard.py --limit), or more --pieces"
+                "use fewer or smaller images (prep/shard.py --limit), or more --pieces"
             )
 
 
 def compress(site: Path, archive: Path) -> None:
-    """Write the folder of packages, named `site`, as a .tar.xz.
+    """Write the folder of packages as a .tar.xz, under the name `site`.
 
     Raises:
         InputError: xz fails.
     """
     with archive.open("wb") as file:
-        # Blocks of their own for each thread, so that the machine can unpack with several, too.
+        # -T0 compresses separate blocks, which the GPU machine can then unpack with several threads.
         xz = subprocess.Popen(["xz", "-T0", "-6", "-c"], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE)
         assert xz.stdin and xz.stderr
         with xz.stdin, tarfile.open(fileobj=xz.stdin, mode="w|") as tar:
@@ -60,7 +64,7 @@ def compress(site: Path, archive: Path) -> None:
 
 
 def collect(data: Path, archive: Path) -> None:
-    """Write the shards' folder as a .tar."""
+    """Write the folder of shards as a .tar."""
     with tarfile.open(archive, "w", dereference=True) as tar:
         tar.add(data.resolve(), ".", filter=_without_owner)
 
@@ -72,15 +76,20 @@ def _without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def write_pieces(out: Path, site: Path, data: Path, limits: Limits, target: Target) -> list[int]:
-    """Write the pieces of the archives `site` and `data` to `out`, in place of an earlier pack's; return their sizes.
+    """Write the pieces of the archives `site` and `data` to `out`; return their sizes in bytes.
+
+    They replace the pieces of an earlier pack only when all are written.
 
     Raises:
         InputError: they do not fit.
     """
-    limits.check(packages=site.stat().st_size, shards=data.stat().st_size)
+    # Cut the concatenated archives into parts of equal size.
+    limits.check_sizes(packages=site.stat().st_size, shards=data.stat().st_size)
     whole = site.read_bytes() + data.read_bytes()
     part_bytes = -(-len(whole) // limits.num_pieces)
     parts = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
+
+    # Write the new pieces next to the earlier ones, then replace these.
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as temporary:
         pieces = [Path(temporary) / f"piece-{number}" for number in range(len(parts))]

@@ -1,9 +1,9 @@
 """Overwrite the device code of other GPUs in a shared library with zeros, so that a pack of it is small.
 
-A library that nvcc built carries its kernels as fat binaries, one after another in an ELF section of its own. A fat
-binary is a header and several entries: the same kernels as machine code for each architecture, or as PTX, which the
-driver compiles where no machine code fits. The CUDA driver chooses an entry by the entry's header and reads the payload
-of no other one. So the payloads that it would not choose on the target GPU can become zeros: nothing moves, no offset
+A library that nvcc built holds its kernels as fat binaries, one after another in a separate ELF section. A fat binary
+is a header and several entries: the same kernels as machine code for each architecture, or as PTX, which the driver
+compiles if no machine code fits. The CUDA driver chooses an entry by the entry's header and does not read the payload
+of any other one. So the payloads that it would not choose on the target GPU can become zeros: nothing moves, no offset
 changes, and the library loads as before.
 
 Of the 68 MiB of device code in DALI 2.4's libdali_operators (CUDA 13), 9.4 are for compute capability 9.0.
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from prep.errors import InputError
 
-SECTIONS = {".nv_fatbin", "__nv_relfatbin"}  # linked device code, and what is left of separate compilation
-ALIGNMENT = 8  # of a fat binary within its section
+SECTIONS = {".nv_fatbin", "__nv_relfatbin"}  # linked device code, and that of separate compilation
+ALIGNMENT = 8  # bytes, of a fat binary within its section
 MAGIC = 0xBA55ED50
 HEADER = struct.Struct("<IHHQ")  # magic, version, size of this header, size of all entries
 # kind, version, size of this header, size of the payload, (compressed size, options, version of the code), architecture
 ENTRY = struct.Struct("<HHIQ12xI")
-PTX, MACHINE_CODE = 1, 2  # the kinds; payloads of other kinds are left as they are
+PTX, MACHINE_CODE = 1, 2  # the kinds; payloads of other kinds are not changed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Entry:
 
 
 def prune_library(path: Path, capability: int) -> int:
-    """Zero the payloads that a GPU of `capability` (90 for 9.0) does not load, in place; return their size in bytes.
+    """Zero in place the payloads that a GPU of `capability` (90 for 9.0) does not load; return their size in bytes.
 
     Raises:
         InputError: the file is not an ELF file, or holds device code in a form that is not understood.
@@ -54,7 +54,7 @@ def prune_library(path: Path, capability: int) -> int:
 
 
 def find_sections(path: Path) -> list[tuple[int, int]]:
-    """Return the byte ranges of a file's sections of device code, as readelf tells them.
+    """Return the byte ranges of a file's sections of device code, from the output of readelf.
 
     Raises:
         InputError: readelf cannot read the file.
@@ -62,14 +62,14 @@ def find_sections(path: Path) -> list[tuple[int, int]]:
     done = subprocess.run(["readelf", "-SW", str(path)], capture_output=True, text=True, check=False)
     if done.returncode or "Error:" in done.stderr:
         raise InputError(f"{path.name} is not an ELF file that readelf can read: {done.stderr.strip()[-200:]}")
-    # A row: [number] name type address offset size …, in hexadecimal. A number below 10 is padded: "[ 1]".
+    # A row: [number] name type address offset size ..., in hexadecimal. A number below 10 is padded: "[ 1]".
     rows = [line.partition("]")[2].split() for line in done.stdout.splitlines() if "]" in line]
     found = [row for row in rows if len(row) > 4 and row[0] in SECTIONS]
     return [(int(row[3], 16), int(row[3], 16) + int(row[4], 16)) for row in found]
 
 
 def prune_section(data: bytearray, start: int, stop: int, capability: int) -> int:
-    """Zero what a GPU of `capability` does not load in the section at data[start:stop]; return how many bytes.
+    """Zero the payloads in data[start:stop] that a GPU of `capability` does not load; return their size in bytes.
 
     Raises:
         ValueError: the sizes in a header do not fit into the section.
@@ -114,11 +114,11 @@ def _read_entries(data: bytes | bytearray, position: int, end: int) -> Iterator[
 
 
 def choose_entries(entries: list[Entry], capability: int) -> list[Entry]:
-    """Return those that the driver may load on a GPU of `capability`.
+    """Return the entries that the driver may load on a GPU of `capability`.
 
-    Machine code runs on GPUs of its own major version with the same or a higher minor one; PTX on all that are not
-    older. The newest machine code that fits is kept, or the newest PTX where none fits. Several entries of one
-    architecture are kept together: they may differ in what they are specialised for (9.0 and 9.0a).
+    Machine code runs on GPUs of the same major version with the same or a higher minor version; PTX runs on all GPUs
+    that are not older. The newest machine code that fits is kept, or the newest PTX if none fits. All entries of that
+    architecture are kept, because they may be specialised differently (9.0 and 9.0a).
     """
     code = [entry for entry in entries if entry.kind == MACHINE_CODE and _runs_on(entry.architecture, capability)]
     fitting = code or [entry for entry in entries if entry.kind == PTX and entry.architecture <= capability]

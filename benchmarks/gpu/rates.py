@@ -1,7 +1,7 @@
-"""Images/s of the loader, the model, or both: the stages of benchmarks/throughput.py, with who was busy meanwhile.
+"""Images/s of the loader, the model, or both: the stages of benchmarks/throughput.py, and how busy the machine was.
 
-Loader and training read the photographs from the page cache through the real reader; the model alone gets the synthetic
-backend's batch, so that it needs neither DALI nor decoding.
+Loader and training read the photographs from the page cache through the real reader. The model alone gets the batch of
+the synthetic backend, so that it needs neither DALI nor decoding.
 """
 
 import statistics
@@ -17,8 +17,7 @@ from gpu.worker import Report
 from pace import read_clock
 from record import summarize
 from stages.setting import Setting
-from stages.stage import Stage, Window
-from stages.stage import measure as measure_window
+from stages.stage import Stage, Window, measure_window
 from stages.stepping import Feed, Feeding, Stepping, build_step
 
 from loaders import Loader, LoaderConfig, Split, TrainTransform, World, build_loader
@@ -27,8 +26,8 @@ from train.dist import join_world
 SYNTHETIC = {"backend": "synthetic"}
 
 
-def measure(job: Job, report: Report) -> dict[str, Any]:
-    """Return rates, where the loader's time went, memory, and how busy the machine was."""
+def measure_rates(job: Job, report: Report) -> dict[str, Any]:
+    """Measure the mode of a job; return rates, the loader's times, memory, and how busy the machine was."""
     with join_world(job["device"]) as world:
         loader = open_loader(job, SYNTHETIC if job["mode"] == "model" else job["loader"], world)
         with Feed(loader) as feed:
@@ -37,8 +36,8 @@ def measure(job: Job, report: Report) -> dict[str, Any]:
 
 
 def measure_compiled(job: Job, report: Report) -> dict[str, Any]:
-    """Return the rates of the model alone and of training, by one training step that is compiled once."""
-    torch.compiler.reset()  # what an earlier mode has compiled
+    """Return the rates of the model alone and of training; both use one training step, which is compiled once."""
+    torch.compiler.reset()  # forget what an earlier mode has compiled
     with join_world(job["device"]) as world:
         loader, synthetic = open_loader(job, job["loader"], world), open_loader(job, SYNTHETIC, world)
         step = build_step(read_setting(job), loader)
@@ -51,13 +50,13 @@ def measure_compiled(job: Job, report: Report) -> dict[str, Any]:
 
 
 def open_loader(job: Job, options: dict[str, Any], world: World) -> Loader:
-    """Return a loader of training batches with some of its settings."""
+    """Return a loader of training batches with the given settings."""
     split = Split(job["data"], job["split"])
     return build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=LoaderConfig(**options))
 
 
 def measure_stage(stage: Feeding, job: Job) -> dict[str, Any]:
-    """Return a stage's figures: windows of about `seconds` after as long a warm-up."""
+    """Return a stage's figures: windows of about `seconds`, after a warm-up of the same length."""
     first_seconds = time_one(stage)
     stage.calibrate(job["seconds"])
     with Usage() as usage:
@@ -75,20 +74,20 @@ def measure_stage(stage: Feeding, job: Job) -> dict[str, Any]:
 
 
 def read_setting(job: Job) -> Setting:
-    """Return what the training step is built with."""
+    """Return the settings of the training step."""
     return Setting(
         size=job["size"], model=job["model"], amp=job["amp"], compile=job["compile"], run_dir=Path(job["work"])
     )
 
 
 def wait_percent(windows: list[Window], num_steps: int) -> float:
-    """Return the share of the time in which a batch was waited for; on a GPU the loader has measured it there."""
+    """Return the percentage of the time that was spent waiting for a batch; on a GPU the loader measures it there."""
     waited = sum(window.spent["wait"] * num_steps / 1000 for window in windows)
     return 100 * waited / sum(window.seconds for window in windows)
 
 
 def time_one(stage: Stage) -> float:
-    """Return the seconds of the first batch: queues fill, kernels load, the model is compiled."""
+    """Return the seconds of the first batch, in which queues fill, kernels load and the model is compiled."""
     started = time.perf_counter()
     stage.take()
     return read_clock(stage.world) - started

@@ -1,4 +1,4 @@
-"""What the machine is and whether anything works: versions, DALI's import, eight images, the number of JPEG engines."""
+"""First checks on a machine: its versions, DALI's import, eight decoded images, the number of JPEG engines."""
 
 import importlib
 import importlib.util
@@ -21,16 +21,16 @@ from loaders import LoaderConfig, Split, TrainTransform, build_loader
 from prep.errors import InputError
 from train.dist import join_world
 
-LOG_LEVEL = "DALI_NVIMGCODEC_LOG_LEVEL"  # 3: what the decoders find out about the machine
+LOG_LEVEL = "DALI_NVIMGCODEC_LOG_LEVEL"  # 3: the decoders log what hardware they find
 ENGINES = re.compile(r"num_hw_engines=(\d+)")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-TELLING = re.compile(r"HW |engine|warn|error|fail", re.IGNORECASE)
-EXTENSION = "backend_impl.cpython-*.so"  # DALI's compiled module, a file for each Python
+RELEVANT = re.compile(r"HW |engine|warn|error|fail", re.IGNORECASE)
+EXTENSION = "backend_impl.cpython-*.so"  # DALI's compiled module, one file for each Python
 MOST_LOG_LINES = 12
 
 
 def describe_machine(job: Job, report: Report) -> dict[str, Any]:
-    """Return cores, versions, and what torch knows of the GPU."""
+    """Return the number of cores, versions, and what torch reports about the GPU."""
     facts: dict[str, Any] = {
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -52,10 +52,10 @@ def describe_machine(job: Job, report: Report) -> dict[str, Any]:
 
 
 def find_dali(job: Job, report: Report) -> dict[str, Any]:
-    """Return DALI's version and the CUDA that it was built for.
+    """Return DALI's version and the version of CUDA that it was built for.
 
     Raises:
-        InputError: it cannot be imported; the message says why.
+        InputError: it cannot be imported; the message is the reason.
     """
     try:
         dali = importlib.import_module("nvidia.dali")
@@ -83,7 +83,7 @@ def explain_import(error: Exception) -> str:
 
 
 def decode_eight(job: Job, report: Report) -> dict[str, Any]:
-    """Return how far the first batch is from the reference, in how many seconds it came, and what memory it takes."""
+    """Return the first batch's mean difference from the reference, the seconds that it took, and free GPU memory."""
     split, transform = Split(job["data"], job["split"]), TrainTransform(job["size"])
     reference = next(iter(build_loader(split, transform, job["batch_size"], config=LoaderConfig("reference"))))
     with join_world(job["device"]) as world:
@@ -104,7 +104,7 @@ def decode_eight(job: Job, report: Report) -> dict[str, Any]:
 
 
 def count_engines(job: Job, report: Report) -> dict[str, Any]:
-    """Return the number of hardware JPEG engines by the decoder's own log; None where it names none."""
+    """Return the number of hardware JPEG engines in the decoder's log, None if it names none; and the log's lines."""
     os.environ[LOG_LEVEL] = "3"
     log = OwnLog()
     decode_eight(job, report)
@@ -113,12 +113,12 @@ def count_engines(job: Job, report: Report) -> dict[str, Any]:
 
 
 def pick_lines(log: str) -> list[str]:
-    """Return the lines of a decoder's log about hardware and faults; its last ones where there are none."""
+    """Return the lines of a decoder's log about hardware and errors; its last lines if there are none."""
     lines = [COLOURS.sub("", line).strip() for line in log.strip().splitlines()]
-    return ([line for line in lines if TELLING.search(line)] or lines)[-MOST_LOG_LINES:]
+    return ([line for line in lines if RELEVANT.search(line)] or lines)[-MOST_LOG_LINES:]
 
 
 def parse_engines(log: str) -> int | None:
-    """Return the number of engines that a decoder's log names last."""
+    """Return the last number of engines in a decoder's log, None if there is none."""
     found = ENGINES.findall(log)
     return int(found[-1]) if found else None

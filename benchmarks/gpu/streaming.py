@@ -1,6 +1,6 @@
-"""A plugin of pytest: regions last, and a line of JSON for each test as soon as it has ended.
+"""A plugin of pytest: run tests of regions last, and write a line of JSON for each test as soon as it has ended.
 
-A run that is killed keeps what it had found out by then; JUnit's report is written at the end alone.
+So a run that is killed keeps the outcomes until then. A JUnit report would be written only at the end.
 """
 
 import json
@@ -12,16 +12,16 @@ import pytest
 
 STREAM = "PENSTOCK_TEST_STREAM"  # the file's path, in the environment
 WORKER = "PYTEST_XDIST_WORKER"  # set in xdist's workers
-SUSPECTED = "roi"  # in the names of tests that may end their process
+SUSPECTED = "roi"  # in the names of tests that may crash their process
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that may end their process last."""
+    """Put the tests that may crash their process last."""
     items.sort(key=lambda item: SUSPECTED in item.name)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Append a test's outcome: that of its call, or of a setup or teardown that did not pass."""
+    """Append a test's outcome: that of its call, or that of a setup or teardown that did not pass."""
     if report.when == "call" or not report.passed:
         append(report, round(report.duration, 2), dict(report.user_properties))
 
@@ -33,7 +33,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def append(report: pytest.TestReport | pytest.CollectReport, seconds: float, properties: dict[str, object]) -> None:
-    """Write a line; xdist's workers leave that to their controller, which hears of all tests."""
+    """Append a line to the file; xdist's workers write nothing, because their controller gets all reports."""
     if WORKER in os.environ:
         return
     row: dict[str, Any] = {"test": report.nodeid, "outcome": report.outcome, "seconds": seconds}

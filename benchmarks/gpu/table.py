@@ -1,4 +1,4 @@
-"""The suite's results for people: a line for each case, then what follows from them; short enough for a log's tail."""
+"""Print the suite's results: a line for each case, then the conclusions; short enough for the end of a log."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from gpu.verdicts import (
     rate_of,
 )
 
-LONGEST = 110  # characters of a line's figures
+LONGEST = 110  # characters, of a line's figures
 MOST_CHARACTERS = 12_000
 CONCLUSION = {
     "right": "go",
@@ -25,7 +25,7 @@ CONCLUSION = {
 }
 
 
-def describe(results: Results) -> str:
+def describe_results(results: Results) -> str:
     """Return the table, then the conclusions."""
     lines = [describe_case(name, record) for name, record in results.items()]
     return "\n".join([*lines, "", *conclude(results)])[-MOST_CHARACTERS:]
@@ -37,7 +37,7 @@ def describe_case(name: str, record: dict[str, Any]) -> str:
 
 
 def summarize_case(record: dict[str, Any]) -> str:
-    """Return a case's figures; of one that is not done the reason, and the figures that it had reported before."""
+    """Return a case's figures; if it is not done, the reason and the figures that it had reported before."""
     end = f"; {record['end']}" if record.get("end") else ""
     if record["status"] == "done":
         return describe_figures(record["result"]) + end
@@ -46,7 +46,7 @@ def summarize_case(record: dict[str, Any]) -> str:
 
 
 def describe_figures(result: dict[str, Any]) -> str:
-    """Return what matters of a result, whichever kind it is."""
+    """Return the most important figures of a result of any kind."""
     kinds = {
         "verdict": describe_parity,
         "idle": describe_load,
@@ -81,7 +81,7 @@ def describe_parity(result: dict[str, Any]) -> str:
 
 
 def describe_load(result: dict[str, Any]) -> str:
-    """Return whether the bits were the same."""
+    """Return whether the bits were the same, idle and under load."""
     said = []
     for name, words in (("idle", "twice idle"), ("under_load", "under load")):
         if name in result:
@@ -91,7 +91,7 @@ def describe_load(result: dict[str, Any]) -> str:
 
 
 def describe_damages(result: dict[str, Any]) -> str:
-    """Return what each kind of damage came to, and how far a picture shown in silence is from the right one."""
+    """Return the outcome of each kind of damage; for a silent one, also the mean difference from the right image."""
     said = []
     for name, each in result["damages"].items():
         apart = f" ({each['mean_difference']:.1f} of 255)" if each["outcome"] == "silent" else ""
@@ -107,7 +107,7 @@ def describe_tests(result: dict[str, Any]) -> str:
 
 
 def describe_training(result: dict[str, Any]) -> str:
-    """Return the checks that failed, and how far the run came."""
+    """Return the checks that failed, and how far the training ran."""
     failed = [name for name, holds in result["checks"].items() if not holds]
     checks = f"NOT {', NOT '.join(failed)}" if failed else f"{len(result['checks'])} checks hold"
     if "clock" not in result:
@@ -119,7 +119,7 @@ def describe_training(result: dict[str, Any]) -> str:
 
 
 def describe_rate(result: dict[str, Any]) -> str:
-    """Return images/s with spread, waiting for data, and what was busy."""
+    """Return images/s with spread, the time spent waiting for data, and how busy the machine was."""
     rate, wait = result["images_per_second"], result.get("data_wait_percent")
     waited = "" if wait is None else f"; wait {wait:.1f}%"
     busy = ", ".join(f"{name.removesuffix('_percent')} {value:.1f}" for name, value in result["usage"].items())
@@ -128,7 +128,7 @@ def describe_rate(result: dict[str, Any]) -> str:
 
 
 def conclude(results: Results) -> Iterator[str]:
-    """Yield what follows from the results."""
+    """Yield the conclusions from the results, one line each."""
     yield from _name_machines(results)
     yield from _conclude_paths(results)
     yield from _conclude_load(results)
@@ -137,14 +137,14 @@ def conclude(results: Results) -> Iterator[str]:
 
 
 def _name_machines(results: Results) -> Iterator[str]:
-    """Ratios over several machines mean nothing."""
+    """Warn if the results are from several machines: ratios between machines have no meaning."""
     machines = {str(record["hardware"]["gpu"] or record["hardware"]["cpu"]) for record in results.values()}
     if len(machines) > 1:
-        yield f"CAUTION: these results are of several machines ({'; '.join(sorted(machines))}): compare none of them"
+        yield f"CAUTION: these results are of several machines ({'; '.join(sorted(machines))}): do not compare them"
 
 
 def _conclude_paths(results: Results) -> Iterator[str]:
-    """Go or no-go for each decode path, and the one to take."""
+    """Yield go or no-go for each decode path, then the path to use on a GPU."""
     verdicts = {path: verdict for path, verdict in parse_paths(results).items() if verdict != "skipped"}
     for path, verdict in verdicts.items():
         rate = rate_of(results.get(DECODE + path))
@@ -155,26 +155,27 @@ def _conclude_paths(results: Results) -> Iterator[str]:
         return
     best = find_best_path(results)
     if best is None:
-        yield "decode: no path of the GPU is right; take --loader.placement cpu"
+        yield "decode: no path of the GPU is right; use --loader.placement cpu"
     else:
         decode, _, load = best.partition("-")
         tried = "" if best in verdicts else f" ({FALLBACK} was not tried)"
-        yield f"decode: on the GPU take --loader.decode {decode} --loader.hw-decoder-load {load}{tried}"
+        yield f"decode: on the GPU use --loader.decode {decode} --loader.hw-decoder-load {load}{tried}"
 
 
 def _conclude_load(results: Results) -> Iterator[str]:
+    """Yield the decode paths whose bits changed."""
     for name, record in results.items():
         if not name.startswith("load-") or record["status"] != "done":
             continue
         path, result = record["job"].get("path", ""), record["result"]
         if not result["is_same_idle"]:
-            yield f"{name}: {path} gives OTHER BITS from run to run: its pixels depend on chance or company"
+            yield f"{name}: {path} gives OTHER BITS from run to run: its pixels are not deterministic"
         elif not result["is_same_under_load"]:
             yield f"{name}: NO-GO, {path} gives other bits while the device is busy"
 
 
 def _conclude_rates(results: Results) -> Iterator[str]:
-    """The loader against decoding alone, training against loader and model, one placement against the other."""
+    """Yield ratios: loader to decoding alone, training to loader and model, one placement to the other."""
     best = find_best_path(results)
     for side, path in (("cpu", "cpu"), ("gpu", best)):
         loader, decode = rate_of(results.get(f"loader-{side}")), rate_of(results.get(f"{DECODE}{path}"))
@@ -196,10 +197,11 @@ def _conclude_rates(results: Results) -> Iterator[str]:
 def _compare_sides(results: Results, model: str, faster: str) -> str:
     cpu, gpu = (rate_of(results[f"train-{model}-{side}"]) or 0.0 for side in ("cpu", "gpu"))
     how = f"it trains {gpu / cpu:.3f} times as fast" if faster == "gpu" else f"gpu gives {gpu / cpu:.3f} times its rate"
-    return f"{model}: take placement {faster}: {how} (cpu {cpu:,.0f}, gpu {gpu:,.0f}; gpu must win by {GPU_WINS:g})"
+    return f"{model}: use placement {faster}: {how} (cpu {cpu:,.0f}, gpu {gpu:,.0f}; gpu must win by {GPU_WINS:g})"
 
 
 def _conclude_compiled(results: Results) -> Iterator[str]:
+    """Yield the ratio of the compiled model's rate to the eager one."""
     for name, record in results.items():
         if not name.startswith("compile-") or record["status"] != "done":
             continue
@@ -211,7 +213,7 @@ def _conclude_compiled(results: Results) -> Iterator[str]:
 
 
 def _conclude_checks(results: Results) -> Iterator[str]:
-    """The tests that failed and the training's checks that do not hold."""
+    """Yield the tests that failed, and the checks of the training that do not hold."""
     tests, training = (results.get(name, {}).get("result") or {} for name in ("gpu-tests", "training"))
     if tests.get("failed"):
         yield f"gpu-tests: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"

@@ -1,7 +1,7 @@
-"""A short real training by train/main.py: resolution grows, it evaluates and saves, is killed, resumed and finished.
+"""A short real training with train/main.py: resolution grows, it evaluates and saves, is killed, resumed and finished.
 
-The same command runs twice. The first process is killed (SIGKILL) as soon as a checkpoint has appeared; the second one
-has to go on from a checkpoint and to end as if nothing had happened. Last, train/evaluate.py scores the result.
+The same command runs twice. The first process is killed (SIGKILL) as soon as a checkpoint exists. The second one has
+to resume from a checkpoint and to finish the run. Last, train/evaluate.py scores the result.
 """
 
 import json
@@ -22,22 +22,23 @@ from gpu.own_log import OwnLog
 from gpu.smoke import find_dali
 from gpu.worker import Report
 
+from prep.curves import METRICS
 from prep.dataset import read_manifest
 from prep.errors import InputError
-from train.checkpoint import list_checkpoints, newest_whole, read_meta
-from train.run_folder import CHECKPOINTS, METRICS, STARTS
+from train.checkpoint import list_checkpoints, newest_complete, read_meta
+from train.config import CHECKPOINTS, STARTS
 
 RECIPE, MODEL = "tiny_imagenet", "resnet10t"
 VALIDATION = "validation"
 MOST_BATCH, SIZE_STEP, GROWTH = 64, 32, 64  # images; pixels; pixels from the first resolution to the last
-SAVES, EVALUATIONS = 8, 2  # of the run
+SAVES, EVALUATIONS = 8, 2  # per run
 SECONDS_BETWEEN_LOOKS = 0.01
-MOST_APART = 2  # images that evaluate.py may count otherwise: it takes other batches, and bf16 rounds
+MOST_APART = 2  # images that evaluate.py may score differently: its batches differ, and bf16 rounds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The run: its command, and what it has to come to."""
+    """The run: its command, and the values that it is checked against."""
 
     command: list[str]
     run: Path
@@ -49,11 +50,12 @@ class Plan:
 
 
 def train_and_resume(job: Job, report: Report) -> dict[str, Any]:
-    """Return what each check found, and the run's figures.
+    """Return the outcome of each check, and the run's figures.
 
     Raises:
-        InputError: one of the commands did not end well; the message is its last line.
+        InputError: one of the commands failed; the message has its last line.
     """
+    # Train until the first checkpoint, then kill the process.
     plan = plan_run(job)
     shutil.rmtree(plan.run, ignore_errors=True)
     started = time.perf_counter()
@@ -62,23 +64,30 @@ def train_and_resume(job: Job, report: Report) -> dict[str, Any]:
     result: dict[str, Any] = {"checks": {"killed while it trained": status == -signal.SIGKILL}}
     result |= {"killed_after_seconds": time.perf_counter() - started, "checkpoints_then": clocks}
     report(result)
+
+    # Run the same command again: it has to resume and to finish.
     run_command(plan.command)
     result["finished_after_seconds"] = time.perf_counter() - started
     result |= describe_run(plan, result["checks"])
     report(result)
-    result["evaluation"] = evaluate(job, plan, result["checks"])
+
+    # Score the result with the other command.
+    result["evaluation"] = evaluate_run(job, plan, result["checks"])
     result["evaluated_after_seconds"] = time.perf_counter() - started
     result["failed_checks"] = [name for name, holds in result["checks"].items() if not holds]
     return result
 
 
 def plan_run(job: Job) -> Plan:
-    """Return a run over some epochs of the photographs; Pillow decodes where DALI is missing."""
+    """Return a run over some epochs of the photographs; Pillow decodes if DALI is missing."""
+    # Sizes: resolution grows by GROWTH pixels; the batch is at most MOST_BATCH, so that the run has enough steps.
     data, run = Path(job["data"]), Path(job["run"])
     validation = VALIDATION if (data / VALIDATION / "manifest.json").exists() else job["split"]
     num_images, batch_size = read_manifest(data / job["split"]).num_images, min(MOST_BATCH, job["batch_size"])
     epochs, size = job["epochs"], max(2 * SIZE_STEP, job["size"] // SIZE_STEP * SIZE_STEP)
     first = max(SIZE_STEP, size - GROWTH)
+
+    # The command: a tiny recipe, changed so that it logs, saves and evaluates often.
     options: dict[str, Any] = {
         "data.root": data,
         "data.train": job["split"],
@@ -107,7 +116,7 @@ def plan_run(job: Job) -> Plan:
 
 
 def find_backend(job: Job) -> str:
-    """Return the loader's backend: dali where it can be imported."""
+    """Return the loader's backend: dali if it can be imported, else reference."""
     try:
         find_dali(job, lambda _: None)
     except InputError:
@@ -116,10 +125,10 @@ def find_backend(job: Job) -> str:
 
 
 def run_until_checkpoint(plan: Plan) -> int:
-    """Start the run, kill it once a checkpoint has appeared; return its exit status.
+    """Start the run, kill it as soon as a checkpoint exists; return its exit status.
 
     Raises:
-        InputError: it ended before, by itself.
+        InputError: it ended before that.
     """
     log = OwnLog()
     process = subprocess.Popen(plan.command, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd=CHECKOUT)
@@ -134,7 +143,7 @@ def run_until_checkpoint(plan: Plan) -> int:
 
 
 def run_command(command: list[str]) -> str:
-    """Run a command to its end; return its output.
+    """Run a command to its end; return its standard output.
 
     Raises:
         InputError: it failed.
@@ -150,18 +159,21 @@ def run_command(command: list[str]) -> str:
 
 
 def last_line(log: OwnLog) -> str:
-    """Return the last line of what has been written to standard error."""
-    return next(iter(reversed(log.read().strip().splitlines())), "it said nothing")[:300]
+    """Return the last line that was written to standard error."""
+    return next(iter(reversed(log.read().strip().splitlines())), "nothing on standard error")[:300]
 
 
 def describe_run(plan: Plan, checks: dict[str, bool]) -> dict[str, Any]:
-    """Return figures of a run that has ended; put what has to hold into `checks`."""
+    """Return the figures of a run that has ended; add its conditions to `checks`."""
+    # Read what the run wrote: its starts, its metrics and its newest checkpoint.
     starts, entries = (read_lines(plan.run / name) for name in (STARTS, METRICS))
     training = [entry for entry in entries if entry["kind"] == "train"]
-    path, damaged = newest_whole(plan.run / CHECKPOINTS)
+    path, damaged = newest_complete(plan.run / CHECKPOINTS)
     meta: dict[str, Any] = read_meta(path) if path else {"clock": 0}
     clocks = [0, *(entry["clock"] for entry in training)]
     gaps = [after - before for before, after in pairwise(clocks)]
+
+    # Conditions of a run that was killed once and resumed.
     checks["resumed from a checkpoint"] = len(starts) == 2 and starts[1]["clock"] > 0
     checks["every checkpoint is whole"] = path is not None and not damaged
     checks["the clock is complete"] = meta["clock"] >= plan.total_images
@@ -180,8 +192,8 @@ def describe_run(plan: Plan, checks: dict[str, bool]) -> dict[str, Any]:
     }
 
 
-def evaluate(job: Job, plan: Plan, checks: dict[str, bool]) -> dict[str, Any]:
-    """Return what train/evaluate.py says of the run's newest checkpoint; it has to agree with the run."""
+def evaluate_run(job: Job, plan: Plan, checks: dict[str, bool]) -> dict[str, Any]:
+    """Return the scores of the run's newest checkpoint by train/evaluate.py; they have to agree with the run's own."""
     words = [str(plan.run), "--data", str(plan.data), "--split", plan.validation, "--device", job["device"]]
     words += ["--backend", find_backend(job)]
     scores = json.loads(run_command([sys.executable, str(CHECKOUT / "train" / "evaluate.py"), *words]))
@@ -197,5 +209,5 @@ def evaluate(job: Job, plan: Plan, checks: dict[str, bool]) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a file with one object of JSON a line."""
+    """Return the entries of a file with one JSON object per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""How busy the machine was while a case was timed: GPU by `nvidia-smi dmon` where there is one, CPU from /proc."""
+"""Measure how busy the machine is while a case is timed: the GPU with `nvidia-smi dmon`, the CPU from /proc."""
 
 import shutil
 import statistics
@@ -9,14 +9,14 @@ from types import TracebackType
 
 from feeding.meters import read_cpu_seconds
 
-SMI, LINE_BY_LINE = "nvidia-smi", ("stdbuf", "-oL")  # what it holds back when it is ended would be lost
+SMI, LINE_BY_LINE = "nvidia-smi", ("stdbuf", "-oL")  # lines in its buffer would be lost when it is killed
 DMON = ("dmon", "--select", "u", "--delay", "1")
 PERCENTAGES = ("sm", "mem", "dec", "jpg")  # multiprocessors, memory, video decoder, JPEG decoder
 LONGEST_END = 10  # seconds
 
 
 class Usage:
-    """Measures from `with` to its end; `figures` are there afterwards."""
+    """Measures during a `with` block; the results are in `figures` afterwards."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
@@ -42,7 +42,7 @@ class Usage:
 
 
 def parse_dmon(text: str) -> dict[str, float]:
-    """Mean percentages by name, of dmon's table; its columns differ from one driver to another."""
+    """Return the mean percentages in dmon's table, by name; its columns differ from one driver to another."""
     lines = [line.split() for line in text.splitlines()]
     names = next((line[1:] for line in lines if line[:2] == ["#", "gpu"]), [])
     rows = [line for line in lines if line and line[0] != "#" and len(line) == len(names)]

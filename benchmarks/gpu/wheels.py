@@ -1,9 +1,9 @@
-"""Download packages that another machine lacks; unpack them into one folder, without what is not read there.
+"""Download the packages that another machine lacks; unpack them into one folder, without files that it does not read.
 
-The machine has Python with torch, torchvision, timm and what belongs to them: a bare GPU image. It lacks DALI and some
-packages of ours. Left out are DALI's headers, extensions for other Pythons, nvImageCodec's decoders of other formats
-than JPEG, and the dependencies `nvtx`, `libcst` and `nvcomp`: DALI imports them for `experimental.dynamic`, TIFF and
-JPEG 2000 alone.
+The machine has Python with torch, torchvision, timm and their dependencies, as in a bare GPU image. It lacks DALI and
+some of our packages. Left out are DALI's headers, extensions for other Pythons, nvImageCodec's decoders except that of
+JPEG, and the dependencies `nvtx`, `libcst` and `nvcomp`, which DALI imports only for `experimental.dynamic`, TIFF and
+JPEG 2000.
 """
 
 import shutil
@@ -20,21 +20,21 @@ from prep.errors import InputError
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent.parent / "constraints.txt"
 PACKAGES = (
-    # DALI for CUDA 13. nvJPEG from 13.2 on decodes regions with interpolated chroma right at their edges.
+    # DALI for CUDA 13. From 13.2 on, nvJPEG decodes the edges of regions with interpolated chroma correctly.
     *("nvidia-dali-cuda130==2.4.0", "nvidia-nvimgcodec-cu13==0.9.0.20", "nvidia-nvjpeg==13.3.2.43"),
-    *("astunparse", "gast", "makefun", "optree"),  # what it imports
+    *("astunparse", "gast", "makefun", "optree"),  # which DALI imports
     *("tyro", "docstring-parser", "typeguard"),  # train/main.py's command line
     *("simplejpeg", "datasets", "dill", "multiprocess"),  # preparation
     *("captum", "webdataset", "braceexpand"),  # serve
 )
-MACHINE = "x86_64"  # as `uname -m` says it
-GLIBC_MINORS = range(5, 40)  # manylinux_2_N: pip takes only the tags that it is told, exactly
+MACHINE = "x86_64"  # output of `uname -m`
+GLIBC_MINORS = range(5, 40)  # manylinux_2_N: pip accepts only the exact tags that it is given
 UNUSED = (
     *("nvidia/dali/include", "nvidia/dali/test", "nvidia/nvimgcodec/include", "nvidia/nvimgcodec/tools"),
     *(f"nvidia/nvimgcodec/extensions/lib{name}_ext.so.*" for name in ("nvjpeg2k", "nvtiff", "opencv", "tiff")),
     *("nvidia/nvimgcodec/nvimgcodec_impl.*", "captum/insights", "*.data/scripts"),
 )
-TO_STRIP = "nvidia/dali"  # its symbols and debugging sections are a sixth of it
+TO_STRIP = "nvidia/dali"  # a sixth of it is symbols and debugging sections
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Target:
 
     @property
     def tag(self) -> str:
-        """How extensions for its Python are named, as in `.cpython-312-x86_64-linux-gnu.so`."""
+        """The tag in the names of extensions for its Python, as in `.cpython-312-x86_64-linux-gnu.so`."""
         return f"cpython-{self.python.replace('.', '')}-"
 
 
@@ -54,7 +54,7 @@ def download(packages: Sequence[str], target: Target, folder: Path) -> None:
     """Download the packages' wheels, without their dependencies, in the versions of constraints.txt.
 
     Raises:
-        InputError: pip fails; its own words say why.
+        InputError: pip fails; the message has its error.
     """
     platforms = [f"manylinux_2_{minor}_{MACHINE}" for minor in GLIBC_MINORS]
     platforms += [f"manylinux{year}_{MACHINE}" for year in (2014, 2010, 1)] + ["any"]
@@ -68,7 +68,7 @@ def download(packages: Sequence[str], target: Target, folder: Path) -> None:
 
 
 def unpack(wheels: Path, site: Path, target: Target) -> None:
-    """Unpack every wheel of a folder into `site` and leave out what the target never reads.
+    """Unpack all wheels of a folder into `site`, without files and device code that the target does not read.
 
     Raises:
         InputError: a library's device code is not understood.
@@ -95,5 +95,5 @@ def remove_unused(site: Path, target: Target) -> None:
 
 
 def strip(path: Path) -> None:
-    """Remove the symbols that the loader does not need; a library that `strip` cannot take stays as it is."""
+    """Remove the symbols that the dynamic loader does not need; a library that `strip` rejects stays unchanged."""
     subprocess.run(["strip", "--strip-unneeded", str(path)], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""What `gpu_model.py` measures, in order of worth, without torch: the command can list it at once."""
+"""The cases of `gpu_model.py`, the most important first. This module does not import torch, so --list is fast."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -10,25 +10,25 @@ Outcome = dict[str, Any]  # status, seconds, reason, settings, result
 Results = dict[str, Outcome]  # by the case's name
 
 DONE, WRONG, FAILED, CRASHED, HUNG, CUT, SKIPPED = "done", "wrong", "failed", "crashed", "hung", "cut", "skipped"
-# The rehearsal on a CPU. Triton's interpreter takes milliseconds for what a GPU does in one thread block.
+# Sizes of the rehearsal on a CPU. Triton's interpreter needs milliseconds for the work of one GPU thread block.
 SMALL_BATCH_SIZE, SMALL_SIZE = 2, 32
-SMALL_NETWORK = "resnet10t"  # of our own step, which takes any network of timm's as it is
-START_LIMIT = 20.0  # seconds that any case may take
-SLOWER_ON_A_CPU = 20.0
+SMALL_NETWORK = "resnet10t"  # for our own step, which cannot shrink a network of timm
+START_LIMIT = 20.0  # seconds that any case may take, besides 4 times its expected time
+SLOWER_ON_A_CPU = 20.0  # times
 
 
 @dataclass(frozen=True)
 class Case:
     """One measurement.
 
-    `ours` is the step of `train/step.py` with its EMA, guard and metrics; else the step is bare: normalization,
-    autocast forward, loss, backward, SGD as in training. Neither scales gradients in fp16.
+    With `ours` the step is that of `train/step.py` with its EMA, guard and metrics. Otherwise it is a bare step:
+    normalization, autocast forward, loss, backward, SGD as in training. Neither scales gradients in fp16.
     """
 
     name: str
     kind: Kind
-    expected_seconds: float  # on an H100, estimated: the case is not begun with less time left
-    network: str = "resnet50"  # of timm's
+    expected_seconds: float  # on an H100, estimated; the case is not started with less time left
+    network: str = "resnet50"  # a model of timm
     size: int = 224  # pixels
     batch_size: int = 256
     amp: str = "bf16"
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the record says of a case besides its result; nothing where the case has no network."""
+        """The settings that the record stores next to the result; empty if the case has no network."""
         left_out = {"name", "kind", "expected_seconds", "needs"}
         return {key: value for key, value in asdict(self).items() if key not in left_out} if self.kind == "rate" else {}
 
@@ -51,7 +51,7 @@ class Case:
         return (START_LIMIT + 4 * self.expected_seconds) * (1 if on_gpu else SLOWER_ON_A_CPU)
 
     def resized(self, batch_size: int | None, size: int | None, on_gpu: bool) -> "Case":
-        """Return the case with the wanted batch and pixels; small on a CPU, where it is a rehearsal."""
+        """Return the case with the wanted batch size and pixels; on a CPU also with a small network, as a rehearsal."""
         if self.kind != "rate":
             return self
         if on_gpu:
@@ -61,10 +61,10 @@ class Case:
 
 
 def build_cases() -> list[Case]:
-    """Return all cases in order of worth.
+    """Return all cases, the most important first.
 
-    The first ones fit into a minute on an H100. cuDNN tries its algorithms once for each shape and type, so a case is
-    cheaper after another one of the same shapes: the expected times count on that.
+    The first ones fit into one minute on an H100. cuDNN tries its algorithms once for each shape and type, so a case is
+    faster after another one of the same shapes; the expected times assume that.
     """
     return [
         Case("machine", "machine", 2),
@@ -92,7 +92,7 @@ def build_cases() -> list[Case]:
 
 
 def _sized_cases(how: str, expected_seconds: float, **options: Any) -> list[Case]:
-    """The resolutions of progressive training; 128 pixels last, since the other two tell most about it."""
+    """Return cases of the resolutions of progressive training; 128 pixels is last, as it is between the other two."""
     sizes = {160: 512, 88: 1024, 128: 1024}
     return [
         Case(f"{how}-{size}-bf16", "rate", expected_seconds, size=size, batch_size=batch_size, **options)
@@ -101,7 +101,7 @@ def _sized_cases(how: str, expected_seconds: float, **options: Any) -> list[Case
 
 
 def choose_cases(cases: list[Case], patterns: Iterable[str]) -> list[Case]:
-    """Return the cases whose name fits a pattern (no pattern: all), and those that they need, in order."""
+    """Return the cases with a name that matches a pattern (no pattern: all), and those that they need, in order."""
     patterns = list(patterns)
     fitting = [case for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)]
     wanted = {case.name for case in fitting} | {case.needs for case in fitting}
@@ -109,7 +109,7 @@ def choose_cases(cases: list[Case], patterns: Iterable[str]) -> list[Case]:
 
 
 def find_baseline(case: dict[str, Any], results: Results) -> float | None:
-    """Return the median images/s of the bare eager step that differs in nothing else, where it was measured."""
+    """Return the median images/s of the bare eager step with the same other settings, None if it was not measured."""
     plain = {"compile": "none", "ours": False, "fused": False, "graph": False}
     wanted = {key: case[key] for key in ("network", "is_small", "size", "batch_size", "amp")} | plain
     for other in results.values():

@@ -1,4 +1,4 @@
-"""Whether the fused kernels compute what PyTorch computes in float64: output, gradients, running statistics."""
+"""Compare the fused kernels with PyTorch in float64: output, gradients, running statistics."""
 
 import math
 from collections.abc import Callable
@@ -11,22 +11,23 @@ from torch import nn
 
 from train.step import AMP_TYPES
 
-Build = Callable[[nn.BatchNorm2d, bool], nn.Module]  # a layer of float32 with these parameters, with ReLU or without
-ROUNDED = ("output", "input gradient", "residual gradient")  # in the images' type; everything else is float32
-LARGEST_ERROR = 1e-4  # of what is summed in float32
-CLEAR = 1e-3  # the distance from zero at which ReLU's mask cannot depend on rounding
+Build = Callable[[nn.BatchNorm2d, bool], nn.Module]  # builds a float32 layer with these parameters; True: with ReLU
+ROUNDED = ("output", "input gradient", "residual gradient")  # in the images' type; the others are float32
+LARGEST_ERROR = 1e-4  # of quantities that are summed in float32
+CLEAR = 1e-3  # from this distance from zero on, ReLU's mask does not depend on rounding
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One shape, and what follows the normalization."""
+    """One shape, and the operations after the normalization."""
 
     shape_BCHW: tuple[int, int, int, int]
     relu: bool
     residual: bool
 
 
-# Few and many channels, a number of them that fills no tile, sums in one part, in several and in more than one tile.
+# Few and many channels, a number of channels that is not a multiple of a tile; sums in one part and in several, and
+# more parts than one tile adds up.
 TRIALS = (
     Trial((4, 64, 28, 28), relu=True, residual=False),
     Trial((4, 64, 28, 28), relu=True, residual=True),
@@ -38,12 +39,12 @@ TRIALS = (
 
 
 def build_fused(layer: nn.BatchNorm2d, relu: bool) -> nn.Module:
-    """Return the layer that is checked."""
-    return FusedBatchNorm.of(layer, relu=relu)
+    """Return the fused layer."""
+    return FusedBatchNorm.from_layer(layer, relu=relu)
 
 
 def measure_errors(amp: str, device: torch.device, build: Build = build_fused) -> dict[str, Any]:
-    """Return the largest error of each quantity over all trials, and what is allowed.
+    """Return the largest error of each quantity over all trials, and its limit.
 
     An error is the norm of the difference from float64, divided by the norm of the float64 result.
     """
@@ -61,7 +62,7 @@ def measure_errors(amp: str, device: torch.device, build: Build = build_fused) -
 
 
 def describe_excess(result: dict[str, Any]) -> str:
-    """Describe the errors that are above their limits or not a number; return "" if there are none."""
+    """Return the errors that are above their limits or not a number, in words; "" if there are none."""
     limits = result["limits"]
     return ", ".join(
         f"{name} is off by {error:.1e} in {result['type']}, {limits[name]:.1e} is allowed"
@@ -71,7 +72,8 @@ def describe_excess(result: dict[str, Any]) -> str:
 
 
 def compare_with_float64(trial: Trial, dtype: torch.dtype, device: torch.device, build: Build) -> dict[str, float]:
-    """Return the error of each quantity, for one trial with random inputs that `dtype` holds exactly."""
+    """Return the error of each quantity, for one trial with random inputs that are exact in `dtype`."""
+    # Two layers with the same random parameters: float64, and the one to check. Random inputs.
     reference = nn.BatchNorm2d(trial.shape_BCHW[1]).train()
     nn.init.normal_(reference.weight)
     nn.init.normal_(reference.bias)
@@ -80,7 +82,8 @@ def compare_with_float64(trial: Trial, dtype: torch.dtype, device: torch.device,
     images = _draw(trial, dtype).mul(2).add(1).to(dtype)
     residual = _draw(trial, dtype) if trial.residual else None
 
-    # The same weighted sum of outputs in both, so that each output has a gradient of its own.
+    # The reference. The loss is a randomly weighted sum of the outputs, so that each output has a different gradient.
+    # Outputs near ReLU's kink get weight 0, because rounding decides about their gradient.
     exact_images, exact_residual = _as_leaf(images, torch.float64), None
     before = reference(exact_images)
     if residual is not None:
@@ -89,6 +92,8 @@ def compare_with_float64(trial: Trial, dtype: torch.dtype, device: torch.device,
     weights = torch.where(before.detach().abs() > CLEAR, _draw(trial, dtype).double(), 0.0)
     exact = before.relu() if trial.relu else before
     exact.backward(weights)
+
+    # The checked layer, with the same inputs and weights in its own type.
     images = _as_leaf(images, dtype, device)
     residual = None if residual is None else _as_leaf(residual, dtype, device)
     output = layer(images, residual)
@@ -115,7 +120,7 @@ def _copy(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 
 def _draw(trial: Trial, dtype: torch.dtype) -> torch.Tensor:
-    """Normal values in channels_last, drawn on the CPU: the same on every device."""
+    """Return normal values in channels_last; they are drawn on the CPU, so that they are the same for every device."""
     return torch.randn(trial.shape_BCHW).to(dtype).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,18 +1,18 @@
-"""BatchNorm + ReLU (+ residual addition) for channels_last tensors in Triton: a measured prototype.
+"""BatchNorm + ReLU (+ residual addition) for channels_last tensors in Triton: a prototype for measurements.
 
-It answers one question: how much faster is a training step when BatchNorm, the addition and ReLU pass over memory
-less often. Training does not use it. Compared with PyTorch's separate operations
+It answers one question: how much faster is a training step if BatchNorm, the addition and ReLU make fewer passes over
+memory? Training does not use it. Compared with PyTorch's separate operations:
 
 * the forward pass reads y twice and writes z once (statistics; then scale, shift, addition and ReLU in one pass);
-* the backward pass finds ReLU's mask in y (or in z, where there is a residual), so that no mask is stored.
+* the backward pass derives ReLU's mask from y (with a residual: from z), so that no mask is stored.
 
-y is the convolution's output [B, C, H, W] in channels_last, seen as a matrix of M = B*H*W rows and C channels, in
-float32, bfloat16 or float16; all sums are float32. Running statistics are PyTorch's, to the rounding of a float32.
-Sizes of tiles and numbers of programs are estimates: no GPU has tuned them.
+y is the convolution's output [B, C, H, W] in channels_last, treated as a matrix of M = B*H*W rows and C channels, in
+float32, bfloat16 or float16; all sums are float32. Running statistics equal PyTorch's except for float32 rounding.
+Tile sizes and numbers of programs are estimates: they were not tuned on a GPU.
 
 On a CPU the kernels run in Triton's interpreter, which needs TRITON_INTERPRET=1 before Triton is imported. Loops are
-`while` loops, since Triton 3.6's interpreter fails at the bounds of a range with numpy 2.5. For sm_90 they compile to
-the same number of instructions as a range.
+`while` loops, because Triton 3.6's interpreter fails at the bounds of a range with numpy 2.5. For sm_90 they compile
+to the same number of instructions as a range.
 """
 
 from dataclasses import dataclass
@@ -24,25 +24,27 @@ import triton
 import triton.language as tl
 from torch import nn
 
-CHANNELS_AT_ONCE = 64  # of a tile: one line of 128 bytes in bfloat16
-ROWS_AT_ONCE = 64  # of a tile: 16 values for each thread of 8 warps, which fit into its registers
+CHANNELS_AT_ONCE = 64  # per tile: a cache line of 128 bytes in bfloat16
+ROWS_AT_ONCE = 64  # per tile: 16 values for each thread of 8 warps, which fit into its registers
 NUM_WARPS = 8
-CHANNELS_TO_FINISH, SPLITS_TO_FINISH = 16, 128  # of a tile where the partial sums are added up
-PROGRAMS_A_PROCESSOR = 4  # of the kernels that sum
-CPU_PROCESSORS = 64  # in the interpreter, so that sums are split as on a GPU
+CHANNELS_TO_FINISH, SPLITS_TO_FINISH = 16, 128  # per tile of the kernels that add up the partial sums
+PROGRAMS_PER_PROCESSOR = 4  # of the kernels that sum
+CPU_PROCESSORS = 64  # assumed in the interpreter, so that sums are split as on a GPU
 LARGEST_INDEX = 2**31  # offsets are int32
 
 
-# A kernel takes pointers and sizes one by one: Triton knows no dataclass.
+# The kernels have many parameters because Triton does not support dataclasses as arguments.
 @triton.jit(do_not_specialize=["num_rows", "rows_each", "num_splits"])
 def sum_forward(  # noqa: PLR0913, PLR0917
     y_ptr, sums_ptr, num_rows, num_channels, rows_each, num_splits, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Write the sums of y and of y*y over `rows_each` rows into sums [2, num_splits, C]."""
+    # This program's split of the rows and block of the channels.
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     split = tl.program_id(0) // num_blocks
     channels = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channels < num_channels
+    # Add up tile by tile; the rows of a tile are summed once, at the end.
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     squares = tl.zeros((ROWS, CHANNELS), tl.float32)
     start = split * rows_each
@@ -60,7 +62,7 @@ def sum_forward(  # noqa: PLR0913, PLR0917
 
 @triton.jit
 def add_splits(sums_ptr, channels, is_channel, num_splits, num_channels, SPLITS: tl.constexpr):
-    """Return the sum over the splits of one of the two halves of `sums`, for some channels."""
+    """Return the sum of one of the two halves of `sums` over the splits, for the given channels."""
     total = tl.zeros((SPLITS, channels.shape[0]), tl.float32)
     start = 0
     while start < num_splits:
@@ -88,7 +90,8 @@ def finish_forward(  # noqa: PLR0913, PLR0917
     SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Write mean, 1/std, scale and shift into table [4, C], and bring the running statistics up to date."""
+    """Write mean, 1/std, scale and shift into table [4, C], and update the running statistics."""
+    # Batch statistics, and the affine transform z = scale * y + shift that they give.
     channels = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channels < num_channels
     count = num_rows.to(tl.float32)
@@ -103,6 +106,7 @@ def finish_forward(  # noqa: PLR0913, PLR0917
     tl.store(table_ptr + num_channels + channels, rstd, mask=is_channel)
     tl.store(table_ptr + 2 * num_channels + channels, scale, mask=is_channel)
     tl.store(table_ptr + 3 * num_channels + channels, shift, mask=is_channel)
+    # Running statistics; as in PyTorch, the running variance is the unbiased one.
     old_mean = tl.load(running_mean_ptr + channels, mask=is_channel, other=0.0)
     old_var = tl.load(running_var_ptr + channels, mask=is_channel, other=0.0)
     unbiased = var * (count / (count - 1.0))
@@ -125,7 +129,7 @@ def apply_forward(  # noqa: PLR0913, PLR0917
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Write z = relu(scale * y + shift + residual), one tile."""
+    """Write one tile of z = relu(scale * y + shift + residual)."""
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     rows = (tl.program_id(0) // num_blocks) * ROWS + tl.arange(0, ROWS)
     channels = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -159,10 +163,11 @@ def sum_backward(  # noqa: PLR0913, PLR0917
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Write the sums of g and of g * normalized y into sums [2, num_splits, C]; g is dz where ReLU passed it.
+    """Write the sums of g and of g * normalized y into sums [2, num_splits, C]; g is dz with ReLU's mask applied.
 
-    With a residual, g is its gradient: it is written to `masked`.
+    With a residual, g is the residual's gradient and is written to `masked`.
     """
+    # This program's split of the rows and block of the channels, and the channels' statistics.
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     split = tl.program_id(0) // num_blocks
     channels = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -171,6 +176,7 @@ def sum_backward(  # noqa: PLR0913, PLR0917
     rstd = tl.load(table_ptr + num_channels + channels, mask=is_channel, other=0.0)
     scale = tl.load(table_ptr + 2 * num_channels + channels, mask=is_channel, other=0.0)
     shift = tl.load(table_ptr + 3 * num_channels + channels, mask=is_channel, other=0.0)
+    # Add up tile by tile. ReLU's mask comes from z with a residual, else from y.
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     products = tl.zeros((ROWS, CHANNELS), tl.float32)
     start = split * rows_each
@@ -219,10 +225,11 @@ def apply_backward(  # noqa: PLR0913, PLR0917
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Write dy = scale * (g - mean(g) - normalized y * mean(g * normalized y)), one tile.
+    """Write one tile of dy = scale * (g - mean(g) - normalized y * mean(g * normalized y)).
 
-    MASK: g_ptr holds dz, ReLU's mask is still to be applied.
+    With MASK, g_ptr is dz, and this kernel applies ReLU's mask.
     """
+    # This program's rows and channels, and the channels' statistics and means.
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     rows = (tl.program_id(0) // num_blocks) * ROWS + tl.arange(0, ROWS)
     channels = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -234,6 +241,7 @@ def apply_backward(  # noqa: PLR0913, PLR0917
     shift = tl.load(table_ptr + 3 * num_channels + channels, mask=is_channel, other=0.0)
     mean_g = tl.load(gradients_ptr + channels, mask=is_channel, other=0.0) / count
     mean_product = tl.load(gradients_ptr + num_channels + channels, mask=is_channel, other=0.0) / count
+    # The tile.
     at = rows[:, None] * num_channels + channels[None, :]
     inside = (rows[:, None] < num_rows) & is_channel[None, :]
     g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -247,16 +255,16 @@ def apply_backward(  # noqa: PLR0913, PLR0917
 
 @dataclass(frozen=True)
 class Grid:
-    """How a matrix of rows and channels is divided among programs."""
+    """The division of a matrix of rows and channels among programs."""
 
     num_rows: int
     num_channels: int
     num_splits: int  # of the rows, for the kernels that sum
-    rows_each: int  # of a split, a multiple of ROWS_AT_ONCE
+    rows_each: int  # rows per split, a multiple of ROWS_AT_ONCE
 
     @property
     def tiles(self) -> tuple[int]:
-        """Programs of the kernels that handle one tile."""
+        """Programs of the kernels that process one tile each."""
         return (triton.cdiv(self.num_rows, ROWS_AT_ONCE) * triton.cdiv(self.num_channels, CHANNELS_AT_ONCE),)
 
     @property
@@ -271,10 +279,10 @@ class Grid:
 
 
 def make_grid(num_rows: int, num_channels: int, num_processors: int) -> Grid:
-    """Divide the rows so that the kernels that sum have about PROGRAMS_A_PROCESSOR programs a multiprocessor."""
+    """Divide the rows so that the kernels that sum have about PROGRAMS_PER_PROCESSOR programs per multiprocessor."""
     num_blocks = triton.cdiv(num_channels, CHANNELS_AT_ONCE)
     num_tiles = triton.cdiv(num_rows, ROWS_AT_ONCE)
-    wanted = max(1, min(num_tiles, num_processors * PROGRAMS_A_PROCESSOR // num_blocks))
+    wanted = max(1, min(num_tiles, num_processors * PROGRAMS_PER_PROCESSOR // num_blocks))
     tiles_each = triton.cdiv(num_tiles, wanted)
     return Grid(num_rows, num_channels, triton.cdiv(num_tiles, tiles_each), tiles_each * ROWS_AT_ONCE)
 
@@ -292,20 +300,24 @@ class FusedFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, residual: torch.Tensor | None, layer: "FusedBatchNorm", *parameters: Any):
-        """Args: `parameters` are the layer's weight and bias [C], float32, so that autograd sees them."""
+        """Return z; `parameters` are the layer's weight and bias [C], float32, passed so that autograd sees them."""
         weight, bias = parameters
         batch_size, num_channels, height, width = y.shape
         num_rows = batch_size * height * width
-        assert num_rows > 1, "the variance of one value a channel is not defined"
+        assert num_rows > 1, "the variance of one value per channel is not defined"
         assert num_rows * num_channels < LARGEST_INDEX
         y = y.contiguous(memory_format=torch.channels_last)
         residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+
+        # Allocate the partial sums, the table of statistics, and the output.
         grid = make_grid(num_rows, num_channels, count_processors(y.device))
         tile: dict[str, Any] = {"ROWS": ROWS_AT_ONCE, "CHANNELS": CHANNELS_AT_ONCE, "num_warps": NUM_WARPS}
         end: dict[str, Any] = {"SPLITS": SPLITS_TO_FINISH, "CHANNELS": CHANNELS_TO_FINISH, "num_warps": NUM_WARPS}
         sums = torch.empty(2, grid.num_splits, num_channels, device=y.device)
         table = torch.empty(4, num_channels, device=y.device)  # mean, 1/std, scale, shift
         z = torch.empty_like(y)
+
+        # Three kernels: partial sums; statistics; the output in one pass.
         sum_forward[grid.sums](y, sums, num_rows, num_channels, grid.rows_each, grid.num_splits, **tile)
         weights = (weight, bias, layer.running_mean, layer.running_var, layer.num_batches_tracked)
         settings = (layer.momentum, layer.eps)
@@ -314,7 +326,8 @@ class FusedFunction(torch.autograd.Function):
         apply_forward[grid.tiles](
             y, y if residual is None else residual, z, table, num_rows, num_channels, **flags, **tile
         )
-        # ReLU's mask is derived from y without a residual, and from z with one.
+
+        # The backward pass derives ReLU's mask from z if there is a residual, else from y: then z is not kept.
         ctx.save_for_backward(y, z if layer.relu and residual is not None else y, table)
         ctx.grid, ctx.flags, ctx.tile, ctx.end = grid, flags, tile, end
         return z
@@ -340,13 +353,13 @@ class FusedFunction(torch.autograd.Function):
 
 
 class FusedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that adds a residual and applies ReLU in the same passes, while it trains."""
+    """BatchNorm2d that in training mode adds a residual and applies ReLU in the same passes."""
 
     relu = True
 
     @classmethod
-    def of(cls, layer: nn.BatchNorm2d, *, relu: bool) -> "FusedBatchNorm":
-        """Return one with a layer's own parameters and running statistics."""
+    def from_layer(cls, layer: nn.BatchNorm2d, *, relu: bool) -> "FusedBatchNorm":
+        """Return a fused layer that shares a layer's parameters and running statistics."""
         fused = cls(layer.num_features, layer.eps, layer.momentum, device="meta")
         fused.relu = relu
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):

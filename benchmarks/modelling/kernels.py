@@ -1,8 +1,8 @@
-"""Which part of a training step a GPU kernel belongs to, by its name."""
+"""Classify GPU kernels by name: which part of a training step they belong to."""
 
 import re
 
-# The first pattern that is found in a name decides. Names: cuDNN 9, cuBLAS, PyTorch's own kernels, inductor's, ours.
+# The first pattern that is found in a name decides. Names of cuDNN 9, cuBLAS, PyTorch's own kernels, inductor, ours.
 KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
@@ -24,5 +24,5 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 
 def classify_kernel(name: str) -> str:
-    """Return the kind of a kernel."""
+    """Return the kind of the kernel with this name; "other" if no pattern is found."""
     return next((kind for kind, pattern in KINDS if pattern.search(name)), "other")

@@ -1,7 +1,7 @@
-"""Runs the cases one after another in one other process, which a deadline can end at any moment.
+"""Run the cases one after another in a separate process, which can be killed at the deadline.
 
-A process of its own, since neither a compilation that hangs nor a kernel that never ends can be stopped from inside.
-One process for all cases, since starting it costs seconds: it is started again only after a case that broke it.
+A separate process, because a compilation that hangs or a kernel that never ends cannot be stopped from inside. One
+process for all cases, because starting it takes seconds: it is started again only after a case that broke it.
 """
 
 import json
@@ -26,32 +26,32 @@ from prep.errors import InputError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 WORKER = (sys.executable, "-m", "modelling.worker")
-SHARE_TO_END = 0.03  # of the time that is given: ends the process, writes and prints
+SHARE_TO_END = 0.03  # share of --minutes that is reserved for ending the process, writing and printing
 LONGEST_END = 10.0  # seconds
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # empty ones, so that compilation is part of being ready
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # set to an empty folder, so that compilation is measured
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for."""
+    """The command line's options."""
 
     device: str
     minutes: float
-    seconds: float  # of a repetition, about
+    seconds: float  # approximate length of a repetition
     repetitions: int
     batch_size: int | None  # None: each case's own, small on a CPU
     size: int | None
-    arguments: tuple[str, ...]  # as they were given
+    arguments: tuple[str, ...]  # the words of the command line
 
     @property
     def job(self) -> dict[str, Any]:
-        """What the process is told at its start."""
+        """The job that the process gets at its start."""
         kept = {"device": self.device, "seconds": self.seconds, "repetitions": self.repetitions}
         return kept | {"arguments": list(self.arguments), "parent": os.getpid()}
 
 
 class Worker:
-    """The process that measures. Use as a context manager: at the end it is gone, with all that it started."""
+    """The process that measures. Use as a context manager, which kills it and all processes that it started."""
 
     def __init__(self, options: Options, caches: Path) -> None:
         environment = os.environ | dict.fromkeys(CACHES, str(caches))
@@ -72,10 +72,10 @@ class Worker:
         self.reader.start()
 
     def _read(self) -> None:
-        """Queue each answer, and None when there will be no more."""
+        """Queue each answer, then None at the end of the output."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            with suppress(ValueError):  # a line that was cut off
+            with suppress(ValueError):  # an incomplete last line
                 self.answers.put(json.loads(line))
         self.answers.put(None)
 
@@ -85,7 +85,7 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver is left to the kernel
+        with suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver cannot be killed at once
             self.process.wait(LONGEST_END)
         self.reader.join(LONGEST_END)
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -94,59 +94,59 @@ class Worker:
                 stream.close()
 
     def ask(self, case: Case) -> None:
-        """Have a case measured; a process that has died says so in `receive`."""
+        """Send a case to the process; if the process has died, `receive` returns None."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(asdict(case)) + "\n")
             self.process.stdin.flush()
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
-        """Return the next answer, None where the process has died.
+        """Return the next answer, None if the process has died.
 
         Raises:
-            queue.Empty: none came within so many seconds.
+            queue.Empty: no answer came within `seconds`.
         """
         return self.answers.get(timeout=max(0.0, seconds))
 
     def describe_death(self) -> str:
-        """Return how the process ended, with the last thing that it said."""
+        """Return how the process ended, with the last line of its standard error."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(LONGEST_END)
         status = self.process.returncode
         how = signal.Signals(-status).name if status is not None and status < 0 else f"status {status}"
         self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines() or ["it said nothing"]
+        lines = self.errors.read().strip().splitlines() or ["nothing on standard error"]
         return f"{how}; {' '.join(lines[-1].split())[-300:]}"
 
 
 @dataclass
 class Runner:
-    """Measures cases until a deadline, and keeps every outcome as soon as it is there."""
+    """Measures cases until a deadline, and calls `keep` after each one."""
 
     options: Options
-    caches: Path
-    started: float  # time.monotonic()
+    caches: Path  # empty folder for the compilers' caches
+    started: float  # the command's start, a time of time.monotonic()
     keep: Callable[["Runner", str], None]  # called with the name of each case that has an outcome
     results: Results = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     device: str = ""
-    start_seconds: float = 0.0  # of the process, to its first answer
+    start_seconds: float = 0.0  # from the command's start to the process's first answer
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline, which leaves time to end everything."""
+        """Seconds until the deadline for measuring; after it there is time to end everything."""
         given = 60 * self.options.minutes
         return self.started + given * (1 - SHARE_TO_END) - time.monotonic()
 
     @property
     def content(self) -> dict[str, Any]:
-        """The record."""
+        """The record, in its present state."""
         given = {name: getattr(self.options, name) for name in ("minutes", "seconds", "repetitions")}
         about = {"device": self.device, "is_rehearsal": self.device != "cuda", "seconds_to_start": self.start_seconds}
         return {"what": "gpu model", **self.origin, **about, **given, "cases": self.results}
 
-    def run(self, cases: list[Case]) -> None:
-        """Measure all cases that there is time for.
+    def run_cases(self, cases: list[Case]) -> None:
+        """Measure the cases until the deadline; the others are skipped.
 
         Raises:
             InputError: the process cannot measure at all.
@@ -159,16 +159,17 @@ class Runner:
             with Worker(self.options, self.caches) as worker:
                 reason = self._start(worker)
                 if not reason:
-                    waiting = self._use(worker, waiting)
+                    waiting = self._measure_cases(worker, waiting)
         for case in waiting:
             self._add(case, skip(reason))
 
     def _start(self, worker: Worker) -> str:
-        """Wait for the process; why it cannot be used, "" where it can be.
+        """Wait until the process is ready; return why it cannot be used, "" if it can.
 
         Raises:
-            InputError: the first process failed in this way, so no record can be written.
+            InputError: it is the first process, without which there is no record.
         """
+        # Wait for the first answer.
         began, first = time.monotonic(), None
         try:
             first = worker.receive(self.seconds_left)
@@ -179,6 +180,8 @@ class Runner:
                 reason = f"the measuring process ended at its start ({worker.describe_death()})"
             else:
                 reason = first.get("error", "")
+
+        # A process that was started again only has to be ready; the first one also tells device and origin.
         if self.origin:
             return reason
         if reason or first is None:
@@ -187,8 +190,8 @@ class Runner:
         self.start_seconds = round(time.monotonic() - self.started, 2)
         return ""
 
-    def _use(self, worker: Worker, cases: list[Case]) -> list[Case]:
-        """Measure cases until one breaks the process; the cases after that one."""
+    def _measure_cases(self, worker: Worker, cases: list[Case]) -> list[Case]:
+        """Measure cases until one breaks the process; return the cases after that one."""
         for number, each in enumerate(cases, 1):
             case = self._resize(each)
             if reason := self._find_obstacle(case):
@@ -204,7 +207,7 @@ class Runner:
         return case.resized(self.options.batch_size, self.options.size, self.device == "cuda")
 
     def _find_obstacle(self, case: Case) -> str:
-        """Return why a case is not begun, "" where it can be."""
+        """Return why a case cannot be started, "" if it can."""
         if case.graph and self.device != "cuda":
             return "a CUDA graph needs a GPU"
         if case.needs:
@@ -212,11 +215,11 @@ class Runner:
             if needed["status"] != DONE:
                 return f"{case.needs} is {needed['status']}: {needed['reason']}"
         if self.seconds_left < case.expected_seconds:
-            return f"needs about {case.expected_seconds:.0f} s, {max(0.0, self.seconds_left):.0f} s were left"
+            return f"it takes about {case.expected_seconds:.0f} s, {max(0.0, self.seconds_left):.0f} s were left"
         return ""
 
     def _measure(self, worker: Worker, case: Case) -> tuple[Outcome, bool]:
-        """Return a case's outcome, and whether the process can go on."""
+        """Return a case's outcome, and whether the process can run more cases."""
         began, left = time.monotonic(), self.seconds_left
         limit = min(case.limit_seconds(self.device == "cuda"), left)
         worker.ask(case)
@@ -236,5 +239,5 @@ class Runner:
 
 
 def skip(reason: str) -> Outcome:
-    """Return the outcome of a case that was not begun."""
+    """Return the outcome of a case that was not started."""
     return {"status": SKIPPED, "result": None, "reason": reason, "seconds": 0.0}

@@ -1,4 +1,4 @@
-"""The training steps that are timed, each a function without arguments that does one step on the same batch."""
+"""The training steps that are timed: each is a function without arguments that does one step on the same batch."""
 
 import os
 import tempfile
@@ -16,13 +16,15 @@ from torch import nn
 from torch.nn import functional
 
 from loaders import Batch, World
-from loaders.normalize import Normalize
-from train.optim import OptimConfig, build_optimizer
-from train.step import AMP_TYPES, Sums
+from loaders.batch import Normalize
+from train.config import OptimConfig
+from train.metrics import Sums
+from train.optim import build_optimizer
+from train.step import AMP_TYPES
 
 Take = Callable[[], None]
 NUM_CLASSES = 1000
-SMALL_LR = 1e-3  # labels are noise: the weights must stay finite
+SMALL_LR = 1e-3  # labels are random, so a larger rate could make the weights infinite
 LABEL_SMOOTHING = 0.1
 SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}  # blocks, and channels within them, of each stage
 CAPTURE_STEPS = 3  # before a step is captured as a CUDA graph
@@ -63,7 +65,7 @@ def build_bare_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tenso
 
 
 def build_network(case: Case, device: torch.device) -> nn.Module:
-    """Return a network of timm's in channels_last, initialized on the device, in training mode."""
+    """Return a network of timm in channels_last, initialized on the device, in training mode."""
     options: dict[str, Any] = SMALL if case.is_small else {}
     with device:
         model = timm.create_model(case.network, pretrained=False, num_classes=NUM_CLASSES, **options)
@@ -76,7 +78,7 @@ def build_network(case: Case, device: torch.device) -> nn.Module:
 
 
 def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> Take:
-    """Return the step of `train/step.py`, with everything that training does to a batch."""
+    """Return the step of `train/step.py`, with all operations that training does with a batch."""
     world = World(device=images_BCHW.device)
     setting = Setting(
         batch_size=case.batch_size,
@@ -95,7 +97,7 @@ def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor
 
 def capture(take: Take) -> Take:
     """Return a step that replays all kernels of another one as a single CUDA graph."""
-    # PyTorch wants the steps before a capture on a stream of their own.
+    # PyTorch requires that the warm-up steps before a capture run on a separate stream.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""The results for people: a line a case, then time by kind of kernel; short enough for the end of a log."""
+"""Print the results: one line per case, then time by kind of kernel; short enough for the end of a log."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from modelling.cases import DONE, Outcome, Results, find_baseline
 from reports.words import format_number
 
-REHEARSAL = "rehearsal on a CPU, no figure for a GPU; "
+REHEARSAL = "rehearsal on a CPU, not valid for a GPU; "
 LONGEST_LINE = 120
 MOST_KINDS = 12
 HEADER = f"{'case':<33} {'images/s':>9} {'min':>8} {'max':>8} {'x eager':>8} {'ready s':>8} {'GiB':>6}"
@@ -45,7 +45,7 @@ def describe_case(name: str, outcome: Outcome, results: Results) -> str:
 
 
 def describe_other(result: dict[str, Any]) -> str:
-    """Return what a case without a rate has found."""
+    """Return the result of a case without a rate."""
     if "errors" in result:
         name, error = max(result["errors"].items(), key=lambda pair: pair[1] / result["limits"][pair[0]])
         return f"right: {len(result['errors'])} quantities; nearest to its limit: {name}, {error:.1e}"
@@ -54,30 +54,30 @@ def describe_other(result: dict[str, Any]) -> str:
 
 
 def collect_profiles(results: Results) -> dict[str, dict[str, float]]:
-    """Return the milliseconds a step of each profiled case: all of it by the clock, the kernels' sum, and each kind."""
+    """Return the milliseconds per step of each profiled case: wall time, sum of all kernels, and each kind."""
     profiles = {}
     for name, outcome in results.items():
         if outcome["status"] == DONE and "profile" in outcome["result"]:
             rate, settings = outcome["result"]["images_per_second"]["median"], outcome["settings"]
             kinds = outcome["result"]["profile"]["milliseconds_a_step"]
-            whole = {"by the clock": 1000 * settings["batch_size"] / rate, "all kernels": sum(kinds.values())}
+            whole = {"wall clock": 1000 * settings["batch_size"] / rate, "all kernels": sum(kinds.values())}
             profiles[name] = whole | kinds
     return profiles
 
 
 def list_kinds(profiles: dict[str, dict[str, float]]) -> list[str]:
-    """Return the rows of the profiles, those that take longest in some case first."""
-    kinds = {kind for profile in profiles.values() for kind in profile} - {"by the clock", "all kernels"}
+    """Return the rows of the profiles' table, sorted by their longest time in any case."""
+    kinds = {kind for profile in profiles.values() for kind in profile} - {"wall clock", "all kernels"}
     kinds = sorted(kinds, key=lambda kind: -max(profile.get(kind, 0.0) for profile in profiles.values()))
-    return ["by the clock", "all kernels", *kinds]
+    return ["wall clock", "all kernels", *kinds]
 
 
 def describe_profiles(results: Results) -> Iterator[str]:
-    """Yield the lines of the table of milliseconds by kind of kernel, a column a case."""
+    """Yield the lines of the table of milliseconds by kind of kernel, one column per case."""
     profiles = collect_profiles(results)
     if profiles:
         yield ""
-        yield f"{'milliseconds a step':<26} " + " ".join(f"{name:>26}" for name in profiles)
+        yield f"{'milliseconds per step':<26} " + " ".join(f"{name:>26}" for name in profiles)
         for kind in list_kinds(profiles)[: 2 + MOST_KINDS]:
             cells = [f"{profile[kind]:.2f}" if kind in profile else "" for profile in profiles.values()]
             yield f"{kind:<26} " + " ".join(f"{cell:>26}" for cell in cells)

@@ -1,7 +1,7 @@
-"""`python -m modelling.worker JOB`: measures the cases that come on standard input, one line of JSON each.
+"""`python -m modelling.worker JOB`: measure the cases that come on standard input, one line of JSON each.
 
-It answers each with a line of JSON. The command (`modelling/runner.py`) ends this process when a case takes too long,
-and starts another one where it died. The first line says which device is used and where the record comes from.
+It answers each case with a line of JSON. The command (`modelling/runner.py`) kills this process if a case takes too
+long, and starts a new one if it died. The first line has the device in use and the origin of the record.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ from modelling.cases import DONE, FAILED, WRONG, Case, Outcome
 from record import describe_origin
 
 from loaders import World
-from loaders.device import has_nvidia_gpu
+from loaders.world import has_nvidia_gpu
 from prep.errors import InputError
-from train.speed import SpeedConfig, set_precision
+from train.compile import SpeedConfig, set_precision
 
 PR_SET_PDEATHSIG = 1
 SCRIPT = "benchmarks/gpu_model.py"
@@ -31,18 +31,18 @@ LONGEST_REASON = 300
 
 
 def die_with(parent: int) -> None:
-    """Make the kernel end this process when the one that started it ends, however that happens (Linux alone)."""
+    """Have the kernel kill this process when its parent ends for any reason (only on Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
+        if os.getppid() != parent:  # the parent ended before the call
             sys.exit(1)
 
 
 def find_device(wanted: str) -> torch.device:
-    """Return the device; whether DALI can use it does not matter here.
+    """Return the device; DALI does not have to support it.
 
     Raises:
-        InputError: a GPU was asked for, or is there, and torch cannot use it.
+        InputError: a GPU was asked for or is present, but torch cannot use it.
     """
     if wanted == "cpu" or (wanted == "auto" and not has_nvidia_gpu()):
         return torch.device("cpu")
@@ -58,8 +58,8 @@ def find_device(wanted: str) -> torch.device:
 
 
 def describe_start(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the first answer: the device, and where the record comes from."""
-    sys.argv[1:] = job["arguments"]  # the user's: the record tells how to take it again
+    """Return the first answer: the device, and the origin of the record."""
+    sys.argv[1:] = job["arguments"]  # the user's arguments: describe_origin writes them as the record's command
     versions = {"python": sys.version.split()[0], "cuda": torch.version.cuda, "triton": find_triton()}
     if device.type == "cuda":
         versions["cudnn"] = str(torch.backends.cudnn.version())
@@ -68,7 +68,7 @@ def describe_start(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def find_triton() -> str | None:
-    """Return Triton's version, None where it is not installed."""
+    """Return Triton's version, None if it is not installed."""
     if find_spec("triton") is None:
         return None
     import triton  # noqa: PLC0415
@@ -77,17 +77,19 @@ def find_triton() -> str | None:
 
 
 def measure_outcome(measure: ModuleType, case: Case, job: dict[str, Any], device: torch.device) -> Outcome:
-    """Return the outcome of a case: an error is one too.
+    """Return the outcome of a case, also if it raises an error.
 
-    `is_broken` says that this process cannot use the device any more, as after an illegal memory access.
+    `is_broken` in the outcome means that this process can no longer use the device, as after an illegal memory access.
     """
     try:
         result = measure.measure_case(case, measure.Timing(job["seconds"], job["repetitions"]), device)
         return {"status": DONE, "result": result, "reason": None}
     except measure.WrongError as error:
         return {"status": WRONG, "result": error.result, "reason": str(error)}
-    except Exception as error:  # whatever it is, the other cases go on
+    except Exception as error:  # any error: the other cases continue
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+
+    # Find out whether the device still works.
     outcome: Outcome = {"status": FAILED, "result": None, "reason": reason}
     try:
         if device.type == "cuda":
@@ -98,11 +100,12 @@ def measure_outcome(measure: ModuleType, case: Case, job: dict[str, Any], device
 
 
 def serve(job: dict[str, Any], channel: TextIO) -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends or the device is broken."""
 
     def send(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=channel, flush=True)
 
+    # Import everything, then tell the device and the origin.
     try:
         device = find_device(job["device"])
         if device.type == "cpu":
@@ -113,6 +116,8 @@ def serve(job: dict[str, Any], channel: TextIO) -> None:
     except InputError as error:
         send({"error": str(error)})
         return
+
+    # Measure one case per line.
     for line in sys.stdin:
         started = time.perf_counter()
         outcome = measure_outcome(measure, Case(**json.loads(line)), job, device)

@@ -1,4 +1,4 @@
-"""Ways of slowing one stage of the real code down on purpose, so that it is known what a verdict must name."""
+"""Slow down one stage of the real code on purpose, so that the bottleneck a verdict must name is known."""
 
 import os
 import threading
@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-QUEUE_SECONDS = 0.05  # for which storage works on by itself: a reader that wakes up late has lost nothing
+QUEUE_SECONDS = 0.05  # storage works ahead for this long, so a reader that wakes up late loses no bandwidth
 
 
 class SlowStorage:
-    """`os.preadv` at a bandwidth: whoever reads sleeps until storage so slow would have delivered the bytes.
+    """`os.preadv` at a limited bandwidth: a thread that reads sleeps until such storage would have delivered the bytes.
 
-    All threads share the bandwidth. What was not used is lost, but for the last QUEUE_SECONDS.
+    All threads share the bandwidth. Unused bandwidth is lost, except that of the last QUEUE_SECONDS.
     """
 
     def __init__(self, megabytes_per_second: float) -> None:
         self.bytes_per_second, self.real = 1e6 * megabytes_per_second, os.preadv
-        self.lock, self.free_at = threading.Lock(), 0.0  # when all that was asked for will have been delivered
+        self.lock, self.free_at = threading.Lock(), 0.0  # the time at which all requested bytes are delivered
 
     def preadv(self, descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        """Read as `os.preadv` does, then sleep."""
         num_bytes = self.real(descriptor, buffers, offset)
         with self.lock:
             now = time.perf_counter()
@@ -32,7 +33,7 @@ class SlowStorage:
 
 @contextmanager
 def slow_storage(megabytes_per_second: float | None) -> Iterator[None]:
-    """While it lasts this process reads no faster; None: as fast as it can."""
+    """Limit the reads of this process to a bandwidth while the block runs; None: no limit."""
     if megabytes_per_second is None:
         yield
         return
@@ -46,7 +47,7 @@ def slow_storage(megabytes_per_second: float | None) -> Iterator[None]:
 
 @contextmanager
 def few_cores(num_cores: int | None) -> Iterator[None]:
-    """While it lasts this thread, and all that it starts, runs on so many of its cores; None: on all of them."""
+    """Run this thread and all that it starts on `num_cores` of its cores while the block runs; None: on all of them."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:num_cores])
     try:

@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md: every record in the section of its kind, the kinds in the order of the flow."""
+"""benchmarks/RESULTS.md: one section for each kind of record, in a fixed order, with all records of the kind."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,42 +14,44 @@ from reports.suite import describe_suite
 from reports.tuned import describe_settings, describe_tuning
 from reports.words import format_machine, make_table
 
-from prep.errors import InputError
-
 Describe = Callable[[dict[str, Any]], Iterator[str]]
 KINDS: dict[str, tuple[str, Describe]] = {
-    "feeding": ("Feeding, beside peers", describe_feeding),
-    "sweeps": ("The loader against threads and stored size", describe_sweeps),
-    "throughput": ("Throughput of each stage, and what binds", describe_throughput),
-    "proof of the verdict": ("The verdict, put to the proof", describe_proof),
+    "feeding": ("Feeding, compared with peers", describe_feeding),
+    "sweeps": ("Loader rate by threads and by stored size", describe_sweeps),
+    "throughput": ("Throughput of each stage, and the bottleneck", describe_throughput),
+    "proof of the verdict": ("Tests of the verdict", describe_proof),
     "loader settings": ("Tuned settings", describe_settings),
-    "tuning": ("Tuning, put to the proof", describe_tuning),
+    "tuning": ("Tests of tuning", describe_tuning),
     "certificates": ("Certificates", describe_certificates),
     "startup": ("Start-up", describe_startup),
-    "preparation": ("Preparation, beside others", describe_preparation),
+    "preparation": ("Preparation, compared with other writers", describe_preparation),
     "gpu model": ("A ResNet-50's training step on a GPU, without data", describe_model),
-    "serving": ("The app's answer", describe_serving),
+    "serving": ("Latency of the app", describe_serving),
 }
 GPU_SUITE = "gpu suite"
-PICTURES = "../docs/pictures"  # from there
+PICTURES = "../docs/pictures"  # relative to RESULTS.md
 INTRODUCTION = """# Results
 
-Every figure here is from `benchmarks/records/`, put together by `python benchmarks/results.py`: to change one, take its
-record again. The records hold every repetition. Figures hold for the machine and the images that stand beside them.
+All figures in this file are from `benchmarks/records/`; `python benchmarks/results.py` writes it. To change a figure,
+run its benchmark again. The records contain every repetition. A figure is valid for the machine and the images named
+with it. "Median (min to max)" is over the repetitions.
 """
 
 
 def write_document(records: Records) -> str:
-    """The whole file.
+    """Return the text of RESULTS.md.
 
     Raises:
-        InputError: a record lacks what its kind has.
+        InputError: a record lacks a field of its kind.
     """
+    # The table of all records, then the sections of the known kinds.
     blocks = [INTRODUCTION, "\n".join(list_all(records.values()))]
     for what, (title, describe) in KINDS.items():
         found = [record for record in records.values() if record.what == what]
         blocks += [f"## {title}\n"] * bool(found)
         blocks += [describe_record(record, describe) for record in sort_by_machine(found)]
+
+    # Last the GPU suite, whose records belong together by folder, and kinds without a section.
     blocks += describe_folders([record for record in records.values() if record.what == GPU_SUITE])
     others = [record for record in records.values() if record.what not in (*KINDS, GPU_SUITE)]
     blocks += ["## Records of other kinds\n"] * bool(others)
@@ -58,18 +60,18 @@ def write_document(records: Records) -> str:
 
 
 def sort_by_machine(records: Iterable[Record]) -> list[Record]:
-    """Those of one machine together, each machine's newest first."""
+    """Sort records so that those of one machine are together, the newest first."""
     newest = sorted(records, key=lambda record: record.content.get("date", ""), reverse=True)
     return sorted(newest, key=lambda record: format_hardware(record.content))
 
 
 def list_all(records: Iterable[Record]) -> Iterator[str]:
-    """What there is: a line a record."""
+    """Yield the table of all records, one line per record."""
     rows = [
         [f"[{record.name}](records/{record.name})", record.what, format_hardware(record.content), *_when(record)]
         for record in records
     ]
-    return make_table(("record", "of", "machine", "commit", "date"), rows)
+    return make_table(("record", "kind", "machine", "commit", "date"), rows)
 
 
 def _when(record: Record) -> list[str]:
@@ -77,15 +79,15 @@ def _when(record: Record) -> list[str]:
 
 
 def format_hardware(content: dict[str, Any]) -> str:
-    """The machine, where the record names one for the whole."""
+    """Return the machine of a record, "" if it does not name one for all its figures."""
     return format_machine(content["hardware"]) if isinstance(content.get("hardware"), dict) else ""
 
 
 def describe_record(record: Record, describe: Describe) -> str:
-    """One record's part, under its name and machine.
+    """Return the text of one record, with its name and machine as heading.
 
     Raises:
-        InputError: it lacks what its kind has.
+        InputError: it lacks a field of its kind.
     """
     try:
         title = ", on ".join(filter(None, (record.name, format_hardware(record.content))))
@@ -94,12 +96,11 @@ def describe_record(record: Record, describe: Describe) -> str:
         ]
         return "\n".join([f"### {title}", "", *pictures, *describe(record.content)])
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise InputError(f"{record.path} is not as a record of {record.what} is now ({what}): take it again") from error
+        raise record.make_error(error) from error
 
 
 def describe_folders(records: list[Record]) -> Iterator[str]:
-    """The GPU suite's: a folder is one run of it."""
+    """Yield the section of the GPU suite; each folder is one run of it."""
     if records:
         yield "## On a GPU\n"
     for folder in sorted({record.folder for record in records}):

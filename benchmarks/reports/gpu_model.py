@@ -1,4 +1,4 @@
-"""The section of benchmarks/RESULTS.md on what a GPU can do with a ResNet-50's training step, without data."""
+"""The section of benchmarks/RESULTS.md on the training step of a ResNet-50 on a GPU, without data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from modelling.cases import DONE, Outcome, Results, find_baseline
 from modelling.table import collect_profiles, describe_other, list_kinds
 from reports.words import format_number, format_ratio, format_spread, list_origin, make_table
 
-HEADER = ("case", "step", "images/s", "of the eager step", "seconds to be ready", "GiB", "outcome")
+HEADER = ("case", "step", "images/s", "relative to the eager step", "seconds until ready", "GiB", "outcome")
 HOW = {"ours": "the step of train/step.py", "fused": "BatchNorm fused", "graph": "one CUDA graph"}
 
 
@@ -15,12 +15,12 @@ def describe_model(content: dict[str, Any]) -> Iterator[str]:
     """Yield each case's rate, the milliseconds by kind of kernel, and the origin."""
     results: Results = content["cases"]
     if content["is_rehearsal"]:
-        yield "A rehearsal on a CPU, with small networks and images: none of its figures holds for a GPU."
+        yield "A rehearsal on a CPU, with small networks and images: its figures are not valid for a GPU."
         yield ""
     yield (
         f"{content['repetitions']} repetitions of about {content['seconds']:g} s, after warm-up; at most "
-        f"{content['minutes']:g} min in all, of which {content['seconds_to_start']:.1f} s to the first case. Medians, "
-        "and from least to most. Ready: built, autotuned, compiled, captured. BatchNorm fused: with ReLU and the "
+        f"{content['minutes']:g} min in total, of which {content['seconds_to_start']:.1f} s before the first case. "
+        "Median (min to max). Ready: built, autotuned, compiled, captured. BatchNorm fused: with ReLU and the "
         "addition, by prototype kernels that training does not use."
     )
     yield ""
@@ -44,7 +44,7 @@ def _case_row(name: str, outcome: Outcome, results: Results) -> list[str]:
 
 
 def _describe_step(settings: dict[str, Any]) -> str:
-    """Return what a case's step is made of."""
+    """Return a case's step in words: network, sizes, type and variants."""
     network = f"small {settings['network']}" if settings["is_small"] else settings["network"]
     how = [words for name, words in HOW.items() if settings[name]]
     how += [f"torch.compile, {settings['compile']}"] if settings["compile"] != "none" else []
@@ -53,11 +53,11 @@ def _describe_step(settings: dict[str, Any]) -> str:
 
 
 def _describe_profiles(results: Results) -> Iterator[str]:
-    """Yield the milliseconds of a step by kind of kernel, a column a profiled case."""
+    """Yield the table of milliseconds per step by kind of kernel, one column per profiled case."""
     profiles = collect_profiles(results)
     if profiles:
         rows = [
             [kind, *(format_number(profile[kind]) if kind in profile else "" for profile in profiles.values())]
             for kind in list_kinds(profiles)
         ]
-        yield from make_table(("milliseconds a step", *profiles), rows)
+        yield from make_table(("milliseconds per step", *profiles), rows)

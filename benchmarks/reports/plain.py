@@ -1,17 +1,17 @@
-"""A section of benchmarks/RESULTS.md for a record of a kind that has none of its own: everything it says, as it is."""
+"""The section of benchmarks/RESULTS.md for a record of an unknown kind: a table of all its fields."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from reports.words import format_number, format_spread, is_summary, list_method, list_origin, make_table
 
-TOLD_APART = {"what", "command", "commit", "versions", "hardware", "date", "method"}
+NOT_IN_TABLE = {"what", "command", "commit", "versions", "hardware", "date", "method"}
 ORIGIN = {"command", "commit", "versions", "hardware", "date"}
 
 
 def describe_plainly(content: dict[str, Any]) -> Iterator[str]:
-    """Every field by its path, then the origin where the record has one."""
-    rows = [row for name, value in content.items() if name not in TOLD_APART for row in flatten(name, value)]
+    """Yield a table of all fields by path, then the origin if the record has one."""
+    rows = [row for name, value in content.items() if name not in NOT_IN_TABLE for row in flatten(name, value)]
     yield from make_table(("field", "value"), rows)
     if content.keys() >= ORIGIN:
         yield from list_origin(content)
@@ -19,7 +19,7 @@ def describe_plainly(content: dict[str, Any]) -> Iterator[str]:
 
 
 def flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """A field, or those that it is made of."""
+    """Yield the path and value of a field, or of the fields that it contains."""
     if is_summary(value):
         yield name, format_spread(value)
     elif isinstance(value, dict):
@@ -33,7 +33,7 @@ def flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def format_plain(value: Any) -> str:
-    """A field that is made of no others."""
+    """Return a value that is not a dict; of a list, its values."""
     if isinstance(value, list):
         return ", ".join(map(format_plain, value))
     if isinstance(value, bool) or value is None:

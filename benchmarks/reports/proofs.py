@@ -1,4 +1,4 @@
-"""Sections of benchmarks/RESULTS.md on claims that were put to the proof: the certificates, and the verdict."""
+"""Sections of benchmarks/RESULTS.md on claims that were tested: the certificates, and the verdict."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,15 +18,15 @@ PASSED = {True: "pass", False: "FAIL", None: "not judged"}
 
 
 def describe_certificates(content: dict[str, Any]) -> Iterator[str]:
-    """Each loader's certificates: what was measured, expected and allowed."""
+    """Yield each loader's certificates: the measured and the expected value, and the limit."""
     yield f"{format_dataset(content['dataset'])}, {content['epochs']} epochs, batch {content['batch_size']}."
     yield ""
     for loader, found in content["loaders"].items():
         facts = {name: value for name, value in found.items() if name not in ("loader", "certificates", "placement")}
-        told = format_options({name: _shorten(value) for name, value in facts.items()})
-        # Peers decode nothing here, and records of before there were placements have none.
+        options = format_options({name: _shorten(value) for name, value in facts.items()})
+        # Peers decode nothing, and records that are older than placements do not have one.
         decoded = f"; {format_placement(found['placement'])}" if "placement" in found else ""
-        yield from (f"**{loader}** ({told}{decoded})", "")
+        yield from (f"**{loader}** ({options}{decoded})", "")
         rows = [
             [each["name"], PASSED[each["passed"]], each["measured"], each["expected"], each["limit"]]
             for each in found["certificates"]
@@ -41,7 +41,7 @@ def _shorten(value: Any) -> Any:
 
 
 def describe_proof(content: dict[str, Any]) -> Iterator[str]:
-    """A stage throttled on purpose in each case: whether it was named, and what promises came to."""
+    """Yield the cases, each with one throttled stage: the bottleneck that was named, promised and measured gains."""
     cases, of_all = content["cases"], f"of {len(content['cases'])}"
     kept = (
         f"{content['num_kept']} {of_all} promises kept (a gain within {content['most_error']:.0%} of the measured one)"
@@ -49,9 +49,9 @@ def describe_proof(content: dict[str, Any]) -> Iterator[str]:
     yield f"{format_dataset(content['dataset'])}. {content['num_named']} {of_all} bottlenecks named; {kept}."
     yield ""
     rows = [_case_row(name, case) for name, case in cases.items()]
-    yield from make_table(("case", "throttled", "must bind", "binds", "images/s"), rows)
+    yield from make_table(("case", "throttled", "expected bottleneck", "bottleneck named", "images/s"), rows)
     promises = [_promise_row(name, each) for name, case in cases.items() for each in case["followed"]]
-    yield from make_table(("case", "advice that was followed", "promised gain", "measured gain", "error"), promises)
+    yield from make_table(("case", "advice followed", "promised gain", "measured gain", "error"), promises)
     yield from list_origin(content)
     yield from list_method(content)
 

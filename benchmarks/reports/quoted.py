@@ -1,6 +1,6 @@
-"""README.md's figures: what stands between <!--NAME--> and <!--/NAME--> is written from the records by NAME's function.
+"""README.md's figures: the function of NAME writes the text between <!--NAME--> and <!--/NAME--> from the records.
 
-A figure outside of such markers must be one that somebody else has published, who is named beside it.
+Images/s outside of such markers must be in a record, or must name their publisher in the same paragraph.
 """
 
 import math
@@ -16,7 +16,7 @@ from prep.errors import InputError
 
 PEERS, PREPARATION, STARTUP, VERDICT = "peers.json", "preparation.json", "startup.json", "verdict.json"
 OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"
-NAMES = {  # as README's readers know them
+NAMES = {  # of the contenders, in README's table
     OURS: "Penstock (`dali` on the CPU)",
     "libjpeg-turbo": "libjpeg-turbo alone: full decoding, nothing else",
     "dali-reader": "DALI's own `readers.webdataset` + `image_random_crop`",
@@ -36,55 +36,59 @@ IMAGENET_IMAGES = 1_281_167 + 50_000  # of training and validation
 MARKED = re.compile(r"<!--([\w-]+)-->(.*?)<!--/\1-->", re.DOTALL)
 MARKER = re.compile(r"<!--/?[\w-]+-->")
 RATE = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s+images/s")
-PUBLISHED = {"940": "MLPerf"}  # images/s, and the name of who published it, which must stand in the same paragraph
+PUBLISHED = {"940": "MLPerf"}  # images/s, and their publisher, which the same paragraph must name
 
 
 def write_quotes(text: str, records: Records) -> str:
-    """README with the values of its markers as the records have them.
+    """Return README's text with the values of the records between its markers.
 
     Raises:
-        InputError: a marker is unknown, has no end or begins a line, or its record is not there.
+        InputError: a marker is unknown, has no end or begins a line, or its record is missing.
     """
     if stray := MARKER.search(MARKED.sub("", text)):
         raise InputError(f"README.md: {stray[0]} does not enclose anything: end it with <!--/NAME-->")
     for match in MARKED.finditer(text):
         if "\n" not in match[2] and not text[: match.start()].rpartition("\n")[2].strip():
-            raise InputError(f"README.md: <!--{match[1]}--> begins a line, which Markdown then takes for HTML: move it")
+            raise InputError(
+                f"README.md: <!--{match[1]}--> begins a line, which Markdown then treats as HTML: move it behind a word"
+            )
     return MARKED.sub(lambda match: f"<!--{match[1]}-->{write_quote(match[1], records)}<!--/{match[1]}-->", text)
 
 
 def write_quote(name: str, records: Records) -> str:
-    """One value.
+    """Return one value.
 
     Raises:
-        InputError: there is no such value, or its record is not there.
+        InputError: there is no such value, or its record is missing or lacks a field.
     """
     if name not in QUOTES:
-        raise InputError(f"README.md: there is no figure {name}: choose from {', '.join(QUOTES)}")
+        raise InputError(f"README.md: unknown figure '{name}': choose from {', '.join(QUOTES)}")
     file, describe = QUOTES[name]
     if file not in records:
-        raise InputError(f"README.md quotes {file}, which is no record here: take it, or take <!--{name}--> out")
+        raise InputError(f"README.md quotes {file}, which does not exist: write that record, or remove <!--{name}-->")
     try:
         return describe(records[file].content)
     except KeyError as error:
-        raise InputError(f"README.md's {name} needs {error} of {file}, which is not there: take it again") from error
+        raise InputError(
+            f"README.md's figure '{name}' needs the field {error}, which {file} lacks: run the benchmark again"
+        ) from error
 
 
 def find_unfounded(text: str, records: Records) -> Iterator[str]:
-    """Complaints about images/s outside of markers that neither a record has nor anybody else has published."""
+    """Yield an error for each images/s outside of markers that is neither in a record nor published elsewhere."""
     rates = {format_median(summary) for record in records.values() for summary in _find_rates(record.content)}
     for paragraph in MARKED.sub("…", text).split("\n\n"):
         for match in RATE.finditer(paragraph):
             publisher = PUBLISHED.get(match[1])
             if match[1] not in rates and not (publisher and publisher in paragraph):
                 yield (
-                    f"README.md quotes {match[1]} images/s, which no record has: put it between markers, or its source "
-                    "beside it and into reports/quoted.py"
+                    f"README.md quotes {match[1]} images/s, which is in no record: put it between markers, or name its "
+                    "source in the paragraph and in reports/quoted.py"
                 )
 
 
 def _find_rates(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
-    """Every median of images/s in a record, wherever it stands."""
+    """Yield every summary of images/s in a record, at any depth."""
     if isinstance(value, dict):
         if "median" in value and ("images_per_second" in name or name == "total"):
             yield value
@@ -96,7 +100,7 @@ def _find_rates(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 
 def write_peers(content: dict[str, Any]) -> str:
-    """The table of both races, and its picture."""
+    """Return the table of both races, and its picture."""
     races = content["races"]
     original, smaller = races[ORIGINAL], races.get(SMALLER, {})
     rows = [[NAMES.get(name, name), *_rate_and_ratio(name, each)] for name, each in sort_by_rate(original)]
@@ -111,9 +115,9 @@ def _rate_and_ratio(name: str, each: dict[str, Any]) -> tuple[str, str]:
 
 
 def _smaller_row(name: str, race: dict[str, Any]) -> list[str]:
-    """A contender on smaller images, by the bytes of one; ours is held against itself on the original ones."""
+    """Return the row of a contender on smaller images; ours is compared with itself on the original ones."""
     each, itself = race[name], race.get(f"{OURS}-original", {})
-    stored = f"{each['bytes_per_image'] / 1000:.0f} KB an image, {SMALLER}"
+    stored = f"{each['bytes_per_image'] / 1000:.0f} KB per image, {SMALLER}"
     rate, ratio = _rate_and_ratio(name, each)
     if name == OURS and "ours_in_images_per_second" in itself:
         ratio = f"{itself['ours_in_images_per_second']:.2f} × itself on originals"
@@ -122,7 +126,7 @@ def _smaller_row(name: str, race: dict[str, Any]) -> list[str]:
 
 def _describe_race(content: dict[str, Any]) -> str:
     cores, batch_size = content["hardware"]["cores"], content["batch_size"]
-    return f"{cores} CPU cores, everyone with {content['workers']} workers, batch {batch_size}"
+    return f"{cores} CPU cores, each loader with {content['workers']} workers, batch {batch_size}"
 
 
 def _describe_windows(content: dict[str, Any]) -> str:
@@ -131,7 +135,7 @@ def _describe_windows(content: dict[str, Any]) -> str:
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    """Preparation with its check, as it is used."""
+    """Return our contender of the race with the check of all images, which is the default of preparation."""
     return content["races"]["original bytes, checked"]["contenders"][OURS]
 
 
@@ -146,8 +150,8 @@ def _smaller_percent(content: dict[str, Any]) -> str:
 
 def _describe_writers(content: dict[str, Any]) -> str:
     writers = content["races"][ORIGINAL]["contenders"]
-    ratios = [(name, writers[who]["ours_in_images_per_second"]["median"]) for who, name in WRITERS.items()]
-    return ", ".join(f"{ratio:.1f} × {name}" for name, ratio in ratios)
+    ratios = [(title, writers[name]["ours_in_images_per_second"]["median"]) for name, title in WRITERS.items()]
+    return ", ".join(f"{ratio:.1f} × {title}" for title, ratio in ratios)
 
 
 def _describe_pillow(content: dict[str, Any]) -> str:

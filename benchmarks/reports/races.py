@@ -1,4 +1,4 @@
-"""Sections of benchmarks/RESULTS.md on races: feeding beside peers, preparation beside others who write, start-up."""
+"""Sections of benchmarks/RESULTS.md on races: feeding and preparation, compared with peers; also start-up, serving."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,38 +19,38 @@ from reports.words import (
 )
 
 FEEDING = (
-    *("", "images/s", "Penstock is", "CPU s per 1,000", "memory, MB", "bytes an image"),
+    *("", "images/s", "Penstock is", "CPU s per 1,000", "memory, MB", "bytes per image"),
     *("first batch, s", "type", "windows"),
 )
 PREPARATION = (
     *("", "images/s", "Penstock is", "images/s once on disk", "Penstock is", "MB/s", "CPU s per 1,000"),
-    *("bytes an image", "syncs"),
+    *("bytes per image", "syncs"),
 )
 
 
 def rate_of(each: dict[str, Any]) -> Summary:
-    """Images/s of the windows that nobody else disturbed, which ratios are of; of all where there were none."""
+    """Return the images/s from which ratios are computed: of the undisturbed windows, else of all windows."""
     return each.get("undisturbed_images_per_second", each["images_per_second"])
 
 
 def sort_by_rate(contenders: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The fastest first."""
+    """Return the contenders with their names, the fastest first."""
     return sorted(contenders.items(), key=lambda item: -rate_of(item[1])["median"])
 
 
 def describe_feeding(content: dict[str, Any]) -> Iterator[str]:
-    """Each race of the loaders, with every contender's version and configuration."""
+    """Yield each race of the loaders, with every contender's version and configuration."""
     data = content["dataset"]
     yield (
         f"{format_dataset(data)}; {content['transform']}; batch {content['batch_size']}, {content['workers']} workers, "
-        f"on the {content['device'].upper()}; windows of {content['seconds']:g} s, in turns. Medians, and from least "
-        "to most; bytes are of all files of a format."
+        f"on the {content['device'].upper()}; alternating windows of {content['seconds']:g} s. Median (min to max); "
+        "bytes are those of all files of a format."
     )
     yield ""
     for name, contenders in content["races"].items():
         yield from (f"**{name[0].upper()}{name[1:]}**", "")
         yield from make_table(FEEDING, [_feeding_row(*each) for each in sort_by_rate(contenders)])
-        configurations = [_configuration_row(who, each) for who, each in contenders.items()]
+        configurations = [_configuration_row(*each) for each in contenders.items()]
         yield from make_table(("", "configuration", "reads", "options", "versions"), configurations)
     yield from list_unable(content)
     yield from list_origin(content)
@@ -74,22 +74,21 @@ def _configuration_row(name: str, each: dict[str, Any]) -> list[str]:
 
 
 def describe_preparation(content: dict[str, Any]) -> Iterator[str]:
-    """Each race of those who write images into shards."""
-    yield from (f"{format_dataset(content['dataset'])}. Medians, and from least to most.", "")
+    """Yield each race of the programs that write images into shards."""
+    yield from (f"{format_dataset(content['dataset'])}. Median (min to max).", "")
     for name, race in content["races"].items():
         size = f"{race['num_images']:,} images, {race['image_bytes'] / 1e6:,.0f} MB"
         yield from (f"**{name[0].upper()}{name[1:]}** ({size})", "")
-        rows = [_preparation_row(who, each, race["num_images"]) for who, each in race["contenders"].items()]
+        contenders: dict[str, dict[str, Any]] = race["contenders"]
+        rows = [_preparation_row(*each, race["num_images"]) for each in contenders.items()]
         yield from make_table(PREPARATION, rows)
-        configurations = [[who, each["what"], format_versions(each["versions"])] for who, each in _contenders(race)]
+        configurations = [
+            [contender, each["what"], format_versions(each["versions"])] for contender, each in contenders.items()
+        ]
         yield from make_table(("", "configuration", "versions"), configurations)
     yield from list_unable(content)
     yield from list_origin(content)
     yield from list_method(content)
-
-
-def _contenders(race: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return list(race["contenders"].items())
 
 
 def _preparation_row(name: str, each: dict[str, Any], num_images: int) -> list[str]:
@@ -103,21 +102,21 @@ def _preparation_row(name: str, each: dict[str, Any], num_images: int) -> list[s
 
 
 def describe_startup(content: dict[str, Any]) -> Iterator[str]:
-    """Seconds to open a split and to its first batch."""
+    """Yield the seconds to open a split and the seconds to its first batch."""
     yield from (f"A dataset of {format_dataset(content['dataset'])}, repeated under new keys.", "")
     rows = [
         [moment, format_spread(each["open_seconds"]), format_spread(each["first_batch_seconds"])]
         for moment, each in content["moments"].items()
     ]
-    yield from make_table(("moment of an epoch", "opening, s", "from then to the first batch, s"), rows)
+    yield from make_table(("position in an epoch", "to open, s", "from opening to the first batch, s"), rows)
     yield from list_origin(content)
 
 
 def describe_serving(content: dict[str, Any]) -> Iterator[str]:
-    """Seconds of the app's answer to one photograph."""
+    """Yield the seconds that the app needs to answer one photograph."""
     model, (width, height) = content["model"], content["photo"]["pixels"]
     about = f"{model['name']} at {model['size']} px, on the CPU with {content['threads']} threads"
-    yield from (f"{about}; a photograph of {width:,} × {height:,} pixels; five classes with a map each.", "")
+    yield from (f"{about}; a photograph of {width:,} × {height:,} pixels; five classes, each with a map.", "")
     rows = [[part, format_spread(content[f"{part}_seconds"])] for part in ("decode", "answer", "whole")]
     yield from make_table(("part", "seconds"), rows)
     yield from list_origin(content)

@@ -14,17 +14,17 @@ from reports.words import (
     make_table,
 )
 
-STAGES = ("stage", "images/s a process", "images/s in all", "MB/s", "CPU s per 1,000")
+STAGES = ("stage", "images/s per process", "images/s in total", "MB/s", "CPU s per 1,000")
 SPENT = ("wait", "take", "step", "read", "decode", "copy")  # the consumer's, then the producer's
 
 
 def describe_throughput(content: dict[str, Any]) -> Iterator[str]:
-    """Each stage's rate, where a batch spends its time, what binds, and what the recipe would take."""
+    """Yield each stage's rate, the times of a batch, the bottleneck with advice, and the recipe's hours and cost."""
     model = f"; {content['model']}, {content['amp']}" if content.get("model") else ""
     yield (
         f"{format_dataset(content['dataset'])}; batch {content['batch_size']}, {content['size']} pixels{model}; "
         f"processes {content['num_processes']}, decoding threads of each {content['threads']}, on the "
-        f"{content['device'].upper()}. Medians, and from least to most."
+        f"{content['device'].upper()}. Median (min to max)."
     )
     yield ""
     yield from make_table(STAGES, [_stage_row(*each) for each in content["stages"].items()])
@@ -34,7 +34,7 @@ def describe_throughput(content: dict[str, Any]) -> Iterator[str]:
         for name, times in spent.items()
     ]
     if rows:
-        yield from make_table(("milliseconds a batch", *SPENT), rows)
+        yield from make_table(("milliseconds per batch", *SPENT), rows)
     yield from _describe_verdict(content)
     yield from list_origin(content)
     yield from list_method(content)
@@ -57,14 +57,14 @@ def _format_either(value: float | dict[str, Any]) -> str:
 
 
 def _describe_verdict(content: dict[str, Any]) -> Iterator[str]:
-    """Efficiency; what binds and what to change, in the record's words; what the recipe takes."""
+    """Yield the efficiency; the bottleneck and the advice, as the record words them; the recipe's hours and cost."""
     if efficiency := content.get("efficiency"):
         yield f"* efficiency, training / min(loader, model): {format_spread(efficiency)}"
     if verdict := content.get("verdict"):
         yield from (f"* {line}" for line in verdict["says"])
         said = " ".join(verdict["says"])
-        untold = [each for each in verdict.get("advice", []) if each["what"] not in said]
-        yield from (f"* {each['what']}: {format_number(each['images_per_second'])} images/s" for each in untold)
+        others = [each for each in verdict.get("advice", []) if each["what"] not in said]
+        yield from (f"* {each['what']}: {format_number(each['images_per_second'])} images/s" for each in others)
     elif recipe := content.get("recipe"):
         cost = "" if recipe["dollars"] is None else f", {format_number(recipe['dollars'])} dollars"
         yield f"* {recipe['name']}, {recipe['epochs']} epochs: {format_number(recipe['hours'])} hours{cost}"
@@ -72,14 +72,14 @@ def _describe_verdict(content: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_sweeps(content: dict[str, Any]) -> Iterator[str]:
-    """Images/s against decoding threads, and against stored size."""
-    yield from (f"{format_dataset(content['dataset'])}. Medians, and from least to most.", "")
+    """Yield images/s by number of decoding threads, and by stored size."""
+    yield from (f"{format_dataset(content['dataset'])}. Median (min to max).", "")
     yield from make_table(
         ("decoding threads, original images", "images/s", "CPU s per 1,000"),
         [[str(each["num_threads"]), *_point(each)] for each in content["threads"]],
     )
     yield from make_table(
-        ("stored size", "bytes an image", "images/s", "CPU s per 1,000"),
+        ("stored size", "bytes per image", "images/s", "CPU s per 1,000"),
         [[each["name"], f"{each['bytes_per_image']:,.0f}", *_point(each)] for each in content["sizes"]],
     )
     yield from list_origin(content)

@@ -1,4 +1,4 @@
-"""The section of benchmarks/RESULTS.md on the GPU suite: its stages are files of one folder, told together."""
+"""The section of benchmarks/RESULTS.md on the GPU suite: the stages of one run, which are files of one folder."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ HEADER = ("case", "status", "figures", "seconds", "date")
 
 
 def describe_suite(stages: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield all cases in order of their stages, what follows from them, and the machines that they ran on."""
+    """Yield all cases in the order of their stages, the conclusions, and the machines that the cases ran on."""
     order = {stage: number for number, stage in enumerate(STAGES)}
     stages = sorted(stages, key=lambda content: order.get(content["stage"], len(order)))
     results = {name: case for content in stages for name, case in content["cases"].items()}

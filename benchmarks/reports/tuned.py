@@ -1,4 +1,4 @@
-"""Sections of benchmarks/RESULTS.md on tuning: settings that were found, and the proof that they do no harm."""
+"""Sections of benchmarks/RESULTS.md on tuning: the settings found, and the test that they are never slower."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,23 +14,23 @@ from reports.words import (
     make_table,
 )
 
-STEPS = ("", "tried", "images/s a process", "of what it would replace", "ratio", "pairs", "")
+STEPS = ("", "tried", "images/s per process", "images/s of the settings to replace", "ratio", "pairs", "")
 
 
 def describe_settings(content: dict[str, Any]) -> Iterator[str]:
-    """The settings that were found, and every step of the search."""
+    """Yield the settings that were found, and every step of the search."""
     found = "faster than" if content["is_changed"] else "the same as"
-    yield f"{_describe_work(content)} Settings, {found} those it began with: {format_options(content['settings'])}."
+    yield f"{_describe_work(content)} Settings, {found} those at the start: {format_options(content['settings'])}."
     yield ""
     yield from make_table(STEPS, list_steps(content))
     sizes = [[str(each["batch_size"]), format_spread(each["images_per_second"])] for each in content["batch_sizes"]]
-    yield from make_table(("batch size (not set)", "images/s a process"), sizes)
+    yield from make_table(("batch size (not set)", "images/s per process"), sizes)
     yield from list_origin(content)
     yield from list_method(content)
 
 
 def describe_tuning(content: dict[str, Any]) -> Iterator[str]:
-    """Rounds of tuning, each held against the defaults afterwards; the last one from a bad start."""
+    """Yield the rounds of tuning, each compared with the defaults afterwards; the last one has a bad start."""
     verdict = "passed" if content["passed"] else "FAILED"
     yield f"{_describe_work(content)} No round may end slower, and the one from a bad start must end faster: {verdict}."
     yield ""
@@ -40,7 +40,7 @@ def describe_tuning(content: dict[str, Any]) -> Iterator[str]:
         [name, format_options(each["settings"]), format_ratios(each["check"]["ratio"]), each["outcome"]]
         for name, each in rounds.items()
     ]
-    yield from make_table(("", "settings that were found", "their images/s by those it began with", ""), rows)
+    yield from make_table(("", "settings found", "ratio of images/s to the settings at the start", ""), rows)
     if noise := content["same_settings_twice"]:
         yield from (f"The same settings measured twice: {format_ratios(noise)}.", "")
     for name, each in rounds.items():
@@ -52,7 +52,7 @@ def describe_tuning(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _describe_work(content: dict[str, Any]) -> str:
-    """Return what was measured; records of before there were placements do not say where the search began."""
+    """Return the dataset and settings of a search; records that are older than placements lack its start."""
     began = content.get("starts_with")
     return (
         f"{format_dataset(content['dataset'])}; batch {content['batch_size']}, {content['size']} pixels, processes "
@@ -62,8 +62,8 @@ def _describe_work(content: dict[str, Any]) -> str:
 
 
 def list_steps(content: dict[str, Any]) -> list[list[str]]:
-    """A search's comparisons, the deciding one first."""
-    rows = [_step_row("in the end", content["best"])]
+    """Return the rows of a search's comparisons, the last one, which decides, first."""
+    rows = [_step_row("final", content["best"])]
     return rows + [_step_row(f"step {number}", each) for number, each in enumerate(content["comparisons"], 1)]
 
 
@@ -78,7 +78,7 @@ def _step_row(name: str, each: dict[str, Any]) -> list[str]:
 
 
 def format_ratios(ratio: Summary | None) -> str:
-    """The median and the spread, to a thousandth: differences are small."""
+    """Return the median and the spread to a thousandth, because differences are small."""
     if not ratio:
         return ""
     median, low, high = (f"{ratio[key]:.3f}" for key in ("median", "min", "max"))

@@ -1,6 +1,6 @@
-"""The stage `decode`: encoded batches from memory through the loader's own backend, pixels out; nothing is read.
+"""The stage `decode`: encoded batches in memory become pixels through the loader's own backend; nothing is read.
 
-It does all that the backend does: decoding of the windows, resizing, flips, operations.
+It does all the work of the backend: decoding the windows, resizing, flips, augmentation.
 """
 
 from collections.abc import Generator
@@ -12,21 +12,21 @@ import torch
 from stages.stage import DECODE, Stage
 
 from loaders import Loader
-from loaders.backend import BackendSpec, Pixels
+from loaders.backends import BackendSpec, Pixels
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
 from loaders.stats import Counters
 
-MOST_BATCHES = 8  # different ones, in memory
-Held = list[tuple[Plan, Encoded]]
+MOST_BATCHES = 8  # different batches in memory
+Held = list[tuple[Plan, Encoded]]  # plans with their encoded batches
 
 
 class Decoding(Stage):
-    """Batches that are in memory, round and round."""
+    """Decode the batches `held` in memory, again and again."""
 
     def __init__(self, loader: Loader, held: Held) -> None:
         super().__init__(DECODE, len(loader.slots), loader.world)
-        spec = loader.spec()
+        spec = loader.make_spec()
         self.stream = spec.stream
         backend = loader.backend(spec, _keep, Counters())
         self.pixels: Generator = backend.decode(cycle(held))  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,11 +40,12 @@ class Decoding(Stage):
             next(self.pixels)
 
     def _on_stream(self) -> AbstractContextManager[object]:
+        """Return the context of the backend's CUDA stream; on the CPU one that does nothing."""
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
 
 class MemoryLoader(Loader):
-    """A loader that has all of the loader but storage: the same few batches from memory, round and round."""
+    """A complete loader except for storage: it gets the same few batches from memory, again and again."""
 
     def __init__(self, loader: Loader, held: Held) -> None:
         super().__init__(
@@ -57,7 +58,7 @@ class MemoryLoader(Loader):
 
 
 def hold_batches(loader: Loader) -> Held:
-    """The stream's first batches, read; nothing releases their buffers, so they stay as they are."""
+    """Read the first batches of the stream into memory; their buffers are never released, so they do not change."""
     num_batches = max(1, min(MOST_BATCHES, len(loader.split) // loader.batch_size))
     plans = (loader.plan(i * loader.batch_size) for i in range(num_batches))
     with Reader(loader.split, 1, 1, Counters()) as reader:
@@ -65,4 +66,4 @@ def hold_batches(loader: Loader) -> Held:
 
 
 def _keep(_: Encoded) -> None:
-    """What was decoded is decoded again later."""
+    """Release nothing: the same buffers are decoded again."""

@@ -1,38 +1,44 @@
-"""From the record's figures to the verdict: which of them it takes, what is measured on top, and how it is written."""
+"""Build the verdict of a record: read its figures, measure the probes, and describe the result."""
 
 from typing import Any
 
 from stages.machine import available_bytes, count_cores
-from stages.probes import find_scaling, measure_probes, probe_placement
+from stages.probes import find_core_scaling, measure_probes, probe_placement
 from stages.rounds import Report
 from stages.setting import Setting
 from stages.stage import DECODE, LOADER, MODEL, READ_COLD, READ_WARM, TRAIN
 from verdict.advice import WANTED, advise
-from verdict.bounds import Figures, expect, find_binding, find_bounds
+from verdict.bounds import Figures, expected_rate, find_bottleneck, find_bounds
 from verdict.cost import Cost
-from verdict.words import speak
+from verdict.words import write_verdict
 
 from loaders import Loader
-from train.dist import from_every_rank, from_rank_0
+from train.dist import all_gather_objects, broadcast_from_rank0
 
 NEEDED = (READ_WARM, DECODE, LOADER, MODEL, TRAIN)
-Described = dict[str, dict[str, Any]]  # stages by name
+Described = dict[str, dict[str, Any]]  # figures of stages, by the stage's name
 
 
-def judge(stages: Described, loader: Loader, setting: Setting, cost: Cost, report: Report) -> dict[str, Any] | None:
-    """The verdict for the record; None where a stage that it needs was not measured."""
+def build_verdict(
+    stages: Described, loader: Loader, setting: Setting, cost: Cost, report: Report
+) -> dict[str, Any] | None:
+    """Return the verdict for the record; None if a stage that it needs was not measured."""
     if not all(name in stages for name in NEEDED):
         return None
+
+    # Find the bottleneck from the measured rates.
     figures = read_figures(stages, loader)
-    binds = find_binding(figures)
+    binds = find_bottleneck(figures)
+
+    # Measure the changes whose effect cannot be computed, if they can help against this bottleneck.
     probes = measure_probes(WANTED[binds], loader, setting, report)
     other = probe_placement(loader, setting, report)
-    advice = advise(figures, probes, find_scaling(loader), other)
+    advice = advise(figures, probes, find_core_scaling(loader), other)
     return {
         "binds": binds,
-        "expected_images_per_second": expect(figures),
+        "expected_images_per_second": expected_rate(figures),
         "bounds": find_bounds(figures),
-        "says": speak(figures, advice, cost, other),
+        "says": write_verdict(figures, advice, cost, other),
         "advice": [vars(each) for each in advice],
         "probes": {name: vars(probe) for name, probe in probes.items()},
         "other_placement": vars(other) if other else None,
@@ -41,7 +47,7 @@ def judge(stages: Described, loader: Loader, setting: Setting, cost: Cost, repor
 
 
 def read_figures(stages: Described, loader: Loader) -> Figures:
-    """What the verdict goes by: medians over the rounds, of all processes together."""
+    """Return the figures that the verdict is computed from: medians over the rounds, of all processes together."""
 
     def rate(name: str) -> float:
         return stages[name]["total"]["median"]
@@ -49,6 +55,7 @@ def read_figures(stages: Described, loader: Loader) -> Figures:
     def cpu(name: str) -> float:
         return stages[name]["cpu_seconds_per_1000_images"] / 1000
 
+    # `fits_memory` is rank 0's answer on every rank: machines may differ, the verdict must not.
     sizes = loader.split.column("size")
     return Figures(
         read_warm=rate(READ_WARM),
@@ -57,7 +64,7 @@ def read_figures(stages: Described, loader: Loader) -> Figures:
         loader=rate(LOADER),
         train=rate(TRAIN),
         read_cold=rate(READ_COLD) if READ_COLD in stages else None,
-        fits_memory=from_rank_0(int(sizes.sum()) < available_bytes(), loader.world),
+        fits_memory=broadcast_from_rank0(int(sizes.sum()) < available_bytes(), loader.world),
         cpu_read=cpu(READ_WARM),
         cpu_decode=cpu(DECODE),
         cpu_model=cpu(MODEL),
@@ -69,6 +76,6 @@ def read_figures(stages: Described, loader: Loader) -> Figures:
 
 
 def count_all_cores(loader: Loader) -> float:
-    """Of all machines that take part, each as the first of its processes sees it."""
+    """Return the cores of all machines that take part, each counted by the first of its processes."""
     own = [count_cores()] if loader.world.local_rank == 0 else []
-    return sum(from_every_rank(own, loader.world))
+    return sum(all_gather_objects(own, loader.world))

@@ -1,6 +1,6 @@
-"""A stage measured again with something changed, in turns with itself as it was: what advice promises is measured.
+"""Measure a stage with a change, alternating with the unchanged stage, so that each promised gain is measured.
 
-What counts is the ratio of the two, so that unrest in the minutes between does not enter a promise.
+The result is the ratio of the two, so that other load on the machine, which slows both, does not change the promise.
 """
 
 import os
@@ -10,29 +10,29 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from pace import gather
+from pace import all_gather_values
 from stages.decoding import Decoding, MemoryLoader, hold_batches
 from stages.machine import count_cores
 from stages.rounds import Report
 from stages.setting import Setting
-from stages.smaller import mean_bytes, shrink
-from stages.stage import Stage, Window, measure
+from stages.smaller import mean_image_bytes, shrink_batches
+from stages.stage import Stage, Window, measure_window
 from stages.stepping import Feed, Stepping, build_step, open_synthetic
-from tuning.turns import FAILURES, in_a_line
+from tuning.turns import FAILURES, shorten_error
 from verdict.advice import FREE_STORAGE, SMALLER_FILES, SMALLER_IMAGES, THREADS, OtherPlacement, Probe, Scaling
 
 from loaders import Loader, LoaderConfig, build_loader
-from loaders.config import MOST_THREADS, default_num_threads, share_cores
+from loaders.config import MAX_THREADS, default_num_threads, share_cores
 from loaders.placement import DEFAULT_DECODE
-from train.dist import from_every_rank
+from train.dist import all_gather_objects
 
 REPETITIONS = 3
-SIZE_SHARE = 0.72  # 224 to 160 pixels, as fast recipes train
+SIZE_SHARE = 0.72  # 224 becomes 160 pixels, a size at which fast recipes train
 SIZE_STEP = 32  # pixels
 
 
 def measure_probes(names: Iterable[str], loader: Loader, setting: Setting, report: Report) -> dict[str, Probe]:
-    """Those of the probes that there is something to try for, each measured as ratios to the stage as it is."""
+    """Measure those of the named probes that apply here, each as ratios to the unchanged stage."""
     made = {
         FREE_STORAGE: probe_storage,
         THREADS: probe_threads,
@@ -41,65 +41,68 @@ def measure_probes(names: Iterable[str], loader: Loader, setting: Setting, repor
     }
     probes = {}
     for name in names:
-        report(f"what would {name} give", 1.0)
+        report(f"measuring the effect of {name}", 1.0)
         if probe := made[name](loader, setting):
             probes[name] = probe
     return probes
 
 
 def probe_storage(loader: Loader, setting: Setting) -> Probe:
-    """Training from memory: behind slow storage nobody sees what decoding and the model take from each other."""
+    """Measure training from memory instead of storage.
+
+    Slow storage hides how much decoding and the model slow each other down; without it this becomes visible.
+    """
     step, memory = build_step(setting, loader), MemoryLoader(loader, hold_batches(loader))
     with ExitStack() as stack:
         feeds = [stack.enter_context(Feed(each)) for each in (loader, memory)]
-        return compare([Stepping(feed, step) for feed in feeds], setting, 0.0)
+        return measure_pair([Stepping(feed, step) for feed in feeds], setting, 0.0)
 
 
 def probe_threads(loader: Loader, setting: Setting) -> Probe | None:
-    """Decoding with a thread for each core that this process has to itself."""
+    """Measure decoding with one thread for each core of this process; None if it has as many threads already."""
     num_threads = int(count_cores() // loader.world.local_size)
-    if num_threads <= loader.spec().num_threads:
+    if num_threads <= loader.make_spec().num_threads:
         return None
     config = replace(loader.config, num_threads=num_threads)
     more = build_loader(loader.split, loader.transform, loader.batch_size, loader.world, config=config)
     held = hold_batches(loader)
     with ExitStack() as stack:
         pair = [stack.enter_context(Decoding(each, held)) for each in (loader, more)]
-        return compare(pair, setting, num_threads)
+        return measure_pair(pair, setting, num_threads)
 
 
 def probe_files(loader: Loader, setting: Setting) -> Probe | None:
-    """Decoding of the same images, stored smaller."""
+    """Measure decoding of the same images stored smaller; None if they do not become smaller."""
     held = hold_batches(loader)
-    smaller = shrink(loader, held)
-    share = mean_bytes(smaller) / mean_bytes(held)
+    smaller = shrink_batches(loader, held)
+    share = mean_image_bytes(smaller) / mean_image_bytes(held)
     if share >= 1:
         return None
     with ExitStack() as stack:
         pair = [stack.enter_context(Decoding(loader, each)) for each in (held, smaller)]
-        return compare(pair, setting, share * float(loader.split.column("size").mean()))
+        return measure_pair(pair, setting, share * float(loader.split.column("size").mean()))
 
 
 def probe_size(loader: Loader, setting: Setting) -> Probe | None:
-    """The model at a lower resolution; not where each resolution is compiled for minutes."""
+    """Measure the model at a lower resolution; None with torch.compile, which takes minutes per resolution."""
     size = max(SIZE_STEP, round(setting.size * SIZE_SHARE / SIZE_STEP) * SIZE_STEP)
     if size >= setting.size or setting.compile != "none":
         return None
     step = build_step(setting, loader)
     with ExitStack() as stack:
         feeds = [stack.enter_context(Feed(open_synthetic(loader, each))) for each in (setting.size, size)]
-        return compare([Stepping(feed, step) for feed in feeds], setting, size)
+        return measure_pair([Stepping(feed, step) for feed in feeds], setting, size)
 
 
 def probe_placement(loader: Loader, setting: Setting, report: Report) -> OtherPlacement | None:
-    """Measure training with the other placement. Return None if only one placement is possible.
+    """Measure training with the other placement; return None if only one placement is possible.
 
-    The other placement decodes as is usual there: whole images on a GPU, where decoding of regions may end the process.
+    The other placement decodes in its default way: full images on a GPU, where decoding regions may crash the process.
     """
     if loader.world.device.type != "cuda" or "gpu" not in loader.backend.placements:
         return None
     there = "cpu" if loader.placement.side == "gpu" else "gpu"
-    report(f"what would decoding on the {there.upper()} give", 1.0)
+    report(f"measuring training with decoding on the {there.upper()}", 1.0)
     config = replace(loader.config, placement=there, decode=DEFAULT_DECODE[there])
     open_other = partial(
         build_loader, loader.split, loader.transform, loader.batch_size, loader.world, loader.sampling, config
@@ -110,20 +113,23 @@ def probe_placement(loader: Loader, setting: Setting, report: Report) -> OtherPl
 def compare_placements(
     loader: Loader, config: LoaderConfig, open_other: Callable[[], Loader], setting: Setting
 ) -> OtherPlacement:
-    """Measure the step fed by `loader` and fed by another loader in turns; one that cannot run is told with its reason.
+    """Measure the step fed by `loader` and by another loader in alternating windows.
 
     Args:
-        config: of the other loader, with an explicit placement.
+        config: the other loader's settings, with an explicit placement.
         open_other: builds the other loader.
 
+    Returns:
+        The other placement with its rate; if it cannot run, with the reason instead.
+
     Raises:
-        RuntimeError, InputError: the other loader fails while it is measured, and this is one of several processes:
-            the others wait for it in the step.
+        RuntimeError, InputError: the other loader failed while it was measured, and there are several processes: the
+            others already wait for this one in the step.
     """
-    told = partial(OtherPlacement, loader.placement.side, config.placement, config.decode)
+    describe = partial(OtherPlacement, loader.placement.side, config.placement, config.decode)
     with ExitStack() as stack:
-        # The other loader must deliver a batch before the step takes part, whose processes wait for each other: where
-        # it fails in one of them, all of them leave here.
+        # Open the other loader and take one batch, before the first step: the processes of a step wait for each
+        # other, so a failure in one of them must be known to all before. Then all of them return here.
         feeds, reasons = [], []
         try:
             other = open_other()
@@ -131,46 +137,49 @@ def compare_placements(
             feeds = [stack.enter_context(Feed(other))]
             next(feeds[0].batches)
         except FAILURES as error:
-            reasons = [in_a_line(error)]
-        if reasons := from_every_rank(reasons, loader.world):
-            return told(None, reasons[0])
-        # The same step takes the batches of both loaders, in turns.
+            reasons = [shorten_error(error)]
+        if reasons := all_gather_objects(reasons, loader.world):
+            return describe(None, reasons[0])
+
+        # The same step consumes the batches of both loaders alternately.
         try:
             step = build_step(setting, loader)
             feeds = [stack.enter_context(Feed(loader)), *feeds]
-            return told(compare([Stepping(feed, step) for feed in feeds], setting, 0.0).rate)
+            return describe(measure_pair([Stepping(feed, step) for feed in feeds], setting, 0.0).rate)
         except FAILURES as error:
             if loader.world.size > 1:
                 raise
-            return told(None, in_a_line(error))
+            return describe(None, shorten_error(error))
 
 
-def compare(pair: list[Stage], setting: Setting, value: float) -> Probe:
-    """Both in turns: the second's rate and CPU time beside the first's, as ratios."""
+def measure_pair(pair: list[Stage], setting: Setting, value: float) -> Probe:
+    """Measure two stages in alternating windows; return the second's rate and CPU time as ratios to the first's."""
     for stage in pair:
         stage.calibrate(setting.seconds / 2)
-    windows = [[measure(stage) for stage in pair] for _ in range(REPETITIONS)]
-    world = pair[0].world
+    windows = [[measure_window(stage) for stage in pair] for _ in range(REPETITIONS)]
+
+    # Every process takes part: the median over the windows, then over the processes.
     rates, costs = zip(*(_ratios(before, after) for before, after in windows), strict=True)
-    everyones = gather([statistics.median(rates), statistics.median(costs)], world)
+    everyones = all_gather_values([statistics.median(rates), statistics.median(costs)], pair[0].world)
     rate, cost = (statistics.median(column) for column in zip(*everyones, strict=True))
     return Probe(rate, cost, value)
 
 
 def _ratios(before: Window, after: Window) -> tuple[float, float]:
-    """Of images/s, and of CPU-seconds an image."""
+    """Return the ratios of images/s and of CPU seconds per image, after to before."""
     rates = [window.num_images / window.seconds for window in (before, after)]
     costs = [window.cpu_seconds / window.num_images for window in (before, after)]
     return rates[1] / rates[0], costs[1] / costs[0] if costs[0] else 1.0
 
 
-def find_scaling(loader: Loader) -> Scaling:
-    """Return what twice the cores would do: nothing for threads whose number is set, by a flag or OMP_NUM_THREADS.
+def find_core_scaling(loader: Loader) -> Scaling:
+    """Return how decoding and the model would scale with twice the cores.
 
-    By default there is a decoding thread for each core, but not more than a limit: beyond it more cores do not help.
+    A number of threads that was set, by a flag or by OMP_NUM_THREADS, does not grow. By default there is one decoding
+    thread per core up to a limit, beyond which more cores do not help.
     """
     cores, usual = len(share_cores(loader.world)), default_num_threads(loader.world)
     return Scaling(
-        decode=1.0 if loader.config.num_threads else min(MOST_THREADS, 2 * cores) / usual,
+        decode=1.0 if loader.config.num_threads else min(MAX_THREADS, 2 * cores) / usual,
         model=1.0 if "OMP_NUM_THREADS" in os.environ else 2.0,
     )

@@ -1,22 +1,26 @@
-"""What the stages are measured with."""
+"""The settings of a measurement and their choices. Importing this module needs no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from loaders import LoaderConfig
-from train.speed import CompileMode
+from loaders.config import LoaderConfig
+from train.compile import CompileMode
+
+MODES = ("all", "read", "decode", "loader", "model", "train")  # stages to measure
+AmpMode = Literal["none", "bf16", "fp16"]  # as in train.config.Recipe
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One measurement's settings, the same on every process."""
+    """The settings of one measurement, the same on every process."""
 
-    batch_size: int = 64  # images a step and process
+    batch_size: int = 64  # images per step and process
     size: int = 224  # pixels
-    model: str = "resnet50d"  # any of timm's
-    amp: str = "bf16"
+    model: str = "resnet50d"  # name of a timm model
+    amp: str = "bf16"  # an AmpMode
     compile: CompileMode = "none"
-    run_dir: Path = Path("runs/throughput")  # where compiled code lies
+    run_dir: Path = Path("runs/throughput")  # compiled code is cached here
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     repetitions: int = 5
-    seconds: float = 3.0  # a repetition of a stage, about
+    seconds: float = 3.0  # approximate length of a window of a stage

@@ -1,4 +1,4 @@
-"""The batches that are held in memory as they would be with `prep/shard.py --max-side 500 --quality 90`."""
+"""The batches held in memory as they would be after `prep/shard.py --max-side 500 --quality 90`."""
 
 from dataclasses import replace
 
@@ -11,32 +11,33 @@ from loaders import Loader, TrainTransform
 from loaders.plan import Images, Plan, train_plan
 from loaders.reader import Encoded
 
-GREY = "Gray"  # as simplejpeg names it
+GREY = "Gray"  # simplejpeg's name for it
 
 
-def shrink(loader: Loader, held: Held) -> Held:
-    """The same images stored smaller, and the plans for them: same draws, windows of the smaller sides."""
+def shrink_batches(loader: Loader, held: Held) -> Held:
+    """Return the same images stored smaller, with their plans: the same draws, in windows of the smaller images."""
     images = Images(*_scale_sides(loader))
-    return [(_plan_anew(loader, plan, images), _shrink_batch(plan, encoded, images)) for plan, encoded in held]
+    return [(_plan_again(loader, plan, images), _shrink_batch(plan, encoded, images)) for plan, encoded in held]
 
 
-def mean_bytes(held: Held) -> float:
-    """Of an encoded image."""
+def mean_image_bytes(held: Held) -> float:
+    """Return the mean size of an encoded image in bytes."""
     sizes = [image.nbytes for _, encoded in held for image in encoded.images]
     return sum(sizes) / len(sizes)
 
 
 def _scale_sides(loader: Loader) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and heights that fit MAX_SIDE, the aspect kept to the nearest pixel, as preparation does it."""
+    """Return the widths and heights that fit MAX_SIDE, rounded to the nearest pixel as preparation does."""
     scale_N = np.minimum(1.0, MAX_SIDE / np.maximum(loader.widths, loader.heights))
     widths_N, heights_N = (np.maximum(1, np.rint(sides_N * scale_N)) for sides_N in (loader.widths, loader.heights))
     return widths_N.astype(np.int64), heights_N.astype(np.int64)
 
 
-def _plan_anew(loader: Loader, plan: Plan, images: Images) -> Plan:
+def _plan_again(loader: Loader, plan: Plan, images: Images) -> Plan:
+    """Return the plan with windows for the smaller images."""
     assert isinstance(loader.transform, TrainTransform)
-    anew = train_plan(loader.sampling, plan.position, loader.slots, images, loader.transform)
-    return replace(plan, windows_B4=anew.windows_B4)
+    smaller = train_plan(loader.sampling, plan.position, loader.slots, images, loader.transform)
+    return replace(plan, windows_B4=smaller.windows_B4)
 
 
 def _shrink_batch(plan: Plan, encoded: Encoded, images: Images) -> Encoded:
@@ -49,11 +50,12 @@ def _shrink_batch(plan: Plan, encoded: Encoded, images: Images) -> Encoded:
 
 
 def _shrink_image(encoded: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Scaled down by pixel area and encoded anew with 4:2:0 chroma; the original where neither saves bytes."""
-    import simplejpeg  # noqa: PLC0415 - throughput.py runs without it, except this probe
+    """Scale an image down by pixel area and encode it with 4:2:0 chroma; keep the original if that saves no bytes."""
+    import simplejpeg  # noqa: PLC0415 - throughput.py needs it for this probe only
 
     had_height, had_width, _, subsampling = simplejpeg.decode_jpeg_header(encoded)
     colours, chroma = ("GRAY", GREY) if subsampling == GREY else ("RGB", "420")
+    # The decoder scales by eighths to at least the wanted size; the rest is done by pixel area.
     pixels_HWC = simplejpeg.decode_jpeg(encoded, colours, min_width=width, min_height=height)
     if pixels_HWC.shape[:2] != (height, width):
         pixels_HWC = cv2.resize(pixels_HWC, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)

@@ -1,4 +1,4 @@
-"""The stages `loader`, `model` and `train`: all of the loader, the training step alone, and one fed by the other."""
+"""The stages `loader`, `model` and `train`: the complete loader, the training step, and the step fed by the loader."""
 
 import copy
 from collections.abc import Iterator
@@ -7,23 +7,24 @@ from dataclasses import replace
 from types import TracebackType
 
 import torch
-from pace import most_ready
+from pace import max_batches_ready
 from stages.setting import Setting
 from stages.stage import LOADER, MODEL, TRAIN, Stage
 
 from loaders import Batch, Loader, LoaderConfig, Stats, TrainTransform, World, build_loader
-from train.config import Recipe, RunConfig
-from train.model import ModelConfig, build_model
+from train.compile import SpeedConfig, set_precision
+from train.config import ModelConfig, Recipe, RunConfig
+from train.metrics import Sums
+from train.model import build_model
 from train.optim import build_optimizer
-from train.speed import SpeedConfig, set_precision
-from train.step import Step, Sums, new_state
+from train.step import Step, new_state
 
 TOTAL_IMAGES = 10**9  # keeps the learning rate in its warm-up
-FIRST_STEPS = 3  # untimed, of a window of training
+FIRST_STEPS = 3  # untimed steps at the start of a window of training
 
 
 class Feed:
-    """One loader's stream of batches, open for as long as stages take from it."""
+    """One loader's stream of batches, open as long as stages take batches from it."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader, self.batches = loader, iter(loader)
@@ -40,7 +41,7 @@ class Feed:
 
 
 class Feeding(Stage):
-    """Batches taken as fast as they come."""
+    """Take batches as fast as they come."""
 
     def __init__(self, feed: Feed, name: str = LOADER) -> None:
         super().__init__(name, len(feed.loader.slots), feed.loader.world)
@@ -50,8 +51,8 @@ class Feeding(Stage):
         next(self.feed.batches)
 
     def rest(self) -> None:
-        """Use up what a loader that stood still has made ready."""
-        for _ in range(most_ready(self.feed.loader.config)):
+        """Use up the batches that an idle loader has made ready: they would make the window too fast."""
+        for _ in range(max_batches_ready(self.feed.loader.config)):
             next(self.feed.batches)
 
     def stats(self) -> Stats:
@@ -59,7 +60,7 @@ class Feeding(Stage):
 
 
 class Stepping(Feeding):
-    """A training step for each batch of a feed: the synthetic one's for the model alone, the loader's for training."""
+    """Run a training step on each batch of a feed: the synthetic one for `model`, the loader's for `train`."""
 
     def __init__(self, feed: Feed, step: Step) -> None:
         super().__init__(feed, TRAIN if feed.loader.backend.reads else MODEL)
@@ -69,7 +70,7 @@ class Stepping(Feeding):
         self.step(next(self.feed.batches), self.sums)
 
     def rest(self) -> None:
-        """Then a few steps, beside which a loader that is faster gets ahead again."""
+        """Also run a few steps, during which a loader that is faster than the step gets ahead again."""
         if self.name == TRAIN:
             super().rest()
             for _ in range(FIRST_STEPS):
@@ -77,18 +78,23 @@ class Stepping(Feeding):
 
 
 def open_synthetic(loader: Loader, size: int) -> Loader:
-    """The same batches without their pixels: noise of `size` pixels, already on the device."""
+    """Return a loader of the same batches without their pixels: noise of `size` pixels, already on the device."""
     config = LoaderConfig(backend="synthetic")
     return build_loader(loader.split, TrainTransform(size), loader.batch_size, loader.world, config=config)
 
 
 def build_step(setting: Setting, loader: Loader) -> Step:
-    """The training step as `train.fit` makes it, at the start of a run."""
+    """Return the training step as `train.fit` builds it at the start of a run."""
     return make_step(setting, loader.batch_size, len(loader.split.class_names), loader.world)
 
 
 def make_step(setting: Setting, batch_size: int, num_classes: int, world: World) -> Step:
-    """Return the same for batches that need not come from a loader; `batch_size` counts images over all processes."""
+    """Return a training step for batches that need not come from a loader.
+
+    Args:
+        batch_size: images of a batch over all processes.
+    """
+    # The default recipe with the model, batch size, precision and compile mode of the settings.
     recipe = Recipe(
         name="throughput",
         epochs=100,
@@ -99,6 +105,7 @@ def make_step(setting: Setting, batch_size: int, num_classes: int, world: World)
         run=RunConfig(dir=setting.run_dir),
     )
     recipe = replace(recipe, transform=TrainTransform(setting.size))
+    # Build the network, its EMA and the optimizer as at the start of a run.
     set_precision(recipe.speed)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, num_classes, world.device)

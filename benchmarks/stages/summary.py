@@ -1,27 +1,28 @@
-"""From windows to the record's figures: over all processes, at the slowest one's pace."""
+"""Compute the record's figures from windows: over all processes, at the rate of the slowest one."""
 
 import statistics
 from typing import Any
 
-from pace import gather
+from pace import all_gather_values
 from record import summarize
 from stages.rounds import Windows
 from stages.stage import LOADER, MODEL, TRAIN, Window
 
 from loaders import World
 
-STEPPED = (LOADER, TRAIN)  # whose batches come from the loader
+STEPPED = (LOADER, TRAIN)  # the stages whose batches come from the loader
 
 
 def describe_stages(windows: Windows, world: World) -> dict[str, dict[str, Any]]:
-    """Each stage's figures, by its name; every process must call it."""
+    """Return the figures of each stage by name; every process must call it."""
     return {name: describe_stage(name, each, world) for name, each in windows.items()}
 
 
 def describe_stage(name: str, windows: list[Window], world: World) -> dict[str, Any]:
-    """Images/s a process and in all, CPU time, and where a batch's time goes."""
+    """Return a stage's images/s per process and in total, its CPU time, and how the time of a batch is spent."""
+    # One row per process, one column per window. The slowest process decides a window's rate.
     seconds, cpu, num_bytes = (
-        gather([getattr(window, field) for window in windows], world)
+        all_gather_values([getattr(window, field) for window in windows], world)
         for field in ("seconds", "cpu_seconds", "num_bytes")
     )
     slowest = [max(column) for column in zip(*seconds, strict=True)]
@@ -34,6 +35,8 @@ def describe_stage(name: str, windows: list[Window], world: World) -> dict[str, 
             1000 * sum(column) / (num_images * world.size) for column in zip(*cpu, strict=True)
         ),
     }
+
+    # Add where the time of a batch goes, and the bandwidth of reading.
     if name in STEPPED:
         described["milliseconds_a_batch"] = _mean_spent(windows, world)
     if name.startswith("read"):
@@ -45,14 +48,15 @@ def describe_stage(name: str, windows: list[Window], world: World) -> dict[str, 
 
 
 def _mean_spent(windows: list[Window], world: World) -> dict[str, float]:
+    """Return the mean milliseconds per batch for each kind of work, over windows and processes."""
     names = list(windows[0].spent)
     means = [statistics.mean(window.spent[name] for window in windows) for name in names]
-    everyones = gather(means, world)
+    everyones = all_gather_values(means, world)
     return {name: statistics.mean(column) for name, column in zip(names, zip(*everyones, strict=True), strict=True)}
 
 
 def describe_efficiency(stages: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """train / min(loader, model) of each round; None where one of them was not measured."""
+    """Return train / min(loader, model) of each round; None if one of the stages was not measured."""
     if not all(name in stages for name in (LOADER, MODEL, TRAIN)):
         return None
     loader, model, train = (stages[name]["total"]["repetitions"] for name in (LOADER, MODEL, TRAIN))

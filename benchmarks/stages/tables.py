@@ -1,4 +1,4 @@
-"""The record for people, on stderr: a row a stage, then the verdict."""
+"""Print the record on stderr: one row per stage, then the verdict."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show(record: dict[str, Any]) -> None:
-    """A table and a few lines."""
+def print_record(record: dict[str, Any]) -> None:
+    """Print a title, the table of the stages, the efficiency and the verdict."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(describe_title(record), markup=False)
     console.print(build_table(record["stages"]))
@@ -19,21 +19,21 @@ def show(record: dict[str, Any]) -> None:
 
 
 def describe_title(record: dict[str, Any]) -> str:
-    """Return what was measured on what, and where images were decoded."""
+    """Return the title: what was measured, on which images and device, and where images were decoded."""
     data, hardware = record["dataset"], record["hardware"]
     device = hardware["gpu"] or f"CPU ({hardware['cores']} cores)"
     model = f"{record['model']} {record['amp']}, " if record["model"] else ""
     return (
         f"{model}{record['size']} px, batch {record['batch_size']} x {record['num_processes']} on {device}; "
-        f"{data['name']} [{data['label']}], {data['mean_bytes'] / 1000:,.0f} KB an image; "
+        f"{data['name']} [{data['label']}], {data['mean_bytes'] / 1000:,.0f} KB per image; "
         f"{format_placement(record['placement'])}"
     )
 
 
 def build_table(stages: dict[str, dict[str, Any]]) -> Table:
-    """A row a stage."""
+    """Return the table of the stages, one row per stage."""
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "images/s", "from", "to", "a process", "CPU-s/1000", "MB/s"):
+    for name in ("stage", "images/s", "from", "to", "per process", "CPU-s/1000", "MB/s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, stage in stages.items():
         total, bandwidth = stage["total"], stage.get("megabytes_per_second")

@@ -4,20 +4,20 @@ import time
 from collections.abc import Callable
 
 from loaders import World
-from train.dist import from_rank_0
+from train.dist import broadcast_from_rank0
 
 
 class Budget:
-    """Counts from when it is made."""
+    """A time limit that starts when the object is made."""
 
     def __init__(self, seconds: float, world: World, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds, self.world, self.clock = seconds, world, clock
         self.started = clock()
 
     def spent(self) -> float:
-        """Seconds since then, on rank 0."""
-        return from_rank_0(self.clock() - self.started, self.world)
+        """Return the seconds since the start, as rank 0 measured them."""
+        return broadcast_from_rank0(self.clock() - self.started, self.world)
 
     def has(self, seconds: float) -> bool:
-        """Whether so much is left."""
+        """Return True if at least `seconds` are left."""
         return self.spent() + seconds <= self.seconds

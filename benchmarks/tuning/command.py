@@ -1,104 +1,112 @@
-"""`benchmarks/throughput.py --tune`: finds the loader's fastest settings on this machine.
+"""`benchmarks/throughput.py --tune`: search the loader's fastest settings on this machine.
 
-Between the command line and the parts of this package: what is asked for comes in as a `Request`, the file's content
-goes out. `train/main.py --loader.tuned FILE` takes it.
+This module connects the command line with the parts of the package: it gets a `Request` and returns the content of the
+file, which `train/main.py --loader.tuned FILE` reads.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from record import describe_dali, describe_origin, describe_placement, say
+from record import describe_dali, describe_origin, describe_placement, print_progress
 from tuning.budget import Budget
-from tuning.report import build_record, describe, describe_step
+from tuning.report import build_record, describe_step, format_record
 from tuning.rule import WINS
 from tuning.search import Comparison, Found, HasTime, search
 from tuning.sizes import measure_sizes
 from tuning.space import Space, find_space
-from tuning.turns import FAILURES, Turns, Workload, in_a_line
+from tuning.turns import FAILURES, PairedWindows, Workload, shorten_error
 
 from loaders import LoaderConfig
 from prep.errors import InputError
-from train.tuned import agree_on_placement
+from train.loader_settings import agree_on_placement
 
-WINDOWS_A_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # seconds
-LAST_PAIRS, SIZES_PAIRS = WINS + 1, 4  # the time of so many pairs is kept for the last comparison, and for the batches
+WINDOWS_PER_BUDGET, SHORTEST_WINDOW, LONGEST_WINDOW = 150, 0.05, 2.0  # a number, and seconds
+# Pairs of windows whose time is reserved for the last comparison, and for the measurement of other batch sizes.
+LAST_PAIRS, SIZES_PAIRS = WINS + 1, 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of a search."""
+    """The options of a search."""
 
     work: Workload
-    start: LoaderConfig  # what the search begins with, and must be beaten in the end
+    start: LoaderConfig  # the settings that the search starts with, and that its result must beat
     minutes: float = 5.0
     script: str = "benchmarks/throughput.py"
 
     def check(self) -> None:
-        """Raises InputError for what cannot be done."""
+        """Check the options; raise InputError for a value that cannot be used."""
         if not self.minutes > 0:
-            raise InputError(f"{self.minutes:g} minutes are no time to measure in: take 1 or more")
+            raise InputError(f"--minutes must be greater than 0 (1 or more is useful), got {self.minutes:g}")
 
 
 class Tuner:
-    """A search that says what it does."""
+    """A search that reports its steps."""
 
-    def __init__(self, request: Request, turns: Turns, budget: Budget) -> None:
-        self.request, self.turns, self.budget = request, turns, budget
+    def __init__(self, request: Request, windows: PairedWindows, budget: Budget) -> None:
+        self.request, self.windows, self.budget = request, windows, budget
 
     def find(self, space: Space) -> Found:
-        """The fastest settings, within the budget."""
+        """Return the fastest settings that were found within the budget."""
         return search(self.request.start, space, self.compare, self.may_try, self.may_prolong)
 
     def may_try(self) -> bool:
-        """Whether another pair leaves time for all that comes after."""
-        return self.budget.has((1 + LAST_PAIRS + SIZES_PAIRS) * self.turns.pair_seconds)
+        """Return True if another pair leaves enough time for everything that comes after the search."""
+        return self.budget.has((1 + LAST_PAIRS + SIZES_PAIRS) * self.windows.pair_seconds)
 
     def may_prolong(self) -> bool:
-        """Whether the last comparison may take another pair."""
-        return self.budget.has((1 + SIZES_PAIRS) * self.turns.pair_seconds)
+        """Return True if there is time for another pair of the last comparison."""
+        return self.budget.has((1 + SIZES_PAIRS) * self.windows.pair_seconds)
 
     def compare(self, candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: HasTime) -> Comparison:
-        """As the loaders tell, and a line of it."""
-        comparison = self.turns.compare(candidate, other, least, has_time)
-        self.say(describe_step(comparison))
+        """Compare two settings and report the result."""
+        comparison = self.windows.compare(candidate, other, least, has_time)
+        self.report(describe_step(comparison))
         return comparison
 
-    def say(self, text: str) -> None:
-        """A line from rank 0, with the time."""
-        spent, whole = self.budget.spent(), self.budget.seconds
+    def report(self, text: str) -> None:
+        """Print a line on rank 0, with the time spent and the time left."""
+        spent, total = self.budget.spent(), self.budget.seconds
         if self.request.work.world.rank == 0:
-            say(f"{spent:.0f} s, at most {max(0, whole - spent):.0f} s left: {text}")
+            print_progress(f"{spent:.0f} s, at most {max(0, total - spent):.0f} s left: {text}")
 
 
-def run(request: Request) -> dict[str, Any]:
-    """Search, and say what was found.
+def run_search(request: Request) -> dict[str, Any]:
+    """Search the fastest settings and report them.
 
     Returns:
         The file's content, on every rank.
 
     Raises:
-        InputError: it cannot be measured.
+        InputError: the settings cannot be measured.
     """
     request.check()
-    # The search moves between explicit settings, and so the file holds explicit ones: what "auto" means is resolved
-    # once, here.
+
+    # Resolve "auto" once: the search moves between explicit settings, and the file holds explicit ones.
     work, choice = request.work, agree_on_placement(request.start, request.work.world)
     request = replace(request, start=choice.config)
     space = find_space(request.start, work.world)
+
+    # Find the fastest settings. Windows get longer with the budget, so that it suffices for about 150 of them.
     budget = Budget(60 * request.minutes, work.world)
-    window_seconds = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, budget.seconds / WINDOWS_A_BUDGET))
-    with Turns(work, request.start, window_seconds) as turns:
-        tuner = Tuner(request, turns, budget)
-        tuner.say(f"begins at about {turns.first_rate:,.0f} images/s a process; {choice}")
+    window_seconds = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, budget.seconds / WINDOWS_PER_BUDGET))
+    with PairedWindows(work, request.start, window_seconds) as windows:
+        tuner = Tuner(request, windows, budget)
+        tuner.report(f"starting at about {windows.first_rate:,.0f} images/s per process; {choice}")
         found = tuner.find(space)
-        num_images, round_seconds = turns.num_steps * work.batch_size // 2, 2 * turns.pair_seconds
+        num_images, round_seconds = windows.num_steps * work.batch_size // 2, 2 * windows.pair_seconds
+
+    # Measure other batch sizes with the settings that were found.
     try:
         sizes = measure_sizes(work, found.config, num_images, lambda: budget.has(round_seconds))
-    except FAILURES as error:  # as where memory is not enough; of several processes the others could not go on
+    except FAILURES as error:
+        # For example too little memory. With several processes the others would wait for this one, so all must end.
         if work.world.size > 1:
             raise
         sizes = {}
-        tuner.say(f"other sizes of the batch cannot be measured ({in_a_line(error)})")
+        tuner.report(f"other batch sizes cannot be measured ({shorten_error(error)})")
+
+    # Build the file's content.
     origin = describe_origin(request.script, work.world, **describe_dali(found.config.backend))
     record = build_record(work, found, sizes) | {
         "starts_with": describe_placement(choice),
@@ -106,5 +114,5 @@ def run(request: Request) -> dict[str, Any]:
         **origin,
     }
     if work.world.rank == 0:
-        say("\n".join(describe(record)))
+        print_progress("\n".join(format_record(record)))
     return record

@@ -1,4 +1,4 @@
-"""What a search says: a line a step while it runs, the settings' file in the end, and that file in words."""
+"""The output of a search: one line per step while it runs, the content of the settings file, and its summary."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any
 
 from record import summarize
 from stages.photos import describe_dataset
-from tuning.rule import LEAST_GAIN, Pair, find_ratios, judge
+from tuning.rule import LEAST_GAIN, Pair, find_ratios, is_faster
 from tuning.search import Comparison, Found
 from tuning.turns import Workload
 
-from loaders.tuned import FORMAT, KIND, SETTINGS, find_place
+from loaders.tuned import FORMAT, KIND, SETTINGS, find_machine
 
 
 def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) -> dict[str, Any]:
-    """The file: what `loaders/tuned.py` reads, and every figure that the settings are taken from."""
+    """Return the file's content: what `loaders/tuned.py` reads, and every figure behind the settings."""
     world, last = work.world, found.last
     return {
         "what": KIND,
@@ -31,12 +31,12 @@ def build_record(work: Workload, found: Found, sizes: dict[int, list[float]]) ->
         "num_processes": world.size,
         "local_processes": world.local_size,
         "device": world.device.type,
-        "gpu": find_place(world).gpu,
+        "gpu": find_machine(world).gpu,
     }
 
 
 def describe_comparison(comparison: Comparison) -> dict[str, Any]:
-    """A comparison with every pair of it; rates are of a process."""
+    """Return a comparison for the record, with every pair; rates are images/s per process."""
     if comparison.failure is not None:
         return {"changes": find_changes(comparison), "is_better": False, "failure": comparison.failure}
     candidate, other = (list(rates) for rates in zip(*comparison.pairs, strict=True)) if comparison.pairs else ([], [])
@@ -49,43 +49,40 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def find_changes(comparison: Comparison) -> dict[str, list[Any]]:
-    """The settings in which the candidate differs: from what, to what."""
+    """Return the settings in which the candidate differs, each as [before, after]."""
     before, after = comparison.other, comparison.candidate
     both = {name: [getattr(before, name), getattr(after, name)] for name in SETTINGS}
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
 def describe_step(comparison: Comparison) -> str:
-    """A comparison in a line."""
+    """Return a comparison in one line."""
     changes = find_changes(comparison)
     named = ", ".join(f"{name} {after} instead of {before}" for name, (before, after) in changes.items())
     if comparison.failure is not None:
         return f"{named}: cannot run here ({comparison.failure})"
-    verdict = judge(comparison.pairs)
-    said = {True: "faster", False: "not faster by more than the noise", None: "no time for more"}[verdict]
-    return (
-        f"{named}: {_describe_gain(comparison.pairs)}; {said}"
-        if changes
-        else (f"the same settings twice: {_describe_gain(comparison.pairs)}")
-    )
+    gain = _describe_gain(comparison.pairs)
+    if not changes:
+        return f"the same settings twice: {gain}"
+    decision = is_faster(comparison.pairs)
+    outcomes = {True: "faster", False: "not faster by more than the noise", None: "undecided, no time for more"}
+    return f"{named}: {gain}; {outcomes[decision]}"
 
 
 def _describe_gain(pairs: Sequence[Pair]) -> str:
-    """Both rates, and by how much they differ: median and spread."""
+    """Return both rates and the median and the range of their difference."""
     if not pairs:
         return "not measured"
     ratios = find_ratios(pairs)
     candidate, other = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     spread = f"{_percent(min(ratios))} to {_percent(max(ratios))}, pairs: {len(ratios)}"
-    return f"{candidate:,.0f} against {other:,.0f} images/s, {_percent(statistics.median(ratios))} ({spread})"
+    return f"{candidate:,.0f} instead of {other:,.0f} images/s, {_percent(statistics.median(ratios))} ({spread})"
 
 
-def describe(record: dict[str, Any]) -> list[str]:
-    """The file in words."""
+def format_record(record: dict[str, Any]) -> list[str]:
+    """Return the summary of the file, as lines."""
     best, data = record["best"], record["dataset"]
-    first = (
-        f"nothing that was tried is faster by {LEAST_GAIN:.0%} and more than the noise: the settings stay as they were"
-    )
+    first = f"no settings are faster by {LEAST_GAIN:.0%} and by more than the noise: the settings stay unchanged"
     if record["is_changed"]:
         named = ", ".join(f"{name} {after}" for name, (_, after) in best["changes"].items())
         pairs = list(zip(best["candidate"]["repetitions"], best["other"]["repetitions"], strict=True))
@@ -93,7 +90,7 @@ def describe(record: dict[str, Any]) -> list[str]:
     each = [(size["batch_size"], size["images_per_second"]["median"]) for size in record["batch_sizes"]]
     sizes = ", ".join(f"{size}: {rate:,.0f}" for size, rate in each)
     lines = [f"{first}; {data['name']} [{data['label']}]"]
-    return [*lines, f"images/s a process by batch size (not set): {sizes}"] if sizes else lines
+    return [*lines, f"images/s per process by batch size (not part of the settings): {sizes}"] if sizes else lines
 
 
 def _percent(ratio: float) -> str:

@@ -1,4 +1,4 @@
-"""How the size of a batch changes the rate, for people to see: a recipe decides it, not the loader's settings."""
+"""Measure how the batch size changes the rate, for information: a recipe sets it, not the loader's settings."""
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -12,11 +12,11 @@ REPETITIONS = 5
 
 
 def measure_sizes(work: Workload, config: LoaderConfig, num_images: int, has_time: HasTime) -> dict[int, list[float]]:
-    """Images/s a process at half the batch, at the batch and at double it, in rounds in which each has a window.
+    """Return images/s per process at half the batch size, at the batch size and at twice it; each once per round.
 
     Args:
-        num_images: of a window, about.
-        has_time: for another round; the first is always taken.
+        num_images: approximate images of a window.
+        has_time: returns True if there is time for another round; the first one is always measured.
     """
     sizes = sorted({max(1, work.batch_size // 2), work.batch_size, 2 * work.batch_size})
     rates: dict[int, list[float]] = {size: [] for size in sizes}
@@ -27,8 +27,8 @@ def measure_sizes(work: Workload, config: LoaderConfig, num_images: int, has_tim
         for repetition in range(REPETITIONS):
             if repetition and not has_time():
                 break
-            turn = repetition % len(sizes)
-            for size in sizes[turn:] + sizes[:turn]:
+            first = repetition % len(sizes)  # rotate the order, so that no size always comes first
+            for size in sizes[first:] + sizes[:first]:
                 num_steps = max(1, round(num_images / size))
                 rates[size].append(runners[size].window(runners[size].num_untimed, num_steps))
     return rates

@@ -1,19 +1,20 @@
-"""Which part of the flow binds training, from what each part does alone. Pure functions of measured figures.
+"""Find the bottleneck of training from the rates of its stages, each measured alone. Pure functions of the figures.
 
-Stages that run beside each other are as fast as the slowest of them. On a CPU decoding and the model also share the
-cores: training then cannot be faster than the cores divided by the CPU time that all stages spend on an image.
+Stages that run at the same time are as fast as the slowest of them. On a CPU, decoding and the model also share the
+cores: training then cannot be faster than the number of cores divided by the CPU time per image of all stages.
 """
 
 import math
 from dataclasses import dataclass, replace
 
 STORAGE, DECODE, MODEL, CORES = "storage", "decode", "model", "cores"
-DOMINANT = 2 / 3  # of the CPU time: a stage that takes twice what all others do is what binds, rather than the cores
+# A stage with this share of the CPU time (twice as much as all others together) is the bottleneck, not the cores.
+DOMINANT = 2 / 3
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: images/s and CPU-seconds an image, over all processes."""
+    """The measured figures: images/s and CPU seconds per image, over all processes."""
 
     read_warm: float
     decode: float
@@ -21,7 +22,7 @@ class Figures:
     loader: float
     train: float
     read_cold: float | None  # None: the page cache could not be emptied
-    fits_memory: bool  # the data: then only a first epoch reads it cold
+    fits_memory: bool  # the data fits in memory, so only the first epoch reads it cold
     cpu_read: float
     cpu_decode: float
     cpu_model: float
@@ -32,14 +33,14 @@ class Figures:
 
 
 def storage_rate(figures: Figures) -> float:
-    """Images/s that reading reaches in the long run: from memory where the data fits there, else from storage."""
+    """Return images/s of reading in the long run: from memory if the data fits there, else from storage."""
     if figures.fits_memory or figures.read_cold is None:
         return figures.read_warm
     return min(figures.read_cold, figures.read_warm)
 
 
 def find_bounds(figures: Figures) -> dict[str, float]:
-    """Images/s that training cannot exceed, by what bounds it."""
+    """Return the images/s that training cannot exceed, by the part of the pipeline that sets the bound."""
     bounds = {STORAGE: storage_rate(figures), DECODE: figures.decode, MODEL: figures.model}
     cpu_seconds = figures.cpu_read + figures.cpu_decode + figures.cpu_model
     if figures.shares_cores and cpu_seconds > 0:
@@ -47,13 +48,13 @@ def find_bounds(figures: Figures) -> dict[str, float]:
     return bounds
 
 
-def expect(figures: Figures) -> float:
-    """Images/s that training should reach."""
+def expected_rate(figures: Figures) -> float:
+    """Return the images/s that training should reach: the lowest bound."""
     return min(find_bounds(figures).values())
 
 
-def find_binding(figures: Figures) -> str:
-    """What binds: the lowest bound; in place of the cores the stage that takes nearly all of their time."""
+def find_bottleneck(figures: Figures) -> str:
+    """Return the part with the lowest bound; instead of the cores, a stage that uses most of their time."""
     bounds = find_bounds(figures)
     lowest = min(bounds, key=lambda name: bounds[name])
     if lowest != CORES:
@@ -64,13 +65,13 @@ def find_binding(figures: Figures) -> str:
 
 
 def share_cores(figures: Figures) -> dict[str, float]:
-    """Of the CPU time of an image the share that each stage takes."""
+    """Return each stage's share of the CPU time of an image."""
     times = {STORAGE: figures.cpu_read, DECODE: figures.cpu_decode, MODEL: figures.cpu_model}
     return {name: each / sum(times.values()) for name, each in times.items()}
 
 
-def lift(figures: Figures, name: str) -> Figures:
-    """The figures if what is named cost nothing."""
+def remove_limit(figures: Figures, name: str) -> Figures:
+    """Return the figures as if the named part took no time."""
     if name == STORAGE:
         return replace(figures, read_cold=math.inf, read_warm=math.inf)
     if name == DECODE:
@@ -80,11 +81,11 @@ def lift(figures: Figures, name: str) -> Figures:
     return replace(figures, num_cores=math.inf)
 
 
-def expect_loader(figures: Figures) -> float:
-    """Images/s that the loader alone should reach."""
-    return expect(lift(figures, MODEL))
+def expected_loader_rate(figures: Figures) -> float:
+    """Return the images/s that the loader alone should reach."""
+    return expected_rate(remove_limit(figures, MODEL))
 
 
 def agreement(figures: Figures) -> float:
-    """What training reaches of what it should."""
-    return figures.train / expect(figures)
+    """Return the measured rate of training as a share of the expected one."""
+    return figures.train / expected_rate(figures)
