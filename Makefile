@@ -1,9 +1,11 @@
-# Two commands from a bare clone: `make demo` and `make test`. Both make their environment first.
+# Three commands from a bare clone: `make demo`, `make check` and `make test`. Each builds its environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+# Two workers; each takes one file after another, the longest first (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: env demo test soak clean
+.PHONY: env demo check test soak clean
 
 env: .venv/.installed
 
@@ -24,21 +26,32 @@ demo: env
 	@echo "TensorBoard's logs: $(RUN)/tensorboard (look with: $(BIN)/tensorboard --logdir $(RUN)); curves: $(RUN)/curves.png"
 	@echo "mistakes first, and where the model looked: $(RUN)/gallery.png; try it: $(BIN)/python serve/app.py --artifact $(RUN)/artifact"
 
+# Under a minute: run it before each commit. It leaves out the tests that start processes (tests/helpers/slow.py).
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PYTEST) -m "not slow"
+
+# Everything, in 9 minutes or less on two cores.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations 10
 
+# The same tests with many more cases, and tests that are too long for `make test`.
 soak: env
-	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/test_prep_crash.py tests/test_prep_verify.py
-	PENSTOCK_SOAK_LAYOUTS=2000 $(BIN)/pytest tests/test_prep_hostile_layouts.py tests/test_prep_tables_hostile.py
-	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/test_loader_harm.py tests/test_loader_elastic.py
-	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/test_train_resume.py
-	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/test_serve_oracle.py tests/test_serve_cam.py
-	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/test_train_optim.py tests/test_train_resume.py
-	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/test_train_models.py tests/test_model_families.py
-	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/test_throughput.py tests/test_tune_measured.py
+	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/prep/test_crash.py tests/prep/test_verify.py
+	PENSTOCK_SOAK_LAYOUTS=2000 $(BIN)/pytest tests/prep/test_hostile_layouts.py tests/prep/test_tables_hostile.py
+	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/loaders/test_harm.py tests/loaders/test_elastic.py
+	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/train/test_resume.py
+	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/serve/test_oracle.py tests/serve/test_cam.py
+	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/train/test_optim.py tests/train/test_resume.py
+	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/train/test_models.py tests/test_model_families.py
+	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/benchmarks/test_throughput.py tests/benchmarks/test_throughput_stages.py tests/benchmarks/test_tune_measured.py
+	PENSTOCK_SOAK_IMAGES=10007 $(BIN)/pytest tests/train/test_evaluate.py
+	PENSTOCK_SOAK_GPU_MODEL=1 $(BIN)/pytest tests/benchmarks/test_gpu_model.py tests/benchmarks/test_gpu_model_kernels.py
+	PENSTOCK_SOAK_WINDOWS=100000 PENSTOCK_SOAK_COMPILE=1 $(BIN)/pytest tests/loaders/test_geometry.py tests/train/test_speed.py
 
 clean:
 	rm -rf .venv data/digits data/digits-source $(RUN)

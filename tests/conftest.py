@@ -1,47 +1,29 @@
-"""What the tests share: prepared digits, real photographs where they are at hand, and the commands."""
+"""Fixtures for all tests, skipped tests for missing packages, the `slow` marker, and the order of files."""
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers.datasets import SHARED_DATA, prepare_folder
+from helpers.packages import OPTIONAL, find_missing, is_installed
+from helpers.sharing import build_once, find_shared_folder
+from helpers.slow import LONGEST, SAME_WORKER, SLOW_FILES, is_slow
 
-from prep.dataset import Manifest, Options
+from prep.dataset import Options
 from prep.digits import write_digits
-from prep.pools import local_pool
-from prep.prepare import prepare_split
-from prep.resolve import open_source
-from prep.store import LocalStore
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-SHARED_DATA = Path(os.environ.get("PENSTOCK_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
-# Tests ask no real machine about itself; and their networks are so small that torch's threads hold each other up.
+FAST = "not slow"  # the tests that `make check` runs
+
+if TYPE_CHECKING:
+    from helpers.ranks import Ranks
+
+# No test may ask the metadata service of a real machine. The networks are so small that one thread is fastest.
 os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# What a bare GPU machine lacks, or has only from a pack. A test that needs one of them is skipped where it is missing;
-# an installed checkout has them all (tests/test_environment.py). "nvidia.dali" since torch brings a package `nvidia`.
-OPTIONAL = frozenset(
-    [
-        *("braceexpand", "captum", "datasets", "fastapi", "gradio", "httpx", "nvidia.dali", "playwright"),
-        *("pytorch_grad_cam", "ray", "s3fs", "simplejpeg", "starlette", "swift", "tyro", "uvicorn", "webdataset"),
-    ]
-)
-
-
-def find_missing(error: BaseException | None) -> str | None:
-    """Return the optional package whose absence raised the error, directly or at the start of a chain of errors."""
-    while error is not None:
-        if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
-            return error.name
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _skip_if_missing(error: BaseException, what: str = "") -> None:
@@ -66,10 +48,28 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return TestModule.from_parent(parent, path=module_path)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the slow files when their tests are left out: their imports take as long as the fast tests."""
+    return True if config.option.markexpr == FAST and collection_path.stem in SLOW_FILES else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a slow test; and let one worker run a whole file, because its tests share fixtures."""
+    if is_slow(item):
+        item.add_marker(pytest.mark.slow)
+    if item.config.pluginmanager.has_plugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(SAME_WORKER.get(item.path.stem, item.path.stem)))
+
+
 @pytest.hookimpl(trylast=True)  # after pytest's own order by fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the decoding of regions on a GPU last: it is reported to crash the process on some GPUs."""
-    items.sort(key=_decodes_regions_on_a_gpu)
+    """Run the longest files first, so that no worker waits for the other at the end.
+
+    Run the decoding of regions on a GPU last: it is reported to crash the process on some GPUs.
+    """
+    longest = {stem: place for place, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: (_decodes_regions_on_a_gpu(item), longest.get(item.path.stem, len(longest))))
 
 
 def _decodes_regions_on_a_gpu(item: pytest.Item) -> bool:
@@ -88,7 +88,7 @@ def _skipping() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Skip a test whose fixture needs a missing package, or whose `needs` mark names one."""
+    """Skip a test if its fixture needs a missing package, or if its `needs` mark names one."""
     for mark in item.iter_markers("needs"):
         for package in mark.args:
             assert package in OPTIONAL, f"{package} is not in OPTIONAL"
@@ -105,45 +105,36 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
 
 
-def is_installed(package: str) -> bool:
-    """Whether a module of this name can be found."""
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # not even its parent
-        return False
+@pytest.fixture(scope="session")
+def ranks() -> "Iterator[Ranks]":
+    """One warm process per worker, which forks the ranks of every job: see `helpers.ranks`."""
+    from helpers.ranks import Ranks  # noqa: PLC0415
 
-
-def run_command(*arguments: object, cwd: Path = CHECKOUT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS…` as a user would; the caller checks the exit status."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False)
-
-
-DEFAULTS = Options()
-
-
-def prepare_folder(
-    source: Path, split: str, out: Path, options: Options = DEFAULTS, *, num_workers: int = 1
-) -> Manifest:
-    """Prepare one split of a source folder as the command does."""
-    return prepare_split(open_source(str(source)), split, LocalStore(out), options, local_pool(num_workers))
+    with Ranks("helpers.tune_jobs") as warm:
+        yield warm
 
 
 @pytest.fixture(scope="session")
-def digits_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder that all workers share: see `build_once`."""
+    return find_shared_folder(tmp_path_factory, pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def digits_source(shared_folder: Path) -> Path:
     """The digits as a Hugging Face dataset folder."""
-    folder = tmp_path_factory.mktemp("digits-source")
-    write_digits(folder)
-    return folder
+    return build_once(shared_folder, "digits-source", write_digits)
 
 
 @pytest.fixture(scope="session")
-def digits(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as shards: train (1,437 images in 5 shards) and validation (360 in 2)."""
-    out = tmp_path_factory.mktemp("digits")
-    for split in ("train", "validation"):
-        prepare_folder(digits_source, split, out, Options(images_per_shard=300), num_workers=2)
-    return out
+def digits(digits_source: Path, shared_folder: Path) -> Path:
+    """The digits as shards: train (1,437 images in 5 shards) and validation (360 in 2). Tests must only read them."""
+
+    def prepare(out: Path) -> None:
+        for split in ("train", "validation"):
+            prepare_folder(digits_source, split, out, Options(images_per_shard=300))
+
+    return build_once(shared_folder, "digits", prepare)
 
 
 @pytest.fixture
@@ -154,12 +145,14 @@ def digits_copy(digits: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def imagenet_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imagenet_samples(shared_folder: Path) -> Path:
     """400 real ImageNet JPEGs as shards; skips where they are not at hand."""
     folder = SHARED_DATA / "imagenet-samples"
     if not folder.is_dir():
         pytest.skip(f"needs real ImageNet images in {folder} (set PENSTOCK_TEST_DATA)")
-    out = tmp_path_factory.mktemp("imagenet-samples")
-    for split in ("train", "validation"):
-        prepare_folder(folder, split, out, Options(images_per_shard=100), num_workers=2)
-    return out
+
+    def prepare(out: Path) -> None:
+        for split in ("train", "validation"):
+            prepare_folder(folder, split, out, Options(images_per_shard=100), num_workers=2)
+
+    return build_once(shared_folder, "imagenet-samples", prepare)

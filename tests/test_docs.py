@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from conftest import CHECKOUT
+from helpers.commands import CHECKOUT
 
 from train.arguments import RENAMED
 from train.config import Recipe

@@ -1,4 +1,4 @@
-"""docs/format.md's code, executed as it stands there on what `prep/` writes."""
+"""Execute the code in docs/format.md, unchanged, on what `prep/` writes."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKOUT
-from tars import adopt, encode_image, images, one_by_one, write_tar
+from helpers.commands import CHECKOUT
+from helpers.tars import adopt, encode_image, images, one_by_one, write_tar
 
-from prep.checks import check, find_layout
+from prep.checks import check_dataset, find_layout
 from prep.dataset import Manifest, Split
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "format.md").read_text(), re.DOTALL)
@@ -31,7 +31,7 @@ def execute(block: str, **names: Any) -> dict[str, Any]:
 
 
 def find_faults(dataset: Path) -> list[str]:
-    return [fault.line for fault in check(find_layout(str(dataset)), 0, one_by_one).faults]
+    return [fault.line for fault in check_dataset(find_layout(str(dataset)), 0, one_by_one).faults]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_manifest_of_adopted_tars_with_a_reading_is_too(tmp_path: Path, monkey
 
 
 def test_a_manifest_that_is_written_by_the_document_is_whole(dataset: Path) -> None:
-    """As another writer would: other facts, then digest and form by the document alone."""
+    """Write a manifest as other software would: other facts, then digest and form from the document alone."""
     path = dataset / "train" / "manifest.json"
     changed = {**json.loads(path.read_text()), "class_names": [*"abcdefghi", "zehn ✓"]}
     path.write_text(json.dumps(changed))

@@ -6,7 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import yaml
-from conftest import CHECKOUT, OPTIONAL, is_installed
+from helpers.commands import CHECKOUT
+from helpers.packages import OPTIONAL, is_installed
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -42,9 +43,12 @@ def test_dali_is_in_no_environment_twice() -> None:
     assert [text.partition("=")[0] for text in PROJECT["optional-dependencies"]["cu13"]] == ["nvidia-dali-cuda130"]
 
 
-def test_ci_runs_make_test_alone() -> None:
+def test_ci_runs_the_targets_of_the_makefile_alone() -> None:
     lines = (CHECKOUT / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith(("#", "set "))] == ["make test"]
+    jobs = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    for name, job in jobs.items():
+        assert [step["run"] for step in job["steps"] if "run" in step] == ["make env", f"make {name}"]
 
 
 def test_an_installed_checkout_lacks_nothing_for_which_tests_are_skipped() -> None:

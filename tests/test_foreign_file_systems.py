@@ -1,4 +1,4 @@
-"""File systems without fsync, locks, links, renames or direct writes: commands go on, or end in one line with a fix.
+"""File systems without fsync, locks, links, renames or direct writes: commands continue, or end in one line with a fix.
 
 Network file systems, FUSE and mounts of other systems are like this; here a preloaded library has the calls fail.
 """
@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, prepare_folder
-from no_locks import build_shim, preloading
-from tars import adopt, encode_image, images, one_by_one, tree, write_tar
-from train_runs import Run
+from helpers.commands import CHECKOUT
+from helpers.datasets import prepare_folder, tree
+from helpers.no_locks import build_shim, preloading
+from helpers.tars import adopt, encode_image, images, one_by_one, write_tar
+from helpers.train_runs import Run
 
 from prep import errors, files
 from prep.adoption import NO_LINKS
-from prep.checks import check, find_layout
+from prep.checks import check_dataset, find_layout
 from prep.dataset import Options
 from prep.errors import InputError, describe_os_error
 from prep.files import NO_LOCKS, hold_lock, replace_file, sync_folder, write_whole
@@ -76,7 +77,7 @@ def _check_warnings(stderr: str, out: Path) -> None:
     lines = stderr.splitlines()
     assert len(lines) == 2, stderr
     assert lines[0].startswith(f"warning: {out}/train is on a file system without locks (flock: Function not impl")
-    assert lines[1].startswith(f"warning: {out}/train") and "(fsync: Invalid argument); going on" in lines[1]
+    assert lines[1].startswith(f"warning: {out}/train") and "(fsync: Invalid argument); continuing" in lines[1]
 
 
 def test_preparing_goes_on_and_gives_the_same_bytes(prepared: Path, source: Path, tmp_path: Path) -> None:
@@ -106,13 +107,13 @@ def test_training_saves_checkpoints_and_goes_on_from_them(lacking: Path, digits:
     run = Run(digits, tmp_path / "run", ("--epochs", "0.3", "--optim.warmup-epochs", "0.1", "--data.fraction", "0.2"))
     done = run_on(lacking, "train/main.py", *run.arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("(fsync: Invalid argument); going on") == 1
+    assert done.stderr.count("(fsync: Invalid argument); continuing") == 1
     assert run.checkpoints and not list(run.folder.glob("**/*partial*"))
     assert [find_fault(path) for path in run.checkpoints] == [None]
 
 
-def test_two_runs_at_once_without_locks_end_in_a_whole_split(lacking: Path, tmp_path: Path) -> None:
-    """Each ends well or in one line; nothing is torn, and running it once more is enough."""
+def test_two_runs_at_once_without_locks_end_in_a_complete_split(lacking: Path, tmp_path: Path) -> None:
+    """Each succeeds or ends in one line; nothing is damaged, and running it again is enough."""
     for i in range(4):
         write_tar(tmp_path / "tars" / f"a-{i}.tar", images(*range(10), start=10 * i))
     command = ["prep/adopt.py", tmp_path / "tars", "--out", tmp_path / "out", "--workers", "2"]
@@ -149,8 +150,8 @@ def test_where_no_links_can_be_another_folder_is_advised(
 
 
 def find_faults(dataset: Path) -> list[str]:
-    """What `prep/verify.py --decode all` would say of a dataset."""
-    return [fault.line for fault in check(find_layout(str(dataset)), None, one_by_one).faults]
+    """Return what `prep/verify.py --decode all` reports for a dataset."""
+    return [fault.line for fault in check_dataset(find_layout(str(dataset)), None, one_by_one).faults]
 
 
 @pytest.fixture

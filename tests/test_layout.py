@@ -1,15 +1,15 @@
-"""The layering: who may import whom, no cycle, no shadowing name, every command starts from anywhere."""
+"""The layering: which package may import which, no cycle, no shadowing name, short files and functions."""
 
 import ast
 import importlib
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
-from conftest import CHECKOUT, run_command
-from test_bare import COMMANDS as STARTED_ELSEWHERE
+from helpers.commands import CHECKOUT
+from helpers.slow import LONGEST, SAME_WORKER, SLOW_FILES
 
 PACKAGES = ("prep", "loaders", "train", "serve", "benchmarks")
 MAY_IMPORT = {
@@ -19,39 +19,13 @@ MAY_IMPORT = {
     "serve": {"serve", "prep"},
     "benchmarks": {"benchmarks", "loaders", "train", "prep", "serve"},
 }
-COMMANDS = (
-    "prep/shard.py",
-    "prep/verify.py",
-    "prep/adopt.py",
-    "prep/digits.py",
-    "train/main.py",
-    "train/evaluate.py",
-    "train/export.py",
-    "train/curves.py",
-    "serve/gradcam_viz.py",
-    "serve/report.py",
-    "serve/publish.py",
-    "serve/app.py",
-    "benchmarks/throughput.py",
-    "benchmarks/prove_verdict.py",
-    "benchmarks/peers.py",
-    "benchmarks/preparation.py",
-    "benchmarks/startup.py",
-    "benchmarks/sweeps.py",
-    "benchmarks/results.py",
-    "benchmarks/pictures.py",
-    "benchmarks/serving.py",
-    "benchmarks/gpu_suite.py",
-    "benchmarks/gpu_pack.py",
-    "benchmarks/gpu_model.py",
-    "benchmarks/certify.py",
-    "benchmarks/prove_tuning.py",
-)
-SERVE_PAGES = {"serve/app.py", "serve/publish.py", "benchmarks/serving.py"}
-FLOOR = {f"prep.{name}" for name in ("errors", "files", "json_lines", "calibration", "preprocess")}  # for everyone
+FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess")  # every package may import them
+FLOOR = {f"prep.{name}" for name in FLOOR_FILES}
 OF_PREP = {"loaders": FLOOR | {"prep.dataset"}, "train": FLOOR | {"prep.dataset"}, "serve": FLOOR}
 OF_PREP["benchmarks"] = OF_PREP["train"]
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
+MAX_LINES_OF = {"fit": 100}
 SOURCES = [path for package in PACKAGES for path in sorted((CHECKOUT / package).glob("**/*.py"))]
 
 
@@ -71,20 +45,26 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(CHECKOUT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_point_left(path: Path) -> None:
+def find_wrong_imports(path: Path) -> Iterator[str]:
+    """Yield a line for each import that points to the right, or that takes more of prep than others may use."""
     package = path.relative_to(CHECKOUT).parts[0]
-    for name in imported(path):
+    for name in sorted(imported(path)):
         top = name.partition(".")[0]
-        if top in PACKAGES:
-            assert top in MAY_IMPORT[package], f"{path} imports {name}"
-        if top == "prep" and package != "prep" and not path.match(f"{RACES_PREP}/*"):
-            assert name in OF_PREP[package], f"{path} imports {name}, but may only import {sorted(OF_PREP[package])}"
-        assert package != "serve" or top != "nvidia", f"{path}: serve needs no DALI"
+        if top in PACKAGES and top not in MAY_IMPORT[package]:
+            yield f"{path} imports {name}"
+        if top == "prep" and package != "prep" and not path.match(f"{RACES_PREP}/*") and name not in OF_PREP[package]:
+            yield f"{path} imports {name}, but may only import {sorted(OF_PREP[package])}"
+        if package == "serve" and top == "nvidia":
+            yield f"{path} imports {name}: serve must work without DALI"
+
+
+def test_imports_point_left() -> None:
+    assert [line for path in SOURCES for line in find_wrong_imports(path)] == []
 
 
 def test_no_import_cycle() -> None:
-    modules = {module_name(path): path for path in SOURCES}
+    # Packages last: Python imports the package serve/app/, not the command serve/app.py of the same name.
+    modules = {module_name(path): path for path in sorted(SOURCES, key=lambda path: path.stem == "__init__")}
     graph = {name: {other for other in imported(path) if other in modules} for name, path in modules.items()}
     assert list(TopologicalSorter(graph).static_order())
 
@@ -108,32 +88,31 @@ def test_plan_needs_numpy_and_a_function_of_scipy_alone() -> None:
     assert set().union(*map(imported, parts)) == allowed
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(each, marks=pytest.mark.needs("gradio") if each in SERVE_PAGES else ())
-        for each in COMMANDS
-        if each not in STARTED_ELSEWHERE  # in tests/test_bare.py, from another folder too
-    ],
-)
-def test_every_command_starts_from_another_folder(command: str, tmp_path: Path) -> None:
-    done = run_command(CHECKOUT / command, "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout.lower()
+def find_long_parts(path: Path) -> Iterator[str]:
+    """Yield a line for a file, and for each of its functions, that is longer than allowed."""
+    text = path.read_text()
+    if (num_lines := len(text.splitlines())) > MAX_FILE_LINES:
+        yield f"{path} has {num_lines} lines, more than {MAX_FILE_LINES}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            num_lines, most = node.end_lineno - node.lineno + 1, MAX_LINES_OF.get(node.name, MAX_FUNCTION_LINES)
+            if num_lines > most:
+                yield f"{path}: {node.name} has {num_lines} lines, more than {most}"
 
 
 def test_files_and_functions_stay_short() -> None:
-    for path in [*SOURCES, *sorted((CHECKOUT / "tests").glob("*.py"))]:
-        text = path.read_text()
-        assert len(text.splitlines()) <= 500, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
-                most = 100 if node.name == "fit" else 60
-                assert node.end_lineno - node.lineno + 1 <= most, f"{path}: {node.name}"
+    paths = [*SOURCES, *sorted((CHECKOUT / "tests").glob("**/*.py"))]
+    assert [line for path in paths for line in find_long_parts(path)] == []
 
 
 def test_the_floor_needs_little() -> None:
     for name in FLOOR:
         path = CHECKOUT / f"{name.replace('.', '/')}.py"
         others = {each for each in imported(path) if each.partition(".")[0] not in sys.stdlib_module_names}
-        assert others <= FLOOR | {"numpy"}, path
+        assert others <= FLOOR | {"numpy", "matplotlib"}, path
+
+
+def test_the_lists_of_slow_files_name_files() -> None:
+    stems = {path.stem for path in (CHECKOUT / "tests").glob("**/test_*.py")}
+    assert SLOW_FILES | set(LONGEST) | SAME_WORKER.keys() <= stems
+    assert len(stems) == len(list((CHECKOUT / "tests").glob("**/test_*.py"))), "two test files have the same name"

@@ -1,6 +1,6 @@
 """A model of each of timm's families from training to the gallery, and what cannot work is one line.
 
-PENSTOCK_SOAK_FAMILIES=1 tries all of tests/families.py, as the table in docs/models.md lists them.
+PENSTOCK_SOAK_FAMILIES=1 tries all of tests/helpers/families.py, as the table in docs/models.md lists them.
 """
 
 import json
@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CHECKOUT, prepare_folder
-from evaluations import one_thread
-from families import FAMILIES, Family
+from helpers.commands import CHECKOUT
+from helpers.datasets import prepare_folder
+from helpers.evaluations import one_thread
+from helpers.families import FAMILIES, Family
 from PIL import Image
 
 from loaders import EvalTransform, World
 from serve.artifact import load_artifact
 from train.artifact import golden_logits
-from train.config import DataConfig, Recipe, RunConfig
+from train.config import DataConfig, ModelConfig, Recipe, RunConfig
 from train.fit import fit
-from train.model import ModelConfig
 from train.recipe import demo
 
 USUAL = ["ResNet"]

@@ -1,0 +1,149 @@
+"""The prototype of fused BatchNorm: right in Triton's interpreter, and compiled for GPUs that are not here."""
+
+import importlib
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import CHECKOUT
+from torch import nn
+
+BENCHMARKS = CHECKOUT / "benchmarks"
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"modelling.{name}")
+
+
+class Separate(nn.Module):
+    """The separate layers that the fused one replaces, with one flaw if one is wanted."""
+
+    def __init__(self, layer: nn.BatchNorm2d, relu: bool, flaw: str) -> None:
+        super().__init__()
+        self.layer, self.relu, self.flaw = layer, relu, flaw
+        if flaw == "momentum":
+            layer.momentum = 0.2
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(layer, name))
+
+    def forward(self, images: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        output = self.layer(images.float())
+        if residual is not None and self.flaw != "addition":
+            output = output + residual.float()
+        if self.relu:
+            output = output + (output.relu() - output).detach() if self.flaw == "mask" else output.relu()
+        return output.to(images.dtype)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "found"),
+    [
+        ("", ""),
+        ("momentum", "running mean"),
+        ("addition", "output"),
+        ("mask", "input gradient"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(flaw: str, found: str) -> None:
+    pytest.importorskip("triton", reason="the module of the check imports the kernels")
+    check = part("check")
+    build = partial(Separate, flaw=flaw)
+    for amp in ("none", "bf16", "fp16"):
+        excess = check.describe_excess(check.measure_errors(amp, torch.device("cpu"), build))
+        assert (found in excess) if found else excess == "", (amp, excess)
+
+
+def test_the_fused_networks_are_timms_networks() -> None:
+    """Loss, gradients and running statistics in float32, in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton's interpreter runs the kernels on a CPU")
+    program = """
+import sys, torch
+from modelling.cases import Case
+from modelling.check import describe_excess, measure_errors
+from modelling.steps import build_network
+assert describe_excess(measure_errors("none", torch.device("cpu"))) == ""
+for name in sys.argv[1:]:
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        case = Case("", "rate", 0, network=name, is_small=True, fused=fused)
+        model = build_network(case, torch.device("cpu"))
+        if found:
+            model.load_state_dict(found[0][0])
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+        loss = model(images.contiguous(memory_format=torch.channels_last)).square().mean()
+        loss.backward()
+        gradients = {key: value.grad for key, value in model.named_parameters()}
+        found.append((start, {"loss": loss.detach()} | gradients | dict(model.named_buffers())))
+        model.eval()
+        with torch.no_grad():
+            found[-1][1]["evaluation"] = model(images)
+    (_, plain), (_, fused) = found
+    assert plain.keys() == fused.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(fused[key], value, rtol=1e-3, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")
+print("same")
+"""
+    path = os.pathsep.join([str(BENCHMARKS), str(CHECKOUT)])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    networks = ("resnet50", "resnet50d") if "PENSTOCK_SOAK_GPU_MODEL" in os.environ else ("resnet50d",)
+    words = [sys.executable, "-c", program, *networks]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_gpus_without_one(
+    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is not said
+    source = importlib.import_module("triton.compiler").ASTSource
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    fused = part("fused_batchnorm")
+    tile = {"ROWS": fused.ROWS_AT_ONCE, "CHANNELS": fused.CHANNELS_AT_ONCE}
+    end = {"SPLITS": fused.SPLITS_TO_FINISH, "CHANNELS": fused.CHANNELS_TO_FINISH}
+    flags = {"HAS_RESIDUAL": True, "RELU": True}
+    kernels = [(fused.sum_forward, tile), (fused.finish_forward, end), (fused.apply_forward, tile | flags)]
+    kernels += [(fused.sum_backward, tile | flags), (fused.finish_backward, end)]
+    kernels += [(fused.apply_backward, tile | {"MASK": True})]
+    images = ("y_ptr", "residual_ptr", "z_ptr", "dz_ptr", "masked_ptr", "g_ptr", "dy_ptr")
+    types = dict.fromkeys(images, "*bf16") | {"num_batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
+    for kernel, constants in kernels:
+        names = kernel.arg_names
+        kinds = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
+        signature = kinds | dict.fromkeys(constants, "constexpr")
+        values = {(names.index(name),): value for name, value in constants.items()}
+        made = triton.compile(source(kernel, signature, values), target=target, options={"num_warps": fused.NUM_WARPS})
+        assert f"sm_{capability}" in made.asm["ptx"] and made.asm["cubin"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("sm90_xmma_wgrad_implicit_gemm_indexed_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution: wgrad"),
+        ("sm80_xmma_dgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x32", "convolution: dgrad"),
+        ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816fprop_optimized_bf16_256x64>", "convolution and"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNN", "convolution and matmul"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NHWC<__nv_bfloat16, float, 512, true, 1, true>", "BatchNorm"),
+        ("void at::native::batch_norm_backward_reduce_channels_last_kernel<4, c10::BFloat16>", "BatchNorm"),
+        ("sum_backward", "BatchNorm, fused"),
+        ("triton_red_fused__native_batch_norm_legit_functional_3", "compiled: reductions"),
+        ("triton_poi_fused_add_native_batch_norm_backward_relu_17", "compiled: pointwise"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedSgdMathFunctor>", "optimizer and EMA"),
+        ("void cudnn::ops::nhwcToNchwKernel<__nv_bfloat16, float>", "layout and copies"),
+        ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<float>>", "elementwise"),
+        ("void at::native::(anonymous namespace)::max_pool_backward_nhwc<c10::BFloat16>", "pooling"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>", "reductions"),
+        ("something else", "other"),
+    ],
+)
+def test_kernels_are_sorted_by_name(kernel: str, kind: str) -> None:
+    assert part("kernels").classify_kernel(kernel).startswith(kind)

@@ -1,0 +1,424 @@
+"""Measurements and conclusions of the GPU suite, on the CPU: wrong pixels, other bits, damage, a killed training."""
+
+import copy
+import importlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import CHECKOUT
+from helpers.datasets import prepare_folder
+
+from loaders import Split, World
+from loaders.plan import Plan
+from prep.dataset import Options
+from prep.errors import InputError
+
+BENCHMARKS = CHECKOUT / "benchmarks"
+SMALL = {"split": "train", "device": "cpu", "batch_size": 16, "size": 32, "resize": 36, "repetitions": 3}
+SMALL |= {"seconds": 0.05, "loader": {}, "amp": "none", "compile": "none", "model": "resnet10t"}
+HARDWARE = {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"}
+Results = dict[str, dict[str, Any]]
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"gpu.{name}")
+
+
+def ignore(_: dict[str, Any]) -> None:
+    """Takes what a case reports."""
+
+
+@pytest.fixture
+def job(digits: Path, tmp_path: Path) -> dict[str, Any]:
+    """Return the job of the small cases."""
+    return SMALL | {"data": str(digits), "work": str(tmp_path)}
+
+
+@pytest.fixture(scope="module")
+def few(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 digits to train on, 48 to validate on."""
+    out = tmp_path_factory.mktemp("few-digits")
+    for split in ("train", "validation"):
+        prepare_folder(digits_source, split, out, Options(limit=48))
+    return out
+
+
+def check_rates(result: dict[str, Any]) -> None:
+    rates = result["images_per_second"]
+    assert len(rates["repetitions"]) == 3 and 0 < rates["min"] <= rates["median"] <= rates["max"]
+    assert result["usage"]["cpu_cores"] > 0 and result["placement"] == "cpu"
+
+
+def test_the_machine_and_eight_images(job: dict[str, Any]) -> None:
+    smoke = part("smoke")
+    assert smoke.describe_machine(job, ignore)["torch"] == torch.__version__
+    assert smoke.find_dali(job, ignore)["dali"]
+    result = smoke.decode_eight(job | {"batch_size": 8}, ignore)
+    assert result["mean_difference"] < 1 and result["first_batch_seconds"] > 0 and result["placement"] == "cpu"
+
+
+def test_engines_are_counted_by_the_decoders_log() -> None:
+    smoke = part("smoke")
+    said = "[nvjpeg-ext] HW decoder available num_hw_engines=7 num_cores_per_hw_engine=1"
+    log = f"\x1b[0;32m[INFO] \x1b[0m{said}\n[INFO] else\n"
+    assert smoke.parse_engines(log) == 7 and smoke.pick_lines(log) == [f"[INFO] {said}"]
+    assert smoke.parse_engines("else") is None and smoke.pick_lines("one\ntwo\n") == ["one", "two"]
+
+
+def test_the_decoders_log_is_read_back(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same library says on the CPU that there is no hardware; the log level may be set in a running process."""
+    smoke = part("smoke")
+    monkeypatch.setenv(smoke.LOG_LEVEL, "0")  # and is as before when the test has ended
+    result = smoke.count_engines(job | {"batch_size": 8}, ignore)
+    assert result["num_engines"] is None
+    assert any("HW decoder not supported by this platform" in line for line in result["log"]), result
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), "DALI is not installed: install nvidia-dali-cuda130, or unpack it and put its folder on PYTHONPATH"),
+        (("backend_impl.cpython-39-x86_64-linux-gnu.so",), "is built for Python 3.9, this is 3."),
+        (None, "cannot be imported: libcuda.so.9: cannot open shared object file"),
+    ],
+)
+def test_dali_that_cannot_be_imported_is_explained_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...] | None, words: str
+) -> None:
+    smoke = part("smoke")
+    (tmp_path / "nvidia").mkdir()
+    if files != ():
+        (tmp_path / "nvidia" / "dali").mkdir()
+    for name in files or ():
+        (tmp_path / "nvidia" / "dali" / name).touch()
+    if files is None:
+        tag = smoke.sys.implementation.cache_tag
+        (tmp_path / "nvidia" / "dali" / f"backend_impl.{tag}-x86_64-linux-gnu.so").touch()
+
+    class Spec:
+        submodule_search_locations = (str(tmp_path / "nvidia"),)
+
+    monkeypatch.setattr(smoke.importlib.util, "find_spec", lambda _: Spec)
+    said = smoke.explain_import(ImportError("libcuda.so.9: cannot open shared object file"))
+    assert words in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("decode", ["roi", "full"])
+def test_wrong_pixels_are_seen_and_told_by_kind(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, decode: str
+) -> None:
+    parity = part("parity")
+    job |= {"num_images": 40, "loader": {"decode": decode}}
+    parts: list[dict[str, Any]] = []
+    right = parity.compare_with_reference(job, lambda found: parts.append(dict(found)))
+    assert right["verdict"] == "right" and set(right["train"]) == {"grey"}  # how the digits are stored
+    assert right["train"]["grey"]["num_images"] == 48 and right["train"]["grey"]["worst_image"] < 1
+    assert right["decode"] == decode
+    assert "evaluation" not in parts[0] and parts[-1] == right
+    render = parity.render
+
+    def mirrored(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Flip each training image that the plan does not flip, and the other way round."""
+        image_HWC = render(encoded, plan, i)
+        return image_HWC[:, ::-1] if plan.resized_B2[i].max() == job["size"] else image_HWC
+
+    monkeypatch.setattr(parity, "render", mirrored)
+    wrong = parity.compare_with_reference(job, ignore)
+    assert wrong["verdict"] == "wrong" and wrong["train"]["grey"]["worst_image"] > 1
+    assert wrong["evaluation"] == right["evaluation"]
+
+
+def test_subsampled_colours_alone_make_a_path_differ_and_not_wrong() -> None:
+    parity = part("parity")
+    found = parity.by_kind(iter([("4:4:4", 0.2, 5), ("4:4:4", 1.4, 9), ("4:2:0", 3.0, 40)]))
+    assert found["4:4:4"] == {"num_images": 2, "mean": pytest.approx(0.8), "worst_image": 1.4, "largest_pixel": 9}
+    whole = {"grey progressive": {"worst_image": 0.9}, "4:4:4": {"worst_image": 1.0}}
+    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 4.0}}]) == "right"
+    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 4.1}}]) == "differs"
+    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 60.0}}]) == "wrong"
+    assert parity.find_verdict([{"4:2:0": {"worst_image": 4.1}}, {"4:4:4": {"worst_image": 1.1}}]) == "wrong"
+
+
+def test_a_path_is_timed_from_memory(job: dict[str, Any]) -> None:
+    check_rates(part("decoding").measure_decoding(job, ignore))
+
+
+@pytest.mark.parametrize(("mode", "backend"), [("loader", "dali"), ("train", "reference")])
+def test_rates_of_the_loader_and_of_training(job: dict[str, Any], mode: str, backend: str) -> None:
+    result = part("rates").measure_rates(job | {"mode": mode, "loader": {"backend": backend}}, ignore)
+    check_rates(result)
+    assert 0 <= result["data_wait_percent"] <= 100 and result["first_batch_seconds"] > 0
+
+
+def test_one_compilation_serves_the_model_and_training(job: dict[str, Any]) -> None:
+    """Not compiled here, which takes a minute: the rest is the same."""
+    parts: list[dict[str, Any]] = []
+    result = part("rates").measure_compiled(job, lambda found: parts.append(dict(found)))
+    assert [set(each) for each in parts] == [{"model"}, {"model", "train"}]
+    check_rates(result["model"])
+    check_rates(result["train"])
+
+
+def test_the_same_bits_under_load_and_others_are_counted(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = part("loads")
+    result = loads.compare_under_load(job, ignore)
+    assert result["is_same_idle"] and result["is_same_under_load"] and result["num_batches"] == 12
+    assert result["num_products"] > 0
+    decode = loads.decode
+
+    def torn(job: dict[str, Any], world: World, delay: torch.Tensor | None = None) -> Any:
+        """Change one value of each batch while the device is busy."""
+        for images_BCHW in decode(job, world, delay):
+            images_BCHW[0, 0, 0, 0] ^= 64 if delay is not None else 0
+            yield images_BCHW
+
+    monkeypatch.setattr(loads, "decode", torn)
+    result = loads.compare_under_load(job, ignore)
+    assert result["is_same_idle"] and not result["is_same_under_load"]
+    assert result["under_load"] == {"num_values": 12, "largest": 64}
+
+
+def test_damaged_files_are_named_or_shown_in_silence(job: dict[str, Any], tmp_path: Path) -> None:
+    result = part("damage").decode_damaged(job, ignore)["damages"]
+    assert {name: each["outcome"] for name, each in result.items()} == {
+        "cut at half": "named",
+        "broken header": "named",
+        "flipped bits": "silent",
+    }
+    assert result["flipped bits"]["mean_difference"] > 1
+    assert all(each["largest_of_others"] == 0 for each in result.values())
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_damaged_file_that_ends_the_run_is_told(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    damage = part("damage")
+    loader = damage.open_loader(Split(job["data"], "train"), job, World())
+
+    def fail(*_: Any) -> None:
+        raise InputError("decoding failed, though each image of the batch can be decoded alone: status 8")
+
+    monkeypatch.setattr(loader, "_decode", fail)
+    outcome = damage.describe_outcome(loader, torch.zeros(16, 3, 32, 32))
+    assert outcome["outcome"] == "error" and "status 8" in outcome["reason"]
+
+
+def test_a_training_is_killed_resumed_finished_and_scored(job: dict[str, Any], few: Path, tmp_path: Path) -> None:
+    parts: list[dict[str, Any]] = []
+    options = {"data": str(few), "epochs": 8, "run": str(tmp_path / "run")}
+    result = part("training").train_and_resume(job | options, lambda found: parts.append(copy.deepcopy(found)))
+    assert result["failed_checks"] == [], result
+    assert len(result["checks"]) == 8 and result["clock"] == 8 * 48
+    assert 0 < result["resumed_at"] < result["clock"] and result["placement"]["placement"] == "cpu"
+    assert result["evaluation"]["ema"]["num_images"] == 48
+    assert parts[0]["checks"] == {"killed while it trained": True} and parts[0]["checkpoints_then"]
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (recipe["transform"]["first_size"], recipe["transform"]["size"]) == (32, 64)  # resolution grows
+
+
+def test_a_training_that_cannot_start_says_why(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = part("training")
+    monkeypatch.setattr(training, "CHECKOUT", tmp_path)  # where no train/main.py is
+    with pytest.raises(InputError, match=r"train/main\.py ended before its first checkpoint: .*can't open file"):
+        training.train_and_resume(job | {"epochs": 8, "run": str(tmp_path / "run")}, ignore)
+
+
+def test_a_training_without_dali_takes_pillow(job: dict[str, Any], few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = part("training")
+    options = {"data": str(few), "epochs": 8, "run": "a run"}
+    assert training.plan_run(job | options).command[-1] == "dali"
+
+    def refuse(*_: Any) -> None:
+        raise InputError("DALI is not installed")
+
+    monkeypatch.setattr(training, "find_dali", refuse)
+    assert training.plan_run(job | options).command[-2:] == ["--loader.backend", "reference"]
+
+
+TESTS = """
+import os, signal, warnings
+import pytest
+pytestmark = [pytest.mark.gpu]
+
+def test_roi_crashes(): os.kill(os.getpid(), signal.SIGSEGV)
+@pytest.mark.parametrize("decode", ["roi", "full"])
+def test_warns(decode, record_property):
+    warnings.warn("of a version that was never tried", DeprecationWarning)
+    record_property("worst_mean", 0.25)
+def test_fails(): assert 1 == 2
+def test_skips(): pytest.skip("needs more")
+"""
+
+
+def test_a_test_that_crashes_or_warns_costs_no_other_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = part("marked")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_some.py").write_text(f"# mark.gpu{TESTS}")
+    (tmp_path / "tests" / "test_other.py").write_text("import a_package_that_is_not_here")
+    (tmp_path / "tests" / "test_another.py").write_text("import another_package_that_is_not_here  # mark.gpu")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nmarkers = gpu\n")
+    monkeypatch.setattr(marked, "CHECKOUT", tmp_path)
+    parts: list[dict[str, Any]] = []
+    result = marked.run_tests({"marker": "gpu"}, parts.append)
+    assert (result["num_passed"], result["num_skipped"]) == (2, 1)
+    assert set(result["failed"]) == {"test_fails", "test_roi_crashes", "tests/test_another.py"}
+    assert "No module named 'another_package_that_is_not_here'" in result["failed"]["tests/test_another.py"]
+    assert "assert 1 == 2" in result["failed"]["test_fails"] and "crashed" in result["failed"]["test_roi_crashes"]
+    assert result["properties"] == {f"test_warns[{decode}]": {"worst_mean": 0.25} for decode in ("full", "roi")}
+    assert parts and parts[0]["num_passed"] + parts[0]["num_skipped"] + len(parts[0]["failed"]) > 0
+
+
+def test_tests_that_cannot_begin_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = part("marked")
+    (tmp_path / "tests").mkdir()
+    monkeypatch.setattr(marked, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(marked, "OPTIONS", (*marked.OPTIONS, "--no-such-option"))
+    with pytest.raises(InputError, match=r"pytest ended with status 4 before any test: see workers\.log"):
+        marked.run_tests({"marker": "gpu"}, ignore)
+
+
+def record(status: str = "done", path: str = "", **result: Any) -> dict[str, Any]:
+    job = {"device": "cuda", "path": path, "model": "a"}
+    return {"status": status, "result": result, "job": job, "reason": "SIGSEGV; no word", "hardware": HARDWARE}
+
+
+def parity_of(verdict: str) -> dict[str, Any]:
+    return record(verdict=verdict)
+
+
+def rate_of(value: float, path: str = "") -> dict[str, Any]:
+    return record(path=path, images_per_second={"median": value, "min": value, "max": value}, usage={})
+
+
+def load_of(path: str, idle: bool = True, under_load: bool = True) -> dict[str, Any]:
+    values = {"idle": {"num_values": int(not idle), "largest": 3}, "is_same_idle": idle}
+    values |= {"under_load": {"num_values": int(not under_load), "largest": 9}, "is_same_under_load": under_load}
+    return record(path=path, **values)
+
+
+@pytest.mark.parametrize(
+    ("results", "best"),
+    [
+        ({}, "full-0"),  # nothing is known: the safe path
+        ({"parity-cpu": parity_of("right")}, "full-0"),
+        ({"parity-roi-0": record("skipped")}, "full-0"),
+        ({"parity-full-0": parity_of("right"), "parity-roi-0": parity_of("right")}, "roi-0"),  # faster, below
+        ({"parity-full-0": parity_of("right"), "parity-roi-0": record("crashed")}, "full-0"),
+        ({"parity-full-0": parity_of("wrong"), "parity-roi-0": parity_of("differs")}, "roi-0"),
+        ({"parity-full-0": parity_of("differs"), "parity-roi-0": parity_of("differs")}, "full-0"),
+        ({"parity-full-0": parity_of("right"), "parity-full-0.99": parity_of("differs")}, "full-0"),
+        ({"parity-full-0": parity_of("wrong"), "parity-roi-0": record("hung")}, None),
+        ({"parity-roi-0": parity_of("right"), "load-best": load_of("roi-0", under_load=False)}, None),
+    ],
+)
+def test_the_fastest_path_that_is_right_is_taken_and_never_one_that_is_not(results: Results, best: str | None) -> None:
+    rates = {"decode-roi-0": rate_of(9000), "decode-full-0": rate_of(5000), "decode-full-0.99": rate_of(20_000)}
+    assert part("verdicts").find_best_path(rates | results) == best
+
+
+def test_jobs_take_the_path_that_was_found(tmp_path: Path) -> None:
+    module = part("cases")
+    settings = module.Settings(tmp_path, "train", tmp_path, "cuda", 256, 224, ("a", "b"), "bf16", 3, 1.5, 40)
+    cases = {case.name: case for case in module.build_cases(settings)}
+    results = {
+        "parity-full-0.99": parity_of("right"),
+        "parity-roi-0": record("crashed"),
+        "parity-cpu": parity_of("right"),
+    }
+    best = {"placement": "gpu", "decode": "full", "hw_decoder_load": 0.99}
+    assert module.resolve_job(cases["train-a-gpu"], results)["loader"] == best
+    assert module.resolve_job(cases["train-a-cpu"], results)["loader"] == {"placement": "cpu"}
+    assert module.resolve_job(cases["compile-default"], results)["loader"] == {"placement": "cpu"}
+    faster = results | {"train-a-cpu": rate_of(2000), "train-a-gpu": rate_of(2100)}
+    assert module.resolve_job(cases["compile-default"], faster)["loader"] == best
+    for name, words in (("load-full-0.99", "is the best path"), ("damaged-roi-0", "is not right: crashed")):
+        with pytest.raises(InputError, match=words):
+            module.resolve_job(cases[name], results)
+    nothing = {"parity-full-0": parity_of("wrong")}
+    with pytest.raises(InputError, match="no decode path of the GPU is right"):
+        module.resolve_job(cases["loader-gpu"], nothing)
+    assert {case.name for case in module.choose_cases(list(cases.values()), ["decode-roi-0"], results)} == {
+        *("decode-roi-0", "parity-roi-0", "dali")
+    }
+
+
+def test_conclusions_name_paths_placements_and_efficiency() -> None:
+    results = {
+        "parity-full-0": parity_of("right"),
+        "decode-full-0": rate_of(6000),
+        "parity-full-0.65": parity_of("differs"),
+        "parity-full-0.99": parity_of("wrong"),
+        "parity-roi-0.99": record("crashed"),
+        "parity-cpu": parity_of("right"),
+        "load-best": load_of("full-0"),
+        "load-full-0.99": load_of("full-0.99", under_load=False),
+        "loader-gpu": rate_of(5700),
+        "model-a": rate_of(2500),
+        "train-a-cpu": rate_of(2400),
+        "train-a-gpu": rate_of(2440),
+        "compile-default": record(model=rate_of(3000)["result"], train=rate_of(2900)["result"]),
+        "gpu-tests": record(num_passed=3, num_skipped=1, failed={"test_x": "assert 1 == 2"}),
+        "training": record(checks={"the clock is complete": False}, failed_checks=["the clock is complete"]),
+    }
+    said = list(part("table").conclude(results))
+    for line in (
+        "decode full-0: go, 6,000 images/s",
+        "decode full-0.65: go, though subsampled colours differ",
+        "decode full-0.99: NO-GO, wrong pixels",
+        "decode roi-0.99: NO-GO, crashed: SIGSEGV; no word",
+        "decode: on the GPU use --loader.decode full --loader.hw-decoder-load 0",
+        "load-full-0.99: NO-GO, full-0.99 gives other bits while the device is busy",
+        "loader, placement gpu: 5,700 images/s, 0.950 of decoding alone",
+        "a, placement gpu: train 2,440 / min(loader, model) = 0.976",
+        "a: use placement cpu: gpu gives 1.017 times its rate (cpu 2,400, gpu 2,440; gpu must win by 1.02)",
+        "a, compile-default: the model alone at 1.20 times its eager rate",
+        "gpu-tests: 1 of 4 FAILED",
+        "training: does NOT hold: the clock is complete",
+    ):
+        assert line in said, said
+    other = record(verdict="right") | {"hardware": HARDWARE | {"gpu": "Another GPU"}}
+    assert "CAUTION: these results are of several machines (Another GPU; Some GPU)" in next(
+        part("table").conclude(results | {"parity-roi-0": other})
+    )
+    table = part("table").describe_results({name: each | {"seconds": 1.0} for name, each in results.items()})
+    assert "train-a-gpu                  done        1.0 s  2,440 images/s (2,440 to 2,440)" in table
+
+
+def test_a_case_that_was_cut_shows_what_it_had_found() -> None:
+    table, reason = part("table"), "it ran over its limit of 60 s"
+    cut = record("cut", num_passed=12, num_skipped=0, failed={}) | {"reason": reason}
+    assert table.summarize_case(cut) == f"{reason}; before: 12 passed, 0 skipped"
+    half = {"idle": {"num_values": 0, "largest": 0}, "num_batches": 12}
+    assert table.summarize_case(record("hung") | {"result": half}) == "SIGSEGV; no word; before: twice idle: same bits"
+    killed = record("hung", checks={"killed while it trained": True})
+    assert table.summarize_case(killed).endswith("before: 1 checks hold")
+
+
+def test_dmon_is_read_by_its_own_header() -> None:
+    usage = part("usage")
+    text = "# gpu     sm    mem    enc    dec    jpg    ofa\n# Idx      %      %      %      %      %      %\n"
+    text += "    0     90     40      0      0     80      0\n    0     96     42      0      0      -      0\n"
+    text += "    0     9\n"  # cut off
+    assert usage.parse_dmon(text) == {"sm_percent": 93, "mem_percent": 41, "dec_percent": 0, "jpg_percent": 80}
+    assert usage.parse_dmon("") == {}
+
+
+def test_a_gpu_that_is_watched_tells_how_busy_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that prints the table of dmon and continues until it is killed."""
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text("#!/bin/sh\necho '# gpu sm mem jpg'\necho '# Idx % % %'\necho '0 70 30 55'\nexec sleep 99\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with part("usage").Usage() as usage:
+        deadline = time.monotonic() + 10
+        while os.fstat(usage.output.fileno()).st_size < 40 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert usage.watcher.poll() is not None  # it has ended
+    assert (usage.figures["sm_percent"], usage.figures["jpg_percent"]) == (70, 55)

@@ -1,0 +1,161 @@
+"""Jobs of ranks in tests of training, besides the command itself: see `ranks.py`."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+
+from helpers.commands import CHECKOUT
+from helpers.rank_jobs import JOBS, run_script, take_place
+from loaders import Batch, Split, World, select
+from train import fit as trainer
+from train import run_lock, watchdog
+from train.arguments import parse_command
+from train.batch_augment import BatchAugment, Mix
+from train.dist import join_world
+from train.metrics import Sums
+from train.step import Step
+
+
+def fit_interrupted(rank: int, size: int, group: Path, *, arguments: list[str], port: int, moment: str) -> None:
+    """Train as train/main.py does; SIGTERM comes to the last rank when `fit` calls a function for the first time."""
+    take_place(rank, size, port)
+    call = getattr(trainer, moment)
+
+    def interrupt(*values: Any, **named: Any) -> Any:
+        setattr(trainer, moment, call)
+        signal.raise_signal(signal.SIGTERM)
+        return call(*values, **named)
+
+    if rank == size - 1:
+        setattr(trainer, moment, interrupt)
+    with join_world("cpu") as world:
+        assert not trainer.fit(parse_command(arguments).recipe, world)
+
+
+def fit_recorded(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
+    """Train as train/main.py does, and log the images of each batch that was trained on."""
+    take_place(rank, size, port)
+    recipe = parse_command(arguments).recipe
+    split, step = select(Split(recipe.data.root, recipe.data.train), recipe.data.fraction), Step.__call__
+    with join_world("cpu") as world, open(group / f"log-{rank}", "ab", buffering=0) as log:
+
+        def record(self: Step, batch: Batch, sums: Sums) -> None:
+            step(self, batch, sums)
+            log.write(json.dumps({"position": batch.position, "images": split.keys(batch.rows_B)}).encode() + b"\n")
+
+        Step.__call__ = record
+        assert trainer.fit(recipe, world)
+
+
+def fit_poisoned(rank: int, size: int, group: Path, *, arguments: list[str], port: int, first_bad: int) -> None:
+    """Train as train/main.py does, on images that are not finite from a position in the stream on."""
+    take_place(rank, size, port)
+    augment = BatchAugment.__call__
+
+    def poison(self: BatchAugment, images_BCHW: torch.Tensor, position: int) -> tuple[torch.Tensor, Mix]:
+        augmented_BCHW, mix = augment(self, images_BCHW, position)
+        return augmented_BCHW * (float("nan") if position >= first_bad else 1), mix
+
+    BatchAugment.__call__ = poison
+    with join_world("cpu") as world:
+        trainer.fit(parse_command(arguments).recipe, world)
+
+
+def fit_killed(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
+    """Train as train/main.py does, up to the first save: killed by SIGKILL there."""
+    take_place(rank, size, port)
+
+    def die(*values: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.gather_facts = die
+    with join_world("cpu") as world:
+        trainer.fit(parse_command(arguments).recipe, world)
+
+
+def evaluate_newest(rank: int, size: int, group: Path, *, arguments: list[list[str]], port: int) -> None:
+    """Run train/evaluate.py, with other arguments on each rank."""
+    run_script(rank, size, group, script=str(CHECKOUT / "train/evaluate.py"), arguments=arguments[rank], port=port)
+
+
+class TickingEvent(threading.Event):
+    """An event for which time passes when the test says so: `wait` returns when the number in `group/tick` grows.
+
+    Each thread that waits writes down the tick that it has worked through, so that the test can wait for the threads.
+    """
+
+    group: ClassVar[Path]
+    rank: ClassVar[int]
+
+    @classmethod
+    def read_tick(cls) -> int:
+        """Return the number of ticks so far."""
+        path = cls.group / "tick"
+        return int(path.read_text() or 0) if path.exists() else 0  # it is empty for an instant while it is written
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for one tick, whatever the time."""
+        assert timeout is not None
+        waiting = self.group / f"waiting-{self.rank}-{threading.get_ident()}"
+        tick = int(waiting.read_text()) + 1 if waiting.exists() else 0
+        waiting.write_text(str(tick))
+        while self.read_tick() <= tick and not self.is_set():
+            time.sleep(0.005)
+        return self.is_set()
+
+
+def fit_ticking(rank: int, size: int, group: Path, *, arguments: list[str], port: int, pulse: float) -> None:
+    """Train as train/main.py does, with a watchdog for which each tick of the test is `pulse` seconds."""
+    take_place(rank, size, port)
+    TickingEvent.group, TickingEvent.rank = group, rank
+    clock = SimpleNamespace(monotonic=lambda: TickingEvent.read_tick() * pulse)
+    threads = SimpleNamespace(Event=TickingEvent, Thread=threading.Thread)
+    setattr(watchdog, "time", clock)  # noqa: B010  (pyright knows the modules that stand there)
+    setattr(watchdog, "threading", threads)  # noqa: B010
+    with join_world("cpu") as world:
+        trainer.fit(parse_command(arguments).recipe, world)
+
+
+def hold_folder(rank: int, size: int, group: Path, *, run_dir: str, flock: str, host: str | None) -> None:
+    """Hold a run folder, each rank for itself, until this process is killed.
+
+    Args:
+        flock: kernel for the real one, none for one that locks nothing, or the name of the error that it fails with.
+        host: another name of this machine.
+    """
+    change_machine(flock, host)
+    run_lock.BEAT_SECONDS = 0.1
+    if size == 1:  # no other one that starts in the same moment
+        run_lock.RACE_SECONDS = 0.0
+    with run_lock.RunLock(Path(run_dir), World()) as lock:
+        lock.confirm()
+        (group / f"held-{rank}").touch()
+        signal.pause()
+
+
+def change_machine(flock: str, host: str | None) -> None:
+    """Make this process see another file system and another name of its machine; see `hold_folder`."""
+
+    def fail(descriptor: int, operation: int) -> None:
+        if flock != "none":
+            raise OSError(getattr(errno, flock), os.strerror(getattr(errno, flock)))
+
+    if flock != "kernel":
+        fcntl.flock = fail
+    if host is not None:
+        socket.gethostname = lambda: host
+
+
+JOBS.update({"fit-interrupted": fit_interrupted, "fit-recorded": fit_recorded, "fit-poisoned": fit_poisoned})
+JOBS["fit-ticking"] = fit_ticking
+JOBS.update({"fit-killed": fit_killed, "hold-folder": hold_folder, "evaluate-newest": evaluate_newest})

@@ -1,0 +1,36 @@
+"""Fixtures for the tests of training: a warm process that forks ranks, and runs without interruption."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from helpers.ranks import Ranks
+from helpers.sharing import build_once
+from helpers.train_runs import Run, finish
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[Ranks]:
+    """A second warm process, which has also imported `train`."""
+    # Commands import these when they use them; here each is imported once, and not again in each forked process.
+    with Ranks("helpers.train_jobs", "train.fit", "train.evaluate", "timm", "torch.utils.tensorboard") as warm:
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def ranks(trainers: Ranks) -> Ranks:
+    """The same process: `train` need not be imported twice."""
+    return trainers
+
+
+@pytest.fixture(scope="session")
+def calm(trainers: Ranks, digits: Path, shared_folder: Path) -> Callable[[int], Run]:
+    """Return a function from the number of processes to a run that nothing interrupted."""
+
+    @cache
+    def train(size: int) -> Run:
+        folder = build_once(shared_folder, f"calm-{size}", lambda out: finish(trainers, Run(digits, out / "run"), size))
+        return Run(digits, folder / "run")
+
+    return train
