@@ -38,7 +38,7 @@ def max_batches_ready(config: LoaderConfig) -> int:
 
 
 def time_repetitions(take: Take, num_steps: int, repetitions: int, world: World) -> list[float]:
-    """Return the seconds of each repetition; there is no pause between them in which a loader could get ahead."""
+    """Return the seconds of each repetition. They follow without a pause, so that a loader cannot fill its queue."""
     marks = [read_clock(world)]
     for _ in range(repetitions):
         for _ in range(num_steps):

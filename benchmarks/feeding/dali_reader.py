@@ -23,7 +23,7 @@ def webdataset(job: Job) -> Iterator[torch.Tensor]:
 
 
 def build_pipeline(job: Job) -> Any:
-    """Return the graph, with DALI's defaults for everything that the task does not determine."""
+    """Return the graph; options that the task does not set keep DALI's defaults."""
 
     @pipeline_def(batch_size=job.batch_size, num_threads=job.workers, device_id=None)
     def graph() -> Any:

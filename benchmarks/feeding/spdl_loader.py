@@ -18,9 +18,7 @@ BUFFERED = 3  # batches, SPDL's default
 
 def own_decoders(job: Job) -> Iterator[torch.Tensor]:
     """Yield uint8 NHWC batches: one FFmpeg graph decodes, crops and scales each image, as SPDL recommends."""
-    return run_pipeline(
-        job, partial(decode_frames, job), lambda frames: spdl.io.to_torch(spdl.io.convert_frames(frames))
-    )
+    return run_pipeline(job, partial(decode_frames, job), collate_frames)
 
 
 def torchvision_decoders(job: Job) -> Iterator[torch.Tensor]:

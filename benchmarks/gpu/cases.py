@@ -242,7 +242,7 @@ def _find_path(case: Case, results: Results) -> str:
     """Return the decode path of a case; earlier results decide about BEST and FASTER.
 
     Raises:
-        InputError: there is no such path, or it does not have to be measured.
+        InputError: the path is not available, or need not be measured.
     """
     best = find_best_path(results)
     if case.path == BEST:

@@ -120,7 +120,7 @@ def _copy(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 
 def _draw(trial: Trial, dtype: torch.dtype) -> torch.Tensor:
-    """Return normal values in channels_last; they are drawn on the CPU, so that they are the same for every device."""
+    """Return normal random values in channels_last. They are drawn on the CPU, so all devices get the same."""
     return torch.randn(trial.shape_BCHW).to(dtype).contiguous(memory_format=torch.channels_last)
 
 

@@ -167,7 +167,7 @@ class Runner:
         """Wait until the process is ready; return why it cannot be used, "" if it can.
 
         Raises:
-            InputError: it is the first process, without which there is no record.
+            InputError: it is the first process, and without it nothing can be recorded.
         """
         # Wait for the first answer.
         began, first = time.monotonic(), None

@@ -59,7 +59,7 @@ def write_quote(name: str, records: Records) -> str:
     """Return one value.
 
     Raises:
-        InputError: there is no such value, or its record is missing or lacks a field.
+        InputError: the value is unknown, or its record is missing or lacks a field.
     """
     if name not in QUOTES:
         raise InputError(f"README.md: unknown figure '{name}': choose from {', '.join(QUOTES)}")

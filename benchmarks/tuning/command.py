@@ -51,7 +51,7 @@ class Tuner:
         return search(self.request.start, space, self.compare, self.may_try, self.may_prolong)
 
     def may_try(self) -> bool:
-        """Return True if another pair leaves enough time for everything that comes after the search."""
+        """Return True if there is time for another pair, besides the steps that follow the search."""
         return self.budget.has((1 + LAST_PAIRS + SIZES_PAIRS) * self.windows.pair_seconds)
 
     def may_prolong(self) -> bool:

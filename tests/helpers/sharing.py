@@ -1,6 +1,7 @@
 """Build a dataset or a network once for all workers of pytest-xdist."""
 
 import fcntl
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def build_once(folder: Path, name: str, build: Callable[[Path], object]) -> Path
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also if its process is killed
         if not done.exists():
+            # An earlier build may have failed, e.g. for a missing package: build again, and fail for the same reason.
+            shutil.rmtree(built, ignore_errors=True)
             built.mkdir()
             build(built)
             done.touch()
