@@ -40,12 +40,18 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_statistic(
     assert all(name.endswith("num_batches_tracked") for name in changed)
     assert step.state.clock == clock + 16
     assert int(step.guard.num_in_a_row) == 1
-    for position in (32, 48, 64):  # torch's bf16 convolutions on a CPU now and then give a gradient that is not finite
-        step(random_batch(position), sums)
+    # The next steps train again. torch's bf16 convolutions on a CPU sometimes give gradients that are not finite, and
+    # those steps are skipped too: take three, and more until one has changed the weights.
+    num_steps = 0
+    while num_steps < 3 or (
+        num_steps < 50 and torch.equal(tensors(step)["model fc.weight"], before["model fc.weight"])
+    ):
+        step(random_batch(32 + 16 * num_steps), sums)
+        num_steps += 1
     assert int(step.guard.num_in_a_row) == 0
     assert not torch.equal(tensors(step)["model fc.weight"], before["model fc.weight"])
     assert all(tensor.isfinite().all() for tensor in tensors(step).values())
-    assert sums.loss_and_hits.isfinite().all() and sums.num_images == 80
+    assert sums.loss_and_hits.isfinite().all() and sums.num_images == 32 + 16 * num_steps
 
 
 def test_a_first_step_that_is_skipped_leaves_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
