@@ -1,14 +1,20 @@
 """Finish decoded windows on the CPU: torch resizes them, in a quarter of DALI's time, and Pillow augments them.
 
 torch's antialiased bilinear filter of uint8 is Pillow's to within 1 of 255 (`tests/loaders/test_parity.py`).
+
+Resizing runs without Python's global lock (GIL): `resize_windows` is compiled by TorchScript, and a thread calls it
+once for all its images. Calls from Python, eight for each image, take the lock and pass it on between all threads of
+the process. On 16 cores that limited the loader to 3,400 images/s with nine cores idle, and the training thread needed
+twice the time to launch a step's kernels (docs/LOG.md, first light).
 """
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -16,9 +22,6 @@ from PIL import Image
 from loaders.batch import allocate_host
 from loaders.plan import Plan
 from loaders.reference import apply_ops
-
-# The operator of `torch.nn.functional.interpolate(antialias=True)`, which also has a version that writes to `out`.
-bilinear = torch.ops.aten._upsample_bilinear2d_aa
 
 
 class Resizer:
@@ -30,6 +33,7 @@ class Resizer:
 
     def __init__(self, num_threads: int, device: torch.device) -> None:
         self.num_threads, self.device = num_threads, device
+        self.resize_windows = compile_resize()
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-resize")
 
     def __enter__(self) -> "Resizer":
@@ -51,37 +55,67 @@ class Resizer:
 
         # Thread t finishes the images t, t + num_threads, ...
         def finish(first: int) -> None:
-            for i in range(first, len(windows), self.num_threads):
-                finish_window(torch.from_dlpack(windows[i]), plan, i, images_BHWC[i])
+            self._finish(plan, windows, slice(first, None, self.num_threads), images_BHWC)
 
-        list(self.threads.map(finish, range(self.num_threads)))
+        list(self.threads.map(finish, range(min(self.num_threads, len(windows)))))
         return images_BHWC
 
+    def _finish(self, plan: Plan, windows: Sequence[Any], here: slice, images_BHWC: torch.Tensor) -> None:
+        """Resize, crop, flip and augment the windows `here` of a plan; write them to the batch."""
+        indices = range(len(windows))[here]
+        tensors = [torch.from_dlpack(windows[i]) for i in indices]
+        sizes, crops, flips = (each[here].tolist() for each in (plan.resized_B2, plan.crops_B2, plan.flips_B))
+        self.resize_windows(tensors, sizes, crops, flips, images_BHWC[here])
+        for i, is_augmented in zip(indices, plan.ops_BL[here].any(axis=1), strict=True):
+            if is_augmented:
+                out_HWC = images_BHWC[i].numpy()
+                np.copyto(out_HWC, np.asarray(apply_ops(Image.fromarray(out_HWC), plan, i)))
 
-def finish_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:
-    """Resize, crop, flip and augment one window as image `i` of a plan; write it to `out`."""
-    resize_window(window_HWC, plan, i, out_HWC)
-    if plan.ops_BL[i].any():
-        np.copyto(out_HWC.numpy(), np.asarray(apply_ops(Image.fromarray(out_HWC.numpy()), plan, i)))
+
+@cache
+def compile_resize() -> Any:
+    """Return `resize_windows`, compiled by TorchScript."""
+    with warnings.catch_warnings():
+        # torch advises against TorchScript, but has nothing else that runs a loop over tensors without Python's lock.
+        warnings.simplefilter("ignore")
+        return torch.jit.script(resize_windows)
 
 
-def resize_window(window_HWC: torch.Tensor, plan: Plan, i: int, out_HWC: torch.Tensor) -> None:
-    """Do what `finish_window` does, except the augmentation.
+def resize_windows(
+    windows: list[torch.Tensor],
+    sizes: list[list[int]],
+    crops: list[list[int]],
+    flips: list[bool],
+    out_BHWC: torch.Tensor,
+) -> None:
+    """Resize, crop and flip windows. This is TorchScript: only tensors and plain Python types, no globals.
 
-    Copies are made by OpenCV and numpy: torch would divide one image among its own threads, which costs more time.
+    Args:
+        windows: uint8 [height, width, 3] of each image.
+        sizes: height and width of each image after resizing.
+        crops: top and left of the crop from each resized image.
+        flips: whether an image is flipped.
+        out_BHWC: uint8 [B, size, size, 3], where the images are written.
     """
-    size, (top, left) = plan.resized_B2[i].tolist(), plan.crops_B2[i].tolist()
-    window_1CHW = window_HWC[None].permute(0, 3, 1, 2)  # this order gives exactly the strides of channels_last
+    size = out_BHWC.size(1)
+    # torch divides work on 32,768 elements or more among its own threads, which costs more time than one small image
+    # takes. So copies are made in strips of fewer elements. The resize does not divide an image.
+    rows = max(1, 32767 // (3 * size))
+    for i in range(len(windows)):
+        # This order of dimensions gives exactly the strides of channels_last, for which torch's filter is fastest.
+        window_1CHW = windows[i].unsqueeze(0).permute(0, 3, 1, 2)
+        out_1CHW = out_BHWC[i].unsqueeze(0).permute(0, 3, 1, 2)
 
-    # Neither crop nor flip: resize directly into `out`.
-    if size == [plan.size, plan.size] and not plan.flips_B[i]:
-        bilinear.out(window_1CHW, size, False, out=out_HWC[None].permute(0, 3, 1, 2))
-        return
+        # Neither crop nor flip: resize directly into `out`.
+        if sizes[i] == [size, size] and not flips[i]:
+            torch.ops.aten._upsample_bilinear2d_aa(window_1CHW, sizes[i], False, out=out_1CHW)
+            continue
 
-    # Otherwise resize into a new tensor, and copy the crop.
-    resized_HWC = bilinear(window_1CHW, size, False)[0].permute(1, 2, 0).numpy()
-    cropped_HWC = resized_HWC[top : top + plan.size, left : left + plan.size]
-    if plan.flips_B[i]:
-        cv2.flip(cropped_HWC, 1, dst=out_HWC.numpy())
-    else:
-        np.copyto(out_HWC.numpy(), cropped_HWC)
+        # Otherwise resize into a new tensor, and copy the crop.
+        resized_1CHW = torch.ops.aten._upsample_bilinear2d_aa(window_1CHW, sizes[i], False)
+        crop_1CHW = resized_1CHW.narrow(2, crops[i][0], size).narrow(3, crops[i][1], size)
+        for top in range(0, size, rows):
+            strip_1CHW = crop_1CHW.narrow(2, top, min(rows, size - top))
+            if flips[i]:
+                strip_1CHW = strip_1CHW.flip(3)
+            out_1CHW.narrow(2, top, min(rows, size - top)).copy_(strip_1CHW)

@@ -31,11 +31,13 @@ STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has its own f
 CPU = "cpu"  # the decode path without a GPU
 DAMAGED = "damaged-"
 # First the fastest path of MLPerf's submissions. Regions on the hardware decoder are suspected to crash: they are last.
-PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0", "roi-0.65", "roi-0.99")
+PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0", "roi-0.99")
 BEST, FASTER = "best", "faster"  # in place of a path: the GPU's best one; the one with which training was faster
 END_SECONDS = 1.0  # to end a worker process
 TIMED = ("gpu.decoding:measure_decoding", "gpu.rates:measure_rates", "gpu.rates:measure_compiled")
-MODES = ("default", "reduce-overhead")  # of torch.compile
+MODES = ("default",)  # of torch.compile; gpu_model.py measures the others
+HIGH_PRIORITY = -1  # of a CUDA stream; DALI's streams have 0
+REGIONS, COMPILED = "roi", "graphs"  # in the names of tests that may crash their process, and of those that compile
 CPU_LIMITS = 4  # in a rehearsal on a CPU, limits are this many times larger
 RESIZE_RATIO = 256 / 224  # of evaluation: short side to crop
 START_SECONDS = 14.0  # to start the suite and its first worker process; the other workers start while cases run
@@ -91,7 +93,7 @@ def build_cases(settings: Settings) -> list[Case]:
         *_load_cases(settings),
         *_damaged_cases(settings),
         *_rate_cases(settings),
-        Case("gpu-tests", "tests", "gpu.marked:run_tests", 150, 85, {"marker": "gpu"}),
+        *_test_cases(),
         *_compile_cases(settings),
         *_training_cases(settings),
     ]
@@ -125,8 +127,8 @@ def _decode_cases(settings: Settings) -> list[Case]:
         imported = () if path == CPU else ("dali",)
         right = (PARITY + path,)
         cases += [
-            Case(PARITY + path, work=compare, limit=40, estimate=5, job=compared, needs=imported, **here),
-            Case(DECODE + path, work=measure, limit=40, estimate=8, job=rated, needs=right, **here),
+            Case(PARITY + path, work=compare, limit=40, estimate=6.5, job=compared, needs=imported, **here),
+            Case(DECODE + path, work=measure, limit=40, estimate=8.7, job=rated, needs=right, **here),
         ]
     return cases
 
@@ -143,12 +145,12 @@ def _load_cases(settings: Settings) -> list[Case]:
 
 
 def _damaged_cases(settings: Settings) -> list[Case]:
-    """Return cases that decode damaged files, one for each decode path."""
-    here: dict[str, Any] = {"stage": "decode", "work": "gpu.damage:decode_damaged", "limit": 30, "estimate": 3}
+    """Return cases that decode damaged files: by JPEG engines, by other code of the GPU, on the CPU."""
+    here: dict[str, Any] = {"stage": "decode", "work": "gpu.damage:decode_damaged", "limit": 40, "estimate": 13}
     here |= {"job": _common(settings) | {"resize": _resize(settings), "work": str(settings.work)}, "group": "damaged"}
     return [
         Case(DAMAGED + path, path=path, needs=(PARITY + path,), unable=_unable(settings, path), **here)
-        for path in PATHS
+        for path in ("full-0.99", FALLBACK, CPU)
     ]
 
 
@@ -166,7 +168,34 @@ def _rate_cases(settings: Settings) -> list[Case]:
             _rate(f"train-{model}-cpu", 10, train, path=CPU),
             _rate(f"train-{model}-gpu", 10, train, path=BEST, unable=unable),
         ]
-    return cases
+    return cases + _variant_cases(settings)
+
+
+def _variant_cases(settings: Settings) -> list[Case]:
+    """Return cases that train the first model in other ways, to compare with its cases of `_rate_cases`."""
+    model, unable = settings.models[0], _without_gpu(settings)
+    train, job = f"train-{model}", _rate_job(settings, mode="train", model=model)
+    return [
+        # The fastest decoding may not be the fastest in training: less of it on the GPU's cores is better there.
+        _rate(f"{train}-full-0.99", 10, job, path="full-0.99", unable=unable),
+        _rate(f"{train}-gpu-priority", 10, job | {"priority": HIGH_PRIORITY}, path=BEST, unable=unable),
+        # fp16 has other BatchNorm kernels than bf16.
+        _rate(f"{train}-cpu-fp16", 12, job | {"amp": "fp16"}, path=CPU, unable=unable),
+        _rate(f"{train}-gpu-fp16", 10, job | {"amp": "fp16"}, path=BEST, unable=unable),
+    ]
+
+
+def _test_cases() -> list[Case]:
+    """Return cases of the tests that need a GPU: the usual ones, those that decode regions, those that compile."""
+    selections = {
+        "gpu-tests": (120, 60, f"not {REGIONS} and not {COMPILED}"),
+        "gpu-tests-regions": (90, 30, REGIONS),
+        "gpu-tests-compiled": (150, 60, COMPILED),
+    }
+    return [
+        Case(name, "tests", "gpu.marked:run_tests", limit, estimate, {"marker": "gpu", "select": select})
+        for name, (limit, estimate, select) in selections.items()
+    ]
 
 
 def _compile_cases(settings: Settings) -> list[Case]:

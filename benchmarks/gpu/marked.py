@@ -24,10 +24,11 @@ from prep.errors import InputError
 MARKER = "mark.gpu"
 FINISHED = (0, 1)  # pytest's exit status after all tests ran, whether or not some failed
 SECONDS_BETWEEN_LOOKS = 0.5
+NUM_SLOWEST = 8  # tests whose durations are kept
 OPTIONS = (
     *("-p", "no:cacheprovider", "-p", "gpu.streaming", "-q"),
     *("-n", "1", "--dist", "load", "--max-worker-restart", "40", "--continue-on-collection-errors"),
-    *("-o", "filterwarnings=default", "-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"),
+    *("-o", "filterwarnings=default", "-o", "faulthandler_timeout=100", "-o", "faulthandler_exit_on_timeout=true"),
 )
 
 
@@ -47,7 +48,7 @@ def run_tests(job: Job, report: Report) -> dict[str, Any]:
         # Without xdist's variables for its own workers: the suite may itself run in a test.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], *files],
+            [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], "-k", job.get("select", ""), *files],
             cwd=CHECKOUT,
             env=inherited | {STREAM: str(stream), "PYTHONPATH": folders},
             stdin=subprocess.DEVNULL,
@@ -80,11 +81,13 @@ def count_outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     failed = {name_test(row): row["reason"] for row in rows if row["outcome"] == "failed"}
     skipped = {name_test(row) for row in rows if row["outcome"] == "skipped"}
     passed = {name_test(row) for row in rows if row["outcome"] == "passed"} - failed.keys()
+    slowest = sorted(rows, key=lambda row: row["seconds"], reverse=True)
     return {
         "num_passed": len(passed),
         "num_skipped": len(skipped),
         "failed": failed,
         "properties": {name_test(row): row["properties"] for row in rows if row["properties"]},
+        "slowest_seconds": {name_test(row): row["seconds"] for row in slowest[:NUM_SLOWEST]},
     }
 
 

@@ -18,6 +18,7 @@ from gpu.verdicts import (
 
 LONGEST = 110  # characters, of a line's figures
 MOST_CHARACTERS = 12_000
+TESTS = "gpu-tests"  # how the names of the cases with tests begin
 CONCLUSION = {
     "right": "go",
     "differs": "go, though subsampled colours differ",
@@ -191,7 +192,21 @@ def _conclude_rates(results: Results) -> Iterator[str]:
                 yield f"{model}, placement {side}: train {train:,.0f} / min(loader, model) = {train / bound:.3f}"
             if side == "cpu" and (faster := find_faster_side(results, model)):
                 yield _compare_sides(results, model, faster)
+    yield from _conclude_variants(results)
     yield from _conclude_compiled(results)
+
+
+def _conclude_variants(results: Results) -> Iterator[str]:
+    """Yield the ratio of each other way to train to the usual one, `train-MODEL-gpu` or `train-MODEL-cpu`."""
+    usual = {name for name in results if name.startswith("train-") and name.endswith(("-cpu", "-gpu"))}
+    for name in results:
+        if not name.startswith("train-") or name in usual:
+            continue
+        same = f"train-{results[name]['job']['model']}-gpu"
+        base = next((each for each in usual if name.startswith(f"{each}-")), same)
+        ours, theirs = rate_of(results[name]), rate_of(results.get(base))
+        if ours and theirs:
+            yield f"{name}: {ours / theirs:.3f} times {base}"
 
 
 def _compare_sides(results: Results, model: str, faster: str) -> str:
@@ -214,10 +229,12 @@ def _conclude_compiled(results: Results) -> Iterator[str]:
 
 def _conclude_checks(results: Results) -> Iterator[str]:
     """Yield the tests that failed, and the checks of the training that do not hold."""
-    tests, training = (results.get(name, {}).get("result") or {} for name in ("gpu-tests", "training"))
-    if tests.get("failed"):
-        yield f"gpu-tests: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"
-        for name, reason in tests["failed"].items():
-            yield f"  {name}: {reason}"[: 2 * LONGEST]
+    for case in (name for name in results if name.startswith(TESTS)):
+        tests = results[case].get("result") or {}
+        if tests.get("failed"):
+            yield f"{case}: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"
+            for name, reason in tests["failed"].items():
+                yield f"  {name}: {reason}"[: 2 * LONGEST]
+    training = results.get("training", {}).get("result") or {}
     if failed := training.get("failed_checks"):
         yield f"training: does NOT hold: {', '.join(failed)}"

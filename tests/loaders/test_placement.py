@@ -261,16 +261,16 @@ def test_on_a_gpu_the_bits_of_placement_cpu_are_those_of_a_cpu_run(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_on_a_gpu_only_a_loader_that_is_too_slow_is_waited_for(digits: Path) -> None:
-    """One image at a time by Pillow is slower than an idle GPU; the synthetic batch is always there."""
+    """Pillow is slower than small products; the synthetic batch is ready before large ones end."""
     waited = {}
-    for backend in ("reference", "synthetic"):
+    for backend, side in (("reference", 1024), ("synthetic", 8192)):  # products of 0.04 ms, and of 20 ms or more
         loader = build_loader(Split(digits, "train"), TrainTransform(64), 64, GPU, config=LoaderConfig(backend))
         with closing(iter(loader)) as batches:  # pyright: ignore
             list(islice(batches, 5))
-            before, work = loader.stats(), torch.ones(2048, 2048, device="cuda")
+            before, work = loader.stats(), torch.ones(side, side, device="cuda")
             for _ in range(30):
                 next(batches)  # pyright: ignore
-                work = work @ work / 2048
+                work = work @ work / side
         interval = loader.stats().since(before)
         waited[backend] = interval.wait_seconds / interval.seconds
     assert waited["synthetic"] < 0.05 and waited["reference"] > 0.5, waited
