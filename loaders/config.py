@@ -47,7 +47,7 @@ class LoaderConfig:
     backend: str = "dali"  # dali, reference (Pillow) or synthetic (the same batch every time)
     num_threads: int = 0  # decoding threads per process; 0: one per core of this process's share, at most 16
     batches_ahead: int = 2  # batches prepared in advance, at each of the stages read, decode and queue
-    placement: PlacementKind = "auto"  # where images are decoded, independent of the model; auto: by number of cores
+    placement: PlacementKind = "auto"  # where images are decoded, independent of the model; auto: by GPU, then by cores
     decode: DecodeKind = "auto"  # only the window (roi) or the full image; auto: roi on the CPU, full on a GPU
     hw_decoder_load: float = 0.65  # share of JPEGs decoded by the GPU's hardware decoder, if it has one
     pin_threads: bool = False  # pin each decoding thread to one core of this process's share

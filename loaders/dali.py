@@ -13,6 +13,7 @@ Three rules hold for memory and order:
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -67,17 +68,28 @@ class DaliBackend(Backend):
         yield from self._finish_on_gpu(run, running) if self.spec.decodes_on_gpu else self._finish_on_cpu(run, running)
 
     def _finish_on_cpu(self, run: Callable[[], Any], running: deque[Running]) -> Iterator[Pixels]:
-        """Resize and augment what DALI decoded on the CPU, and upload it."""
-        with Resizer(self.spec.num_threads, self.spec.device) as resize:
+        """Resize and augment what DALI decoded on the CPU, and upload it.
+
+        A batch is resized while this thread passes the next one to DALI and waits for its windows.
+        """
+        with Resizer(self.spec.num_threads, self.spec.device) as resizer:
+            pending: deque[tuple[Plan, Future[torch.Tensor]]] = deque()
             while (windows := run()) is not None:
                 # The CPU has decoded the batch, so its buffer is free.
                 plan, encoded, _ = running.popleft()
                 self.release(encoded)
-                started = time.perf_counter()
-                host_BHWC = resize(plan, windows)
-                self.counters.decode_seconds += time.perf_counter() - started
-                images_BHWC = upload(host_BHWC, self.spec.device)
-                yield Pixels(plan, images_BHWC.permute(0, 3, 1, 2))
+                pending.append((plan, resizer.start(plan, windows)))
+                if len(pending) > 1:
+                    yield self._upload(*pending.popleft())
+            while pending:
+                yield self._upload(*pending.popleft())
+
+    def _upload(self, plan: Plan, finished: "Future[torch.Tensor]") -> Pixels:
+        """Wait for a finished batch, and copy it to the model's device."""
+        started = time.perf_counter()
+        host_BHWC = finished.result()
+        self.counters.decode_seconds += time.perf_counter() - started
+        return Pixels(plan, upload(host_BHWC, self.spec.device).permute(0, 3, 1, 2))
 
     def _finish_on_gpu(self, run: Callable[[], Any], running: deque[Running]) -> Iterator[Pixels]:
         """Pass DALI's finished batches to torch, and release the inputs that the GPU has read."""

@@ -68,7 +68,8 @@ class Loader:
            |              work on it. loaders/batch.py
            v  Batch
 
-    Steps (2), (3) and (5) each work up to `batches_ahead` batches ahead of the step after them.
+    Steps (2), (3) and (5) each work up to `batches_ahead` batches ahead of the step after them. If the CPU decodes, one
+    more batch is resized in step (3) in the background.
 
     Steps (1) to (4) are generators chained in `_produce`, which runs in the prefetcher's thread; each step requests
     the next item of the step before it. Step (6) runs in the consumer's thread. With a GPU, the producer

@@ -22,10 +22,15 @@ DecoderSide = Literal["cpu", "gpu"]
 
 # CPU time per ImageNet image of decoding, resizing and flipping at 224 pixels: benchmarks/records/peers.json.
 CPU_SECONDS_PER_IMAGE = 1.374e-3
-# With this many cores per process or more, `auto` decodes on the CPU: 6 / 1.374 ms = 4,400 images/s, more than the
-# 2,800 to 3,500 images/s of ResNet-50 in eager PyTorch on the fastest GPU of today.
+# With this many cores per process or more, `auto` decodes on the CPU for GPUs that are not in GPUS_THAT_DECODE:
+# 6 / 1.374 ms = 4,400 images/s if that scales. Not measured on such GPUs.
 MIN_CORES_FOR_CPU = 6
-# A GPU decodes full images: decoding of regions is reported to crash the process on some GPUs (nvImageCodec 0.9).
+# Compute capabilities of the GPUs for which `auto` decodes on the GPU: H100 and H200, which have JPEG engines. An H200
+# trained 1.38 times as fast with them as with 16 decoding cores (benchmarks/records/h200/rates.json). Other GPUs were
+# not measured; `throughput.py` without --tune compares training with both placements.
+GPUS_THAT_DECODE = ((9, 0),)
+# A GPU decodes full images: decoding of regions is reported to crash the process on some GPUs (nvImageCodec 0.9), and
+# was not faster on an H200.
 DEFAULT_DECODE: dict[DecoderSide, DecodeKind] = {"cpu": "roi", "gpu": "full"}
 
 
@@ -49,8 +54,9 @@ class Choice:
 def choose_placement(config: LoaderConfig, world: World) -> Choice:
     """Resolve a loader's settings for this process: tuned settings, placement and decode.
 
-    An explicit placement wins, then the one in the file of tuned settings. With `auto` and a model on a GPU, the CPU
-    decodes if this process has at least MIN_CORES_FOR_CPU cores; otherwise the GPU does.
+    An explicit placement wins, then the one in the file of tuned settings. With `auto` and a model on a GPU, the GPU
+    decodes if its kind is in GPUS_THAT_DECODE; otherwise the CPU does if this process has at least MIN_CORES_FOR_CPU
+    cores.
 
     Raises:
         InputError: a setting is out of range, or the backend or this machine does not have the placement.
@@ -74,7 +80,7 @@ def _choose_side(
         requested: the user's settings.
         resolved: the same after `apply_tuned`.
     """
-    has_gpu, cores = world.device.type == "cuda", len(share_cores(world))
+    has_gpu = world.device.type == "cuda"
     if resolved.placement == "gpu" and not has_gpu:
         raise InputError(
             "placement gpu needs a GPU, but this process runs on the CPU: set --loader.placement auto or --device cuda"
@@ -96,9 +102,24 @@ def _choose_side(
         return "cpu", "the model is on the CPU too"
     if "gpu" not in backend.placements:
         return "cpu", f"the backend {resolved.backend} cannot decode on a GPU"
+    return _choose_side_for_gpu(world)
+
+
+def _choose_side_for_gpu(world: World) -> tuple[DecoderSide, str]:
+    """Return where to decode for a model on a GPU if nothing was asked for, and the reason."""
+    cores = len(share_cores(world))
+    if find_capability(world) in GPUS_THAT_DECODE:
+        return "gpu", "an H100 or H200 decodes faster than its CPU"
     if cores >= MIN_CORES_FOR_CPU:
         return "cpu", f"this process has {cores} cores, at least {MIN_CORES_FOR_CPU}"
     return "gpu", f"this process has {cores} cores, fewer than {MIN_CORES_FOR_CPU}"
+
+
+def find_capability(world: World) -> tuple[int, int] | None:
+    """Return the compute capability of the process's GPU; None if torch sees no GPU, as in tests with a stand-in."""
+    import torch  # noqa: PLC0415  (settings are checked without it)
+
+    return torch.cuda.get_device_capability(world.device) if torch.cuda.is_available() else None
 
 
 def _warn_of_few_cores(config: LoaderConfig, world: World) -> str:

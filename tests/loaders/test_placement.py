@@ -3,6 +3,7 @@
 No GPU takes part: uploads, streams and events are stand-ins (`pretend_gpu.py`), and GPU graphs are defined, not run.
 """
 
+import json
 import logging
 import os
 from contextlib import closing
@@ -27,6 +28,7 @@ from loaders.world import log_once
 from prep.errors import InputError
 
 TRANSFORMS = [TrainTransform(32), EvalTransform(32, 36), TrainTransform(32, augment=AugmentConfig("rand"))]
+RATES = Path(__file__).parents[2] / "benchmarks" / "records" / "h200" / "rates.json"
 TWO = World(1, 2, 1, 2, torch.device("cuda", 1))
 
 
@@ -35,7 +37,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendGpu:
     return pretend(monkeypatch)
 
 
-def use_cores(monkeypatch: pytest.MonkeyPatch, num_cores: int) -> None:
+def use_cores(monkeypatch: pytest.MonkeyPatch, num_cores: int, capability: tuple[int, int] = (8, 6)) -> None:
+    monkeypatch.setattr("loaders.placement.find_capability", lambda world: capability)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
 
 
@@ -61,7 +64,7 @@ def use_cores(monkeypatch: pytest.MonkeyPatch, num_cores: int) -> None:
         ),
     ],
 )
-def test_a_placement_is_chosen_by_request_then_by_cores(
+def test_a_placement_is_chosen_by_request_then_by_gpu_and_cores(
     monkeypatch: pytest.MonkeyPatch, config: LoaderConfig, world: World, num_cores: int, expected: tuple[str, str, str]
 ) -> None:
     side, decode, reason = expected
@@ -71,6 +74,21 @@ def test_a_placement_is_chosen_by_request_then_by_cores(
     assert (choice.config.placement, choice.config.decode) == (side, decode)
     assert str(choice) == f"images are decoded on the {side.upper()} ({reason})"
     assert choose_placement(choice.config, world).config == choice.config
+
+
+@pytest.mark.parametrize(("capability", "side"), [((9, 0), "gpu"), ((8, 6), "cpu"), ((7, 5), "cpu"), ((10, 0), "cpu")])
+def test_auto_decodes_on_gpus_that_were_measured_faster(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], side: str
+) -> None:
+    use_cores(monkeypatch, 64, capability)
+    assert choose_placement(LoaderConfig(), GPU).side == side
+    if side == "gpu":
+        cases = json.loads(RATES.read_text())["cases"]
+        cpu, gpu = (cases[f"train-resnet50-{each}"]["result"]["images_per_second"] for each in ("cpu", "gpu"))
+        assert gpu["min"] > 1.02 * cpu["max"]
+        assert choose_placement(LoaderConfig(), GPU).reason == "an H100 or H200 decodes faster than its CPU"
+    assert choose_placement(LoaderConfig(placement="cpu"), GPU).side == "cpu"
+    assert choose_placement(LoaderConfig(), World()).side == "cpu"
 
 
 @pytest.mark.parametrize("placement", ["cpu", "gpu"])

@@ -214,7 +214,7 @@ def _allocate_too_much(*_: object, **__: object) -> Any:
     ("backend", "place", "allocate"),
     [
         ("dali", "nvidia.dali.Pipeline.run", _never_allocates),
-        ("dali", "loaders.resize.compile_resize", lambda: _allocate_too_much),
+        ("dali", "loaders.resize.RESIZE_BATCH", _allocate_too_much),
         ("reference", "loaders.reference.render", _allocate_too_much),
     ],
 )
