@@ -1,10 +1,10 @@
-"""`python benchmarks/gpu_suite.py --data DIR --out DIR`: everything that has to be measured on a GPU, in nine minutes.
+"""`python benchmarks/gpu_suite.py --data DIR --out DIR`: what can be measured on one GPU, in nine minutes.
 
-The most important cases come first: a smoke test; pixels and speed of each decode path; equal bits under load, and
-damaged files; rates of loader, model and training for both placements; the tests that need a GPU; compilation; a real
-training that is killed and resumed. No case runs past the deadline (--minutes). Each result is on disk before the next
-case begins, so an interrupted call loses nothing. A later call with --only runs some cases again and adds them to the
-same --out. The standard error of all cases goes to workers.log there.
+The most important cases come first: a smoke test; pixels and speed of each decode path; equal bits under load, images
+with RandAugment, and damaged files; rates of loader, model and training for both placements; a real training that is
+killed and resumed; the tests that need a GPU; compilation. No case runs past the deadline (--minutes). Each result is
+on disk before the next case begins, so an interrupted call loses nothing. A later call with --only runs some cases
+again and adds them to the same --out. The standard error of all cases goes to workers.log there.
 """
 
 import argparse
@@ -49,10 +49,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", choices=DEVICES, default="auto", help="cpu: rehearse without a GPU (default: auto)")
     add("--batch-size", type=int, default=256, help="default: 256")
     add("--size", type=int, default=224, help="pixels (default: 224)")
-    add("--models", nargs="+", default=["resnet50", "resnet50d"], help="timm models; the first one is also compiled")
+    add(
+        "--models",
+        nargs="+",
+        default=["resnet50", "resnet50d"],
+        help="timm models; the first one is also compiled and tried in fp16",
+    )
     add("--amp", choices=AMP_TYPES, default="bf16", help="default: bf16")
     add("--repetitions", type=int, default=3, help="per rate (default: 3)")
-    add("--seconds", type=float, default=1.5, help="approximate length of a repetition (default: 1.5)")
+    add("--seconds", type=float, default=1.0, help="approximate length of a repetition (default: 1)")
     add("--epochs", type=int, default=40, help="of the training case, over all images (default: 40)")
     return parser.parse_args()
 

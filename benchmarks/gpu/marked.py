@@ -48,7 +48,7 @@ def run_tests(job: Job, report: Report) -> dict[str, Any]:
         # Without xdist's variables for its own workers: the suite may itself run in a test.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], "-k", job.get("select", ""), *files],
+            [sys.executable, "-m", "pytest", *OPTIONS, "-m", job["marker"], *files],
             cwd=CHECKOUT,
             env=inherited | {STREAM: str(stream), "PYTHONPATH": folders},
             stdin=subprocess.DEVNULL,

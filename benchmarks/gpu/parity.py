@@ -20,7 +20,7 @@ from answer import Job
 from gpu.worker import Report
 from PIL import Image, JpegImagePlugin
 
-from loaders import EvalTransform, Loader, LoaderConfig, Split, TrainTransform, build_loader
+from loaders import AugmentConfig, EvalTransform, Loader, LoaderConfig, Split, TrainTransform, build_loader
 from loaders.reader import Reader
 from loaders.reference import render
 from loaders.stats import Counters
@@ -65,6 +65,19 @@ def compare_with_reference(job: Job, report: Report) -> dict[str, Any]:
             result |= ours.placement.to_dict()
             report(result)
     return result
+
+
+def compare_augmented(job: Job, report: Report) -> dict[str, Any]:
+    """Return the differences of images with RandAugment, by kind of JPEG, without a verdict.
+
+    Operations such as posterize and equalize enlarge the differences of the decoders, so the bounds do not apply.
+    """
+    transform = TrainTransform(job["size"], augment=AugmentConfig("rand"))
+    with join_world(job["device"]) as world:
+        config = LoaderConfig(**job["loader"], most_damaged=0)
+        ours = build_loader(Split(job["data"], job["split"]), transform, job["batch_size"], world, config=config)
+        found = by_kind(find_differences(ours, -(-job["num_images"] // job["batch_size"])))
+        return {"augmented": found, **ours.placement.to_dict()}
 
 
 def find_differences(ours: Loader, num_batches: int) -> Iterator[Difference]:

@@ -6,7 +6,6 @@ the synthetic backend, so that it needs neither DALI nor decoding.
 
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ SYNTHETIC = {"backend": "synthetic"}
 
 def measure_rates(job: Job, report: Report) -> dict[str, Any]:
     """Measure the mode of a job; return rates, the loader's times, memory, and how busy the machine was."""
-    with join_world(job["device"]) as world, open_stream(job, world):
+    with join_world(job["device"]) as world:
         loader = open_loader(job, SYNTHETIC if job["mode"] == "model" else job["loader"], world)
         with Feed(loader) as feed:
             stage = Feeding(feed) if job["mode"] == "loader" else Stepping(feed, build_step(read_setting(job), loader))
@@ -48,13 +47,6 @@ def measure_compiled(job: Job, report: Report) -> dict[str, Any]:
                 result[name] = measure_stage(Stepping(feed, step), job)
             report(result)
     return result
-
-
-def open_stream(job: Job, world: World) -> AbstractContextManager[object]:
-    """Return the context of a CUDA stream with the job's priority; without one, the default stream stays current."""
-    if "priority" not in job:
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(world.device, priority=job["priority"]))
 
 
 def open_loader(job: Job, options: dict[str, Any], world: World) -> Loader:

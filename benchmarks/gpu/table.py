@@ -18,7 +18,6 @@ from gpu.verdicts import (
 
 LONGEST = 110  # characters, of a line's figures
 MOST_CHARACTERS = 12_000
-TESTS = "gpu-tests"  # how the names of the cases with tests begin
 CONCLUSION = {
     "right": "go",
     "differs": "go, though subsampled colours differ",
@@ -50,6 +49,7 @@ def describe_figures(result: dict[str, Any]) -> str:
     """Return the most important figures of a result of any kind."""
     kinds = {
         "verdict": describe_parity,
+        "augmented": describe_augmented,
         "idle": describe_load,
         "damages": describe_damages,
         "num_passed": describe_tests,
@@ -79,6 +79,12 @@ def describe_parity(result: dict[str, Any]) -> str:
     kinds = ", ".join(f"{kind} {mean:.2f} (pixel {most:.0f})" for kind, (mean, most) in worst.items())
     verdict = result["verdict"]
     return f"{verdict.upper() if verdict == 'wrong' else verdict}: {kinds}"
+
+
+def describe_augmented(result: dict[str, Any]) -> str:
+    """Return the mean difference and the worst image of each kind."""
+    kinds = result["augmented"].items()
+    return ", ".join(f"{kind} {each['mean']:.2f} (worst image {each['worst_image']:.2f})" for kind, each in kinds)
 
 
 def describe_load(result: dict[str, Any]) -> str:
@@ -229,12 +235,10 @@ def _conclude_compiled(results: Results) -> Iterator[str]:
 
 def _conclude_checks(results: Results) -> Iterator[str]:
     """Yield the tests that failed, and the checks of the training that do not hold."""
-    for case in (name for name in results if name.startswith(TESTS)):
-        tests = results[case].get("result") or {}
-        if tests.get("failed"):
-            yield f"{case}: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"
-            for name, reason in tests["failed"].items():
-                yield f"  {name}: {reason}"[: 2 * LONGEST]
-    training = results.get("training", {}).get("result") or {}
+    tests, training = (results.get(name, {}).get("result") or {} for name in ("gpu-tests", "training"))
+    if tests.get("failed"):
+        yield f"gpu-tests: {len(tests['failed'])} of {tests['num_passed'] + len(tests['failed'])} FAILED"
+        for name, reason in tests["failed"].items():
+            yield f"  {name}: {reason}"[: 2 * LONGEST]
     if failed := training.get("failed_checks"):
         yield f"training: does NOT hold: {', '.join(failed)}"

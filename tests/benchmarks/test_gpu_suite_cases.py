@@ -134,6 +134,19 @@ def test_wrong_pixels_are_seen_and_told_by_kind(
     assert wrong["evaluation"] == right["evaluation"]
 
 
+def test_augmented_images_are_compared_without_a_verdict(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    parity, table = part("parity"), part("table")
+    job |= {"num_images": 16, "loader": {"decode": "full"}}
+    right = parity.compare_augmented(job, ignore)
+    assert set(right) == {"augmented", "placement", "reason", "decode"}
+    assert right["augmented"]["grey"]["num_images"] >= 16 and right["augmented"]["grey"]["mean"] < 1
+    said = table.describe_figures(right)
+    assert said.startswith("grey 0.") and said.count("worst image") == 1
+    # Without its operations, the reference would be far from the loader's images.
+    monkeypatch.setattr("loaders.reference.apply_ops", lambda image, plan, i: image)
+    assert parity.compare_augmented(job, ignore)["augmented"]["grey"]["mean"] > 5
+
+
 def test_subsampled_colours_alone_make_a_path_differ_and_not_wrong() -> None:
     parity = part("parity")
     found = parity.by_kind(iter([("4:4:4", 0.2, 5), ("4:4:4", 1.4, 9), ("4:2:0", 3.0, 40)]))
@@ -329,7 +342,7 @@ def test_jobs_take_the_path_that_was_found(tmp_path: Path) -> None:
     cases = {case.name: case for case in module.build_cases(settings)}
     results = {
         "parity-full-0.99": parity_of("right"),
-        "parity-roi-0": record("crashed"),
+        "parity-full-0": record("crashed"),
         "parity-cpu": parity_of("right"),
     }
     best = {"placement": "gpu", "decode": "full", "hw_decoder_load": 0.99}
@@ -338,14 +351,16 @@ def test_jobs_take_the_path_that_was_found(tmp_path: Path) -> None:
     assert module.resolve_job(cases["compile-default"], results)["loader"] == {"placement": "cpu"}
     faster = results | {"train-a-cpu": rate_of(2000), "train-a-gpu": rate_of(2100)}
     assert module.resolve_job(cases["compile-default"], faster)["loader"] == best
-    for name, words in (("load-full-0.99", "is the best path"), ("damaged-roi-0", "is not right: crashed")):
-        with pytest.raises(InputError, match=words):
-            module.resolve_job(cases[name], results)
+    assert module.resolve_job(cases["train-a-gpu-fp16"], results) | {"amp": "bf16"} == module.resolve_job(
+        cases["train-a-gpu"], results
+    )
+    with pytest.raises(InputError, match="full-0 is not right: crashed"):
+        module.resolve_job(cases["damaged-full-0"], results)
     nothing = {"parity-full-0": parity_of("wrong")}
     with pytest.raises(InputError, match="no decode path of the GPU is right"):
         module.resolve_job(cases["loader-gpu"], nothing)
-    assert {case.name for case in module.choose_cases(list(cases.values()), ["decode-roi-0"], results)} == {
-        *("decode-roi-0", "parity-roi-0", "dali")
+    assert {case.name for case in module.choose_cases(list(cases.values()), ["decode-full-0"], results)} == {
+        *("decode-full-0", "parity-full-0", "dali")
     }
 
 
@@ -363,6 +378,8 @@ def test_conclusions_name_paths_placements_and_efficiency() -> None:
         "model-a": rate_of(2500),
         "train-a-cpu": rate_of(2400),
         "train-a-gpu": rate_of(2440),
+        "train-a-gpu-fp16": rate_of(3050),
+        "train-a-full-0.99": rate_of(2196),
         "compile-default": record(model=rate_of(3000)["result"], train=rate_of(2900)["result"]),
         "gpu-tests": record(num_passed=3, num_skipped=1, failed={"test_x": "assert 1 == 2"}),
         "training": record(checks={"the clock is complete": False}, failed_checks=["the clock is complete"]),
@@ -378,6 +395,8 @@ def test_conclusions_name_paths_placements_and_efficiency() -> None:
         "loader, placement gpu: 5,700 images/s, 0.950 of decoding alone",
         "a, placement gpu: train 2,440 / min(loader, model) = 0.976",
         "a: use placement cpu: gpu gives 1.017 times its rate (cpu 2,400, gpu 2,440; gpu must win by 1.02)",
+        "train-a-gpu-fp16: 1.250 times train-a-gpu",
+        "train-a-full-0.99: 0.900 times train-a-gpu",
         "a, compile-default: the model alone at 1.20 times its eager rate",
         "gpu-tests: 1 of 4 FAILED",
         "training: does NOT hold: the clock is complete",
