@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -25,6 +26,8 @@ from train.dist import join_world
 from train.metrics import Sums
 from train.step import Step
 
+STEPS_BEFORE_HOLD = 6  # of about 24: after two logs, and long before the end
+
 
 def fit_interrupted(rank: int, size: int, group: Path, *, arguments: list[str], port: int, moment: str) -> None:
     """Train as train/main.py does; SIGTERM comes to the last rank when `fit` calls a function for the first time."""
@@ -40,6 +43,21 @@ def fit_interrupted(rank: int, size: int, group: Path, *, arguments: list[str], 
         setattr(trainer, moment, interrupt)
     with join_world("cpu") as world:
         assert not trainer.fit(parse_command(arguments).recipe, world)
+
+
+def script_held(rank: int, size: int, group: Path, *, script: str, arguments: list[str], port: int) -> None:
+    """Run train/main.py, but wait after STEPS_BEFORE_HOLD steps until the test writes `group/go`."""
+    step, taken = Step.__call__, count(1)
+
+    def hold(self: Step, batch: Batch, sums: Sums) -> None:
+        step(self, batch, sums)
+        if next(taken) == STEPS_BEFORE_HOLD:
+            (group / f"held-{rank}").touch()
+            while not (group / "go").exists():
+                time.sleep(0.01)
+
+    Step.__call__ = hold
+    run_script(rank, size, group, script=script, arguments=arguments, port=port)
 
 
 def fit_recorded(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
@@ -157,5 +175,5 @@ def change_machine(flock: str, host: str | None) -> None:
 
 
 JOBS.update({"fit-interrupted": fit_interrupted, "fit-recorded": fit_recorded, "fit-poisoned": fit_poisoned})
-JOBS["fit-ticking"] = fit_ticking
+JOBS.update({"fit-ticking": fit_ticking, "script-held": script_held})
 JOBS.update({"fit-killed": fit_killed, "hold-folder": hold_folder, "evaluate-newest": evaluate_newest})

@@ -62,7 +62,7 @@ class Run:
 def start(ranks: Ranks, run: Run, size: int, job: str = "script", **arguments: Any) -> Path:
     """Start train/main.py in `size` processes, or another job with its arguments; the group's folder."""
     port = free_port()
-    if job == "script":
+    if job in ("script", "script-held"):
         arguments["script"] = str(CHECKOUT / "train/main.py")
     groups = run.folder.parent / f"{run.folder.name}-{ranks.num_groups}"
     return ranks.start(job, size, groups, arguments=run.arguments, port=port, **arguments)

@@ -207,7 +207,11 @@ def test_an_interrupted_run_goes_on(
         os.kill(pid, signal.SIGSTOP)
     assert not (tmp_path / "train" / "manifest.json").exists()
     process.send_signal(number)
-    for pid in workers:  # Ray waits for them when it shuts down; what is left of the run takes them seconds
+    # Ray waits for its workers when it shuts down, so they have to go on in the end. What is left takes them only a
+    # second or two: first the process gets time to notice the signal, also on a busy machine.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    for pid in workers:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     _, stderr = process.communicate(timeout=60)

@@ -18,7 +18,6 @@ from helpers.train_runs import (
     assert_ended,
     assert_same_end,
     await_that,
-    count_logs,
     find_workers,
     finish,
     start,
@@ -48,13 +47,18 @@ def _assert_left(run: Run, reason: str, said: str) -> None:
     assert read_meta(run.checkpoints[-1])["clock"] == marker["clock"] > 0
 
 
+def _signal_in_the_middle(trainers: Ranks, group: Path, size: int, rank: int, number: int) -> None:
+    """Send a signal to a rank while all ranks are held after some steps, then let them go on."""
+    await_that(lambda: len(list(group.glob("held-*"))) == size, "all ranks in the middle of the run")
+    trainers.signal(rank, number)
+    (group / "go").touch()
+
+
 def test_a_signal_to_one_of_three_makes_all_leave_at_the_same_step(
     trainers: Ranks, calm: Calm, digits: Path, tmp_path: Path
 ) -> None:
     run = Run(digits, tmp_path / "run")
-    group = start(trainers, run, SIZE)
-    await_that(lambda: count_logs(group) > 1, "two logs")
-    trainers.signal(2, signal.SIGTERM)
+    _signal_in_the_middle(trainers, group := start(trainers, run, SIZE, "script-held"), SIZE, 2, signal.SIGTERM)
     assert_ended(trainers.wait(PATIENCE), LEFT_EARLY)
     _assert_left(run, "SIGTERM", (group / "stdout-0").read_text())
     finish(trainers, run, SIZE)
@@ -97,9 +101,7 @@ def test_processes_of_a_torchrun_that_hangs_up_or_is_killed_save_and_leave(digit
 def test_ctrl_c_and_the_end_of_the_terminal(trainers: Ranks, calm: Calm, digits: Path, tmp_path: Path) -> None:
     run = Run(digits, tmp_path / "run")
     for number in (signal.SIGINT, signal.SIGHUP):
-        group = start(trainers, run, 1)
-        await_that(lambda group=group: count_logs(group) > 0, "a log")
-        trainers.signal(0, number)
+        _signal_in_the_middle(trainers, group := start(trainers, run, 1, "script-held"), 1, 0, number)
         assert_ended(trainers.wait(PATIENCE), LEFT_EARLY)
         _assert_left(run, number.name, (group / "stdout-0").read_text())
     finish(trainers, run, 1)
