@@ -10,11 +10,12 @@ from typing import Any
 
 from reports.races import rate_of, sort_by_rate
 from reports.reading import Records
-from reports.words import format_median, format_number, make_table
+from reports.words import format_median, format_number, format_ratio, format_spread, make_table
 
 from prep.errors import InputError
 
 PEERS, PREPARATION, STARTUP, VERDICT = "peers.json", "preparation.json", "startup.json", "verdict.json"
+GPU = "h200/rates.json"
 OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"
 NAMES = {  # of the contenders, in README's table
     OURS: "Penstock (`dali` on the CPU)",
@@ -30,6 +31,14 @@ NAMES = {  # of the contenders, in README's table
     "spdl-io": "SPDL, its own decoder",
     "spdl-v2": "SPDL, decode_jpeg + transforms v2",
     "ffcv": "FFCV",
+}
+GPU_ROWS = {  # cases of the GPU suite, in README's table
+    "loader-gpu": "the loader alone, decoding on the GPU",
+    "loader-cpu": "the loader alone, decoding on the CPU",
+    "model-resnet50": "the training step alone",
+    "train-resnet50-gpu": "**training, decoding on the GPU** (the default there)",
+    "train-resnet50-gpu-fp16": "the same with `--amp fp16`",
+    "train-resnet50-cpu": "training, decoding on the CPU",
 }
 WRITERS = {"webdataset": "webdataset's ShardWriter", "litdata": "LitData", "mosaicml": "MosaicML"}
 IMAGENET_IMAGES = 1_281_167 + 50_000  # of training and validation
@@ -174,7 +183,31 @@ def _worst_promise(content: dict[str, Any]) -> str:
     return f"{math.ceil(100 * max(errors))}%"
 
 
+def write_gpu(content: dict[str, Any]) -> str:
+    """Return the table of the rates on a GPU: images/s with spread, relative to the training step alone, CPU cores."""
+    cases = {name: content["cases"][name]["result"] for name in GPU_ROWS}
+    step = cases["model-resnet50"]["images_per_second"]["median"]
+    rows = [
+        [
+            GPU_ROWS[name],
+            format_spread(each["images_per_second"]),
+            format_ratio(each["images_per_second"]["median"] / step),
+            format_number(each["usage"]["cpu_cores"]),
+        ]
+        for name, each in cases.items()
+    ]
+    return "\n" + "\n".join(make_table(("", "images/s (min to max)", "of the bf16 step alone", "CPU cores busy"), rows))
+
+
+def _describe_gpu(content: dict[str, Any]) -> str:
+    """Return the machine of the GPU's rates."""
+    hardware = content["cases"]["train-resnet50-gpu"]["hardware"]
+    return f"{hardware['gpu'].partition(',')[0]}, {hardware['cores']} vCPUs"
+
+
 QUOTES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "gpu": (GPU, write_gpu),
+    "gpu-machine": (GPU, _describe_gpu),
     "peers": (PEERS, write_peers),
     "peers-race": (PEERS, _describe_race),
     "peers-images": (PEERS, lambda content: f"{content['dataset']['num_images']:,}"),
