@@ -72,7 +72,7 @@ class Backend(ABC):
 
     @abstractmethod
     def decode(self, pairs: Iterable[tuple[Plan, Encoded]]) -> Iterator[Pixels]:
-        """Yield the pixels of each pair, and pass each `Encoded` to `release` as soon as it is no longer read.
+        """Yield the pixels of each pair, and pass each `Encoded` to `release` when decoding has read it.
 
         Raises:
             DecodeError: images cannot be decoded; the error holds their rows (loaders/quarantine.py).
@@ -80,7 +80,7 @@ class Backend(ABC):
 
 
 class SyntheticBackend(Backend):
-    """Returns the same random images for every plan, already on the device. It shows the speed of the model alone.
+    """Returns the same random images for every plan, already on the device, to measure the model alone.
 
     Labels and positions are those of the plan.
     """

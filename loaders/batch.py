@@ -36,9 +36,8 @@ class Batch:
 # From host memory to the device.
 #
 # A copy is asynchronous only from pinned memory. torch's pinned allocator reuses a block only after the copies queued
-# from it have run, so a host tensor may be deleted as soon as its upload is queued. `upload` must be called with the
-# loader's stream as the current one, since that stream orders the work on a batch; `allocate_host` may be called in any
-# thread.
+# from it have run, so a host tensor may be deleted as soon as its upload is queued. Both functions must be called with
+# the loader's stream as the current one, since that stream orders the work on a batch.
 
 
 def allocate_host(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

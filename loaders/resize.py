@@ -50,11 +50,11 @@ class Resizer:
         Args:
             windows: uint8 [height, width, 3] of each image, in any type that supports DLPack.
         """
-        return self.background.submit(self._finish, plan, windows)
-
-    def _finish(self, plan: Plan, windows: Sequence[Any]) -> torch.Tensor:
-        """Resize, crop, flip and augment the windows of a plan."""
         images_BHWC = allocate_host((len(windows), plan.size, plan.size, 3), torch.uint8, self.device)
+        return self.background.submit(self._finish, plan, windows, images_BHWC)
+
+    def _finish(self, plan: Plan, windows: Sequence[Any], images_BHWC: torch.Tensor) -> torch.Tensor:
+        """Resize, crop, flip and augment the windows of a plan; return the batch to which they are written."""
         tensors = [torch.from_dlpack(window) for window in windows]
         steps_B5 = np.concatenate([plan.resized_B2, plan.crops_B2, plan.flips_B[:, None]], axis=1)
         RESIZE_BATCH(tensors, steps_B5.tolist(), images_BHWC, self.num_threads)

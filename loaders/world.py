@@ -194,7 +194,7 @@ def _describe_versions() -> str:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """Return the newest CUDA version that the driver supports, None if there is no driver.
+    """Return the newest CUDA version that the driver supports; None without a driver.
 
     cuDriverGetVersion returns 1000 * major + 10 * minor.
     """
@@ -275,7 +275,7 @@ def _check_given(rank: object, size: object) -> tuple[int, int]:
 
 
 def _group_rank_and_size() -> tuple[int, int] | None:
-    """Return rank and size of torch.distributed's process group; None if there is no initialised one."""
+    """Return rank and size in torch.distributed's process group; None if it is not initialised."""
     if "torch.distributed" not in sys.modules:
         return None
     import torch.distributed as dist  # noqa: PLC0415  (commands parse their flags without torch)
@@ -333,7 +333,7 @@ def _find_local_sign() -> str | None:
 
 
 def _find_launcher() -> str | None:
-    """Return which other launcher started this process as one of several; None if there is no sign of one."""
+    """Return how another launcher started this process as one of several; None if it was no launcher."""
     for name, (rank_name, size_name) in LAUNCHERS.items():
         rank, size = _read_variable(rank_name), _read_variable(size_name)
         if size is not None and rank is not None:  # the innermost launcher: the outer ones do not matter
@@ -403,7 +403,7 @@ def _find_local(rank: int, size: int) -> tuple[int, int]:
 
 
 def _exchange_hosts(rank: int, size: int) -> list[str]:
-    """Return the host name of each rank of the process group; an empty list if there is no such group.
+    """Return the host name of each rank of the process group; an empty list without a group.
 
     It uses the store through which the group was initialised, and no collective: the order of calls does not matter,
     and no GPU is needed. Host names stay in the store, so that only a process's first loader waits for the others.

@@ -39,7 +39,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return a run's entries in order. An incomplete last line is skipped, with a warning on standard error.
 
     Raises:
-        InputError: there are no entries, or a line before the last is damaged.
+        InputError: the file has no entries, or a line before the last one is damaged.
     """
     path = folder / METRICS
     lines = read_json_lines(path, "kind", "epoch")

@@ -210,7 +210,7 @@ def list_classes(root: Folder, folders: Sequence[Folder], class_names: Sequence[
         ignored: the end of a file name; the file CLASS/CLASS + `ignored` of each class is left out.
 
     Raises:
-        InputError: there are no files, or one is a Git LFS pointer.
+        InputError: the folder has no files, or a file is a Git LFS pointer.
     """
     listing: Listing = []
     for label, name in enumerate(class_names):

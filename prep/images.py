@@ -60,7 +60,7 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
     if not data:
         raise UnusableImageError("0 bytes")
     try:
-        # A JPEG that is re-encoded loses the bytes after its end, so there is no need to search for them.
+        # A JPEG that is re-encoded loses the bytes after its end, so a search for them is not needed.
         header = read_header(data, thorough=options.decode_check and not options.quality)
         if header and header.is_common and not header.has_exif:
             return _store(data, header, [], options)

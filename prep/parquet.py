@@ -240,7 +240,7 @@ class ParquetFiles:
 
 
 def _read_statistics(metadata: pq.FileMetaData, path: str) -> list[Any]:
-    """Return each row group's statistics of a column, None if it has none; an empty list if there is no such column."""
+    """Return the statistics of a column in each row group, None where not recorded; [] if the column is missing."""
     leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path == path]
     return [metadata.row_group(g).column(leaf).statistics for leaf in leaves for g in range(metadata.num_row_groups)]
 

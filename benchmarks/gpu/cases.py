@@ -30,13 +30,12 @@ from prep.errors import InputError
 STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has its own file of records
 CPU = "cpu"  # the decode path without a GPU
 DAMAGED = "damaged-"
-# First the fastest path of MLPerf's submissions. Regions on the hardware decoder are reported to crash
-# on H100s (not on the H200 that was tried): they are last.
+# First the fastest path of MLPerf's submissions. Regions on the hardware decoder are reported to crash on H100s (not on
+# the H200 that was tried): they are last.
 PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0.99")
 BEST, FASTER = "best", "faster"  # in place of a path: the GPU's best one; the one with which training was faster
 END_SECONDS = 1.0  # to end a worker process
 TIMED = ("gpu.decoding:measure_decoding", "gpu.rates:measure_rates", "gpu.rates:measure_compiled")
-MODES = ("default",)  # of torch.compile; gpu_model.py measures the others
 CPU_LIMITS = 4  # in a rehearsal on a CPU, limits are this many times larger
 RESIZE_RATIO = 256 / 224  # of evaluation: short side to crop
 START_SECONDS = 14.0  # to start the suite and its first worker process; the other workers start while cases run
@@ -89,13 +88,13 @@ def build_cases(settings: Settings) -> list[Case]:
     cases = [
         *_smoke_cases(settings),
         *_decode_cases(settings),
-        *_load_cases(settings),
+        _load_case(settings),
         _augment_case(settings),
         *_damaged_cases(settings),
         *_rate_cases(settings),
-        *_training_cases(settings),
+        _training_case(settings),
         Case("gpu-tests", "tests", "gpu.marked:run_tests", 220, 140, {"marker": "gpu"}),
-        *_compile_cases(settings),
+        _compile_case(settings),
     ]
     return cases if settings.on_gpu else [replace(case, limit=CPU_LIMITS * case.limit) for case in cases]
 
@@ -133,13 +132,17 @@ def _decode_cases(settings: Settings) -> list[Case]:
     return cases
 
 
-def _load_cases(settings: Settings) -> list[Case]:
-    """Return cases that check whether the same plan gives the same bits while the device is busy with other work."""
-    here: dict[str, Any] = {"stage": "decode", "work": "gpu.loads:compare_under_load", "limit": 40, "estimate": 8}
-    here |= {"job": _common(settings), "group": "load"}
-    return [
-        Case("load-best", path=BEST, unable=_without_gpu(settings), **here),
-    ]
+def _load_case(settings: Settings) -> Case:
+    """Return the case that checks whether a plan gives the same bits while the device is busy with other work."""
+    here: dict[str, Any] = {"limit": 40, "estimate": 8, "group": "load", "path": BEST}
+    return Case(
+        "load-best",
+        "decode",
+        "gpu.loads:compare_under_load",
+        job=_common(settings),
+        unable=_without_gpu(settings),
+        **here,
+    )
 
 
 def _augment_case(settings: Settings) -> Case:
@@ -193,20 +196,16 @@ def _variant_cases(settings: Settings) -> list[Case]:
     ]
 
 
-def _compile_cases(settings: Settings) -> list[Case]:
-    """Return cases that measure the first model compiled: alone and in training, with one compilation."""
-    here: dict[str, Any] = {"stage": "rates", "work": "gpu.rates:measure_compiled", "limit": 150, "estimate": 50}
-    here |= {"group": "compile", "path": FASTER}
-    return [
-        Case(f"compile-{mode}", job=_rate_job(settings, model=settings.models[0], compile=mode), **here)
-        for mode in MODES
-    ]
+def _compile_case(settings: Settings) -> Case:
+    """Return the case that measures the first model compiled: alone and in training, with one compilation."""
+    job = _rate_job(settings, model=settings.models[0], compile="default")  # gpu_model.py measures other modes
+    return Case("compile-default", "rates", "gpu.rates:measure_compiled", 150, 50, job, group="compile", path=FASTER)
 
 
-def _training_cases(settings: Settings) -> list[Case]:
+def _training_case(settings: Settings) -> Case:
     """Return the case that kills, resumes, finishes and evaluates a run of train/main.py."""
     job = _common(settings) | {"amp": settings.amp, "epochs": settings.epochs, "run": str(settings.work / "training")}
-    return [Case("training", "training", "gpu.training:train_and_resume", 150, 70, job)]
+    return Case("training", "training", "gpu.training:train_and_resume", 150, 70, job)
 
 
 def _rate(name: str, estimate: float, job: dict[str, Any], **more: Any) -> Case:

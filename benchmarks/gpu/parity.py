@@ -20,7 +20,7 @@ from answer import Job
 from gpu.worker import Report
 from PIL import Image, JpegImagePlugin
 
-from loaders import AugmentConfig, EvalTransform, Loader, LoaderConfig, Split, TrainTransform, build_loader
+from loaders import AugmentConfig, EvalTransform, Loader, LoaderConfig, Split, TrainTransform, World, build_loader
 from loaders.reader import Reader
 from loaders.reference import render
 from loaders.stats import Counters
@@ -52,17 +52,13 @@ def compare_with_reference(job: Job, report: Report) -> dict[str, Any]:
 
     The training transform is compared first, then that of evaluation.
     """
-    split = Split(job["data"], job["split"])
     transforms = {"train": TrainTransform(job["size"]), "evaluation": EvalTransform(job["size"], job["resize"])}
     result: dict[str, Any] = {}
     with join_world(job["device"]) as world:
-        # An image that this path cannot decode must not be replaced silently: it ends the case with its name.
-        config = LoaderConfig(**job["loader"], most_damaged=0)
         for name, transform in transforms.items():
-            ours = build_loader(split, transform, job["batch_size"], world, config=config)
-            result[name] = by_kind(find_differences(ours, -(-job["num_images"] // job["batch_size"])))
+            result[name], placement = compare_transform(job, transform, world)
             result["verdict"] = find_verdict(result[each] for each in transforms if each in result)
-            result |= ours.placement.to_dict()
+            result |= placement
             report(result)
     return result
 
@@ -72,12 +68,21 @@ def compare_augmented(job: Job, report: Report) -> dict[str, Any]:
 
     Operations such as posterize and equalize enlarge the differences of the decoders, so the bounds do not apply.
     """
-    transform = TrainTransform(job["size"], augment=AugmentConfig("rand"))
     with join_world(job["device"]) as world:
-        config = LoaderConfig(**job["loader"], most_damaged=0)
-        ours = build_loader(Split(job["data"], job["split"]), transform, job["batch_size"], world, config=config)
-        found = by_kind(find_differences(ours, -(-job["num_images"] // job["batch_size"])))
-        return {"augmented": found, **ours.placement.to_dict()}
+        transform = TrainTransform(job["size"], augment=AugmentConfig("rand"))
+        found, placement = compare_transform(job, transform, world)
+    return {"augmented": found, **placement}
+
+
+def compare_transform(
+    job: Job, transform: TrainTransform | EvalTransform, world: World
+) -> tuple[Kinds, dict[str, str]]:
+    """Return the differences of the first `num_images` images by kind of JPEG, and the loader's placement."""
+    # An image that this path cannot decode must not be replaced silently: it ends the case with its name.
+    config = LoaderConfig(**job["loader"], most_damaged=0)
+    ours = build_loader(Split(job["data"], job["split"]), transform, job["batch_size"], world, config=config)
+    differences = find_differences(ours, -(-job["num_images"] // job["batch_size"]))
+    return by_kind(differences), ours.placement.to_dict()
 
 
 def find_differences(ours: Loader, num_batches: int) -> Iterator[Difference]:

@@ -44,9 +44,10 @@ def test_resizing_needs_one_python_thread_for_any_number_of_cores(
     """Each further one would take Python's lock from the training thread. Only Pillow's operations need them."""
     assert isinstance(RESIZE_BATCH, torch.jit.ScriptFunction)
     transform = TrainTransform(32, augment=AugmentConfig(kind))  # pyright: ignore[reportArgumentType]
+    before = set(threading.enumerate())
     batches = iter(build_loader(Split(digits, "train"), transform, 64, config=LoaderConfig(num_threads=8)))
     next(batches)
-    names = {thread.name for thread in threading.enumerate()}
+    names = {thread.name for thread in set(threading.enumerate()) - before}
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     working = {name for name in names if name.startswith(("penstock-resize", "penstock-augment"))}
     assert working == threads if threads else len(working) > 1
