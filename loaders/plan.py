@@ -29,6 +29,7 @@ class TrainTransform:
     size: int = 224  # side of the square output in pixels
     first_size: int | None = None  # size in the first epochs, for a progressive resolution
     grow: tuple[float, float] = (0.0, 0.0)  # epochs between which first_size grows to size
+    size_step: int = SIZE_STEP  # pixels between two resolutions
     scale: tuple[float, float] = (0.08, 1.0)  # crop area as a share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height
     hflip: float = 0.5  # probability of a horizontal flip

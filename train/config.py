@@ -34,6 +34,7 @@ HOLDER = "holder.json"  # heartbeat of that process
 
 AmpKind = Literal["none", "bf16", "fp16"]
 HeadKind = Literal["auto", "keep", "new"]
+LossKind = Literal["cross_entropy", "bce"]
 LrScaling = Literal["linear", "sqrt", "none"]
 ScheduleKind = Literal["cosine", "linear"]
 SpotKind = Literal["auto", "on", "off"]
@@ -60,6 +61,11 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth: probability at the last block
     mean: Channels = IMAGENET_MEAN  # of RGB values in [0, 1]
     std: Channels = IMAGENET_STD
+    blur_first: bool = False  # blur before each convolution with a stride (BlurPool, arXiv 1904.11486)
+    prior_bias: bool = False  # the classifier's bias starts at -ln(classes): each class is improbable at first
+    pretrained: str = ""  # start from timm's weights with this tag, e.g. a1_in1k
+    init: Path | None = None  # start from the weights in this file, checkpoint or export
+    freeze: tuple[str, ...] = ()  # parts whose weights and running statistics stay as they are: stem, 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ class OptimConfig:
     eps: float | None = None  # only for optimizers that have it; none: the optimizer's default
     options: tuple[str, ...] = ()  # further arguments of the optimizer, each NAME=VALUE
     weight_decay: float = 1e-4  # not applied to norms and biases
+    decay_all: bool = False  # apply it to norms and biases too
+    decoupled: bool = False  # only for sgd: each step multiplies weights by 1 - weight_decay * lr / peak lr
     warmup_epochs: float = 5.0
+    schedule_epochs: float | None = None  # when the learning rate reaches zero; None: at the end of the run
     schedule: ScheduleKind = "cosine"  # half a cosine to zero, or a straight line
 
 
@@ -162,8 +171,11 @@ class Recipe:
     batch_size: int = 256  # images per step, over all processes
     seed: int = 0
     amp: AmpKind = "bf16"  # autocast; fp16 with a gradient scaler
+    loss: LossKind = "cross_entropy"  # or bce: binary cross-entropy of each class, summed over the classes
     label_smoothing: float = 0.1
     ema_decay: float = 0.9999  # of the averaged weights, per step
+    ema_half_life: float | None = None  # in images, in place of ema_decay; it holds for any batch size and ema_every
+    ema_every: int = 1  # steps between two updates of the averaged weights
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     transform: TrainTransform = field(default_factory=TrainTransform)
@@ -214,6 +226,7 @@ class Recipe:
         fields["data"]["root"], fields["run"]["dir"] = str(self.data.root), str(self.run_dir)
         fields["run"]["start_from"] = self.run.start_from and str(self.run.start_from)
         fields["loader"]["tuned"] = self.loader.tuned and str(self.loader.tuned)
+        fields["model"]["init"] = self.model.init and str(self.model.init)
         return fields
 
     @classmethod
@@ -224,7 +237,8 @@ class Recipe:
         start_from = recipe.run.start_from and Path(recipe.run.start_from)
         run = replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir), start_from=start_from)
         loader = replace(recipe.loader, tuned=recipe.loader.tuned and Path(recipe.loader.tuned))
-        return replace(recipe, data=data, run=run, loader=loader)
+        model = replace(recipe.model, init=recipe.model.init and Path(recipe.model.init))
+        return replace(recipe, data=data, run=run, loader=loader, model=model)
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
