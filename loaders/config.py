@@ -49,7 +49,7 @@ class LoaderConfig:
     batches_ahead: int = 2  # batches prepared in advance, at each of the stages read, decode and queue
     placement: PlacementKind = "auto"  # where images are decoded, independent of the model; auto: by GPU, then by cores
     decode: DecodeKind = "auto"  # only the window (roi) or the full image; auto: roi on the CPU, full on a GPU
-    hw_decoder_load: float = 0.65  # share of JPEGs decoded by the GPU's hardware decoder, if it has one
+    hw_decoder_load: float = 0.99  # share of JPEGs decoded by the GPU's hardware decoder, if it has one
     pin_threads: bool = False  # pin each decoding thread to one core of this process's share
     most_damaged: int = 100  # images that may fail to decode before the run ends; 0: end at the first one
     tuned: Path | None = None  # file from `benchmarks/throughput.py --tune`; its settings replace default values

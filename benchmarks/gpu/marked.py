@@ -1,6 +1,6 @@
 """Run the tests that need a GPU; count each one as soon as it has ended.
 
-pytest-xdist runs them in one worker: if a test crashes, only that test fails and a new worker continues. A file that
+pytest-xdist runs them in two workers: if a test crashes, only that test fails and a new worker continues. A file that
 cannot be imported counts as a failed test. Warnings are not errors here, because the versions on the machine may be
 untested. A test that hangs ends its worker.
 """
@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 NUM_SLOWEST = 8  # tests whose durations are kept
 OPTIONS = (
     *("-p", "no:cacheprovider", "-p", "gpu.streaming", "-q"),
-    *("-n", "1", "--dist", "load", "--max-worker-restart", "40", "--continue-on-collection-errors"),
+    *("-n", "2", "--dist", "load", "--max-worker-restart", "40", "--continue-on-collection-errors"),
     *("-o", "filterwarnings=default", "-o", "faulthandler_timeout=100", "-o", "faulthandler_exit_on_timeout=true"),
 )
 

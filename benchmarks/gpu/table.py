@@ -151,7 +151,7 @@ def _name_machines(results: Results) -> Iterator[str]:
 
 
 def _conclude_paths(results: Results) -> Iterator[str]:
-    """Yield go or no-go for each decode path, then the path to use on a GPU."""
+    """Yield go or no-go for each decode path, then the path that is fastest on the GPU."""
     verdicts = {path: verdict for path, verdict in parse_paths(results).items() if verdict != "skipped"}
     for path, verdict in verdicts.items():
         rate = rate_of(results.get(DECODE + path))
@@ -166,7 +166,7 @@ def _conclude_paths(results: Results) -> Iterator[str]:
     else:
         decode, _, load = best.partition("-")
         tried = "" if best in verdicts else f" ({FALLBACK} was not tried)"
-        yield f"decode: on the GPU use --loader.decode {decode} --loader.hw-decoder-load {load}{tried}"
+        yield f"decode: fastest alone on the GPU: --loader.decode {decode} --loader.hw-decoder-load {load}{tried}"
 
 
 def _conclude_load(results: Results) -> Iterator[str]:

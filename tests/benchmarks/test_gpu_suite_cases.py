@@ -390,7 +390,7 @@ def test_conclusions_name_paths_placements_and_efficiency() -> None:
         "decode full-0.65: go, though subsampled colours differ",
         "decode full-0.99: NO-GO, wrong pixels",
         "decode roi-0.99: NO-GO, crashed: SIGSEGV; no word",
-        "decode: on the GPU use --loader.decode full --loader.hw-decoder-load 0",
+        "decode: fastest alone on the GPU: --loader.decode full --loader.hw-decoder-load 0",
         "load-full-0.99: NO-GO, full-0.99 gives other bits while the device is busy",
         "loader, placement gpu: 5,700 images/s, 0.950 of decoding alone",
         "a, placement gpu: train 2,440 / min(loader, model) = 0.976",
