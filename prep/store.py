@@ -141,7 +141,7 @@ class LocalStore:
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
-        """Lock the folder itself, until the process ends in any way; remove files that killed runs left."""
+        """Lock the folder itself, until the process ends in any way; remove files that killed runs or workers left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -151,9 +151,11 @@ class LocalStore:
             if is_held:
                 self._remove_unfinished()
             yield
+            if is_held:
+                self._remove_unfinished()  # of this run's own workers
 
     def _remove_unfinished(self) -> None:
-        """Remove the unfinished files of killed runs; while the lock is held, no other run is writing them."""
+        """Remove the unfinished files of killed processes; while the lock is held, no other run is writing them."""
         for name in self.names():
             if UNFINISHED.fullmatch(name):
                 self.remove(name)
