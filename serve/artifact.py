@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from prep.blur import is_blurred
 from prep.errors import InputError
 from prep.files import sha256_of_file
 from prep.preprocess import draw_pattern
+from prep.weights import read_weights
 from serve.preprocess import Preprocessing, to_tensor
-from serve.weights import build_network, build_network_for_size, fill_network, read_weights
+from serve.weights import build_network, build_network_for_weights, fill_network
 
 FORMAT = 1
 WEIGHTS, ARTIFACT = "model.safetensors", "artifact.json"
@@ -83,9 +85,10 @@ def _parse(folder: Path, facts: dict[str, Any]) -> tuple[Served, torch.Tensor]:
         raise InputError(f"{path} is not what was exported (its SHA-256 differs): export it again")
     network = build_network(facts["architecture"], len(golden_K), facts.get("model_args"))
     model = fill_network(network, read_weights(path), path)
+    what = facts["architecture"] + (" with blur" if is_blurred(network.state_dict()) else "")
     served = Served(
         model=model,
-        name=f"{facts['architecture']}, {facts['weights']} of {facts['recipe']} after {facts['images_seen']:,} images",
+        name=f"{what}, {facts['weights']} of {facts['recipe']} after {facts['images_seen']:,} images",
         num_classes=len(golden_K),
         preprocessing=_parse_preprocessing(facts["preprocessing"]),
         class_names=names,
@@ -160,6 +163,7 @@ def load_bare(path: Path, architecture: str, num_classes: int, preprocessing: Pr
     if (path.parent / ARTIFACT).is_file():
         raise InputError(f"{path} is part of an artifact, which records its accuracy: give the folder {path.parent}")
     preprocessing.validate()
-    network = build_network_for_size(architecture, num_classes, preprocessing.crop)
-    model = fill_network(network, read_weights(path), path)
+    weights = read_weights(path)
+    network = build_network_for_weights(architecture, num_classes, preprocessing.crop, weights)
+    model = fill_network(network, weights, path)
     return Served(model, f"{architecture} from {path.name}", num_classes, preprocessing)

@@ -170,13 +170,23 @@ def crop_share(transform: EvalTransform) -> float:
     return share if math.floor(transform.size / share) == transform.resize else math.nextafter(share, 0)
 
 
+def list_model_args(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments with which a server builds the network: those of timm.create_model, and `blur_first`.
+
+    timm does not know `blur_first`. It is in config.json too, so that `timm.create_model` fails with an error that
+    names it, whatever else it is given, instead of building a network without blur, which computes other logits.
+    """
+    blurs = {"blur_first": True} if recipe.model.blur_first else {}
+    return size_options(recipe.model, recipe.image_sizes()) | blurs
+
+
 def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: str) -> dict[str, Any]:
     """Return artifact.json: accuracy, preprocessing, class names, and logits with which a server can check itself."""
     recipe = facts.recipe
     return {
         "format": FORMAT,
         "architecture": recipe.model.name,
-        "model_args": size_options(recipe.model, recipe.image_sizes()),  # of timm.create_model, as in config.json
+        "model_args": list_model_args(recipe),  # as in config.json
         "weights": facts.which,
         "weights_sha256": weights_sha256,
         "recipe": recipe.name,

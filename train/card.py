@@ -6,6 +6,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from train.artifact import Accuracy, Provenance
 from train.config import NOT_COMPARED, Recipe
+from train.model import size_options
 
 LICENSE = "apache-2.0"
 WORDS = {"ema": "the averaged (EMA) weights", "model": "the weights as trained, not averaged"}
@@ -27,12 +28,13 @@ def write_card(facts: Provenance) -> str:
 
 def _describe_for_hub(facts: Provenance) -> ModelCardData:
     is_on_hub = facts.source is not None and facts.source.name.count("/") == 1
+    is_timms = not facts.recipe.model.blur_first
     results = _list_results(facts.accuracy)
     return ModelCardData(
         license=LICENSE,
-        library_name="timm",
+        library_name="timm" if is_timms else None,  # the hub then shows how timm loads it
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm"],
+        tags=["image-classification", *(["timm"] if is_timms else [])],
         datasets=[facts.source.name] if facts.source and is_on_hub else None,
         metrics=["accuracy"],
         model_name=f"{facts.recipe.model.name}.{facts.recipe.name}" if results else None,
@@ -84,18 +86,60 @@ def _make_table(accuracy: Accuracy) -> str:
 
 def _describe_use(recipe: Recipe) -> str:
     transform = recipe.evaluation
-    return f"""```python
+    return f"""{_show_blurred_use(recipe) if recipe.model.blur_first else TIMMS_USE}
+
+The transform resizes the short side to {transform.resize} pixels (bilinear, antialiased), crops {transform.size} from
+the center and normalizes with mean {list(recipe.model.mean)} and std {list(recipe.model.std)}. `artifact.json` holds
+the same settings, and logits with which to check a server."""
+
+
+TIMMS_USE = """```python
 import timm
 from timm.data import create_transform, resolve_model_data_config
 
 model = timm.create_model("local-dir:DIR", pretrained=True).eval()  # DIR: this folder; from the hub "hf-hub:OWNER/NAME"
 transform = create_transform(**resolve_model_data_config(model))
 logits = model(transform(image.convert("RGB"))[None])
+```"""
+
+
+def _show_blurred_use(recipe: Recipe) -> str:
+    """Return how to load a network with blur: with timm and nothing of ours, since the kernels are saved."""
+    options = "".join(f", {name}={value}" for name, value in size_options(recipe.model, recipe.image_sizes()).items())
+    return f"""The network blurs before each convolution that has a stride and at least 16 input channels (BlurPool,
+arXiv 1904.11486). timm has no setting for it and refuses this folder, so these lines add the blurs; their kernels are
+saved with the weights.
+
+```python
+import json
+from pathlib import Path
+
+import timm
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from torch.nn import functional
+
+folder = Path("DIR")  # this folder; from the hub Path(huggingface_hub.snapshot_download("OWNER/NAME"))
+config = json.loads((folder / "config.json").read_text())
+weights = load_file(folder / "model.safetensors")
+model = timm.create_model("{recipe.model.name}", num_classes=config["num_classes"]{options}).eval()
+
+
+def blur(convolution, inputs):
+    return functional.conv2d(inputs[0], convolution.blur_kernel, padding=1, groups=convolution.in_channels)
+
+
+for name, kernel in weights.items():
+    if name.endswith(".blur_kernel"):
+        convolution = model.get_submodule(name.removesuffix(".blur_kernel"))
+        convolution.register_buffer("blur_kernel", kernel)
+        convolution.register_forward_pre_hook(blur)
+model.load_state_dict(weights)
+transform = create_transform(**resolve_data_config(pretrained_cfg=config["pretrained_cfg"]))
+logits = model(transform(image.convert("RGB"))[None])
 ```
 
-The transform resizes the short side to {transform.resize} pixels (bilinear, antialiased), crops {transform.size} from
-the center and normalizes with mean {list(recipe.model.mean)} and std {list(recipe.model.std)}. `artifact.json` holds
-the same settings, and logits with which to check a server."""
+With Penstock: `load_artifact(Path("DIR")).model` of `serve.artifact`."""
 
 
 def _describe_data(facts: Provenance) -> str:

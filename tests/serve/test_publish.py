@@ -52,6 +52,14 @@ def space(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_space_of_a_network_with_blur_starts_and_computes_the_recorded_logits(
+    exported_with_blur: Exported, tmp_path: Path
+) -> None:
+    assert publish(exported_with_blur.artifact, tmp_path / "space") == 0
+    assert (tmp_path / "space" / "prep" / "blur.py").is_file()
+    assert "test_resnet with blur, ema of demo" in (tmp_path / "space" / "README.md").read_text()
+
+
 def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
