@@ -245,6 +245,29 @@ def test_an_export_gives_its_weights_to_model_and_ema(
     assert "not a complete export" in refuse(place(recipe, tmp_path / "another"))
 
 
+def test_weights_with_blur_start_a_run_with_blur_alone(
+    finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blurring = place(
+        replace(finished, epochs=1.0, model=replace(finished.model, blur_first=True)), tmp_path / "blurring"
+    )
+    assert fit(blurring, World())
+    artifact = tmp_path / "artifact"
+    monkeypatch.setattr("sys.argv", ["train/export.py", str(blurring.run_dir), "--out", str(artifact)])
+    export()
+    for source in (artifact, blurring.run_dir):
+        line = refuse(start_from(finished, source, tmp_path / "run"))
+        assert "weights of test_resnet with blur, which do not fit --model.name test_resnet" in line
+        assert line.endswith("give --model.blur-first")
+    assert refuse(start_from(blurring, finished.run_dir, tmp_path / "run")).endswith("give --model.no-blur-first")
+    recipe = start_from(blurring, artifact, tmp_path / "run", keep=9)
+    assert fit(recipe, World())
+    first, theirs = list_checkpoints(recipe.run_dir / "checkpoints")[0], load_file(artifact / MODEL)
+    for name in (MODEL, EMA):
+        ours = load_file(first / name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_what_cannot_be_started_from_is_refused(finished: Recipe, tmp_path: Path) -> None:
     run, new = finished.run_dir, tmp_path / "run"
     for inside in (run, newest(finished), run / ".." / run.name):
@@ -252,7 +275,7 @@ def test_what_cannot_be_started_from_is_refused(finished: Recipe, tmp_path: Path
     assert fit(finished, World())  # as advised
     assert "did not start from" in refuse(start_from(finished, tmp_path, run))
     assert "holds no complete checkpoint" in refuse(start_from(finished, tmp_path, new))
-    assert "need --run.from PATH" in refuse(place(finished, new, from_optimizer=True))
+    assert "needs --run.from PATH" in refuse(place(finished, new, from_optimizer=True))
     other = replace(finished, model=replace(finished.model, name="resnet10t"))
     for head in ("auto", "new"):
         line = refuse(start_from(other, run, new, from_head=head))
