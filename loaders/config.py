@@ -19,7 +19,7 @@ import numpy as np
 
 from loaders.augment import MOST, OPS, AugmentConfig
 from loaders.order import OrderKind, Sampling
-from loaders.plan import SIZE_STEP, EvalTransform, TrainTransform, sizes
+from loaders.plan import EvalTransform, TrainTransform, sizes
 from loaders.world import World
 from prep.errors import InputError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prep.dataset import Split
 
 MAX_THREADS = 16  # default limit of decoding threads per process
-MAX_SIZES = 5  # resolutions in a run: torch.compile recompiles for each, and gives up at the eighth
+MAX_SIZES = 7  # resolutions in training: torch.compile compiles for each and for evaluation, and gives up after eight
 MAX_IMAGES = 1 << 53  # images seen in a run: far more than any run sees, and exact in JSON
 STATE = (
     "dataset",
@@ -152,19 +152,17 @@ def _check_growth(transform: TrainTransform) -> None:
     start, end = transform.grow
     if not 0 <= start < end:
         raise InputError(f"grow must be two epochs, the earlier one first, got {transform.grow}")
-    for size in (transform.first_size, transform.size):
-        if size < 1 or size % SIZE_STEP:
-            nearest = max(1, round(size / SIZE_STEP)) * SIZE_STEP
-            raise InputError(
-                f"with a growing resolution each size must be a multiple of {SIZE_STEP} (for example {nearest}), "
-                f"got {size}"
-            )
+    for name in ("first_size", "size_step"):
+        pixels = getattr(transform, name)
+        if not is_kind(pixels, 1) or pixels < 1:
+            raise InputError(f"{name} must be a whole number of at least 1 pixel, got {pixels!r}")
     if len(found := sizes(transform, end + 1)) > MAX_SIZES:
-        named, step = ", ".join(map(str, found)), (MAX_SIZES - 1) * SIZE_STEP
-        nearer = transform.size + (step if transform.first_size > transform.size else -step)
+        named, most = ", ".join(map(str, found)), (MAX_SIZES - 1) * transform.size_step
+        nearer = transform.size + (most if transform.first_size > transform.size else -most)
+        step = math.ceil(abs(transform.size - transform.first_size) / (MAX_SIZES - 1))
         raise InputError(
             f"the resolution may take at most {MAX_SIZES} sizes in a run, got {len(found)} ({named}): "
-            f"set first_size to {nearer}"
+            f"set first_size to {nearer}, or size_step to {step}"
         )
 
 

@@ -17,7 +17,7 @@ NUM_TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
 FLIP_BLOCK = NUM_TRIES  # index of the flip's Philox block of four words; each try of a crop has one block before it
 MOST_BLOCKS = 1 << 16  # blocks reserved for one use of an image; those of its repeats follow
 CROP_STREAM, AUGMENT_STREAM = 0, 16  # streams of random numbers; train/ uses other ones
-SIZE_STEP = 32  # pixels between resolutions: the stride of most networks, and few shapes to compile for
+SIZE_STEP = 32  # default of pixels between resolutions: the stride of most networks, and few shapes to compile for
 LONGEST_RATIO = 32  # limit of long to short side that evaluation resizes; ImageNet's images are below it
 DAMAGED_SIDE = 64  # side in pixels of the black image that replaces a damaged one in evaluation
 
@@ -29,7 +29,7 @@ class TrainTransform:
     size: int = 224  # side of the square output in pixels
     first_size: int | None = None  # size in the first epochs, for a progressive resolution
     grow: tuple[float, float] = (0.0, 0.0)  # epochs between which first_size grows to size
-    size_step: int = SIZE_STEP  # pixels between two resolutions
+    size_step: int = SIZE_STEP  # pixels between two resolutions, counted from first_size; the last step may be shorter
     scale: tuple[float, float] = (0.08, 1.0)  # crop area as a share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height
     hflip: float = 0.5  # probability of a horizontal flip
@@ -135,13 +135,22 @@ def _replace_damaged(sampling: Sampling, positions_B: np.ndarray, rows_B: np.nda
 
 
 def size_at(transform: TrainTransform, epoch: int) -> int:
-    """Return an epoch's resolution: linear between the epochs `grow`, in steps of SIZE_STEP, as in FFCV's recipe."""
-    if transform.first_size is None:
-        return transform.size
+    """Return an epoch's resolution: linear between the epochs `grow`, rounded to steps, as in FFCV's recipe.
+
+    Args:
+        epoch: a whole number, so the resolution changes between two epochs only.
+    """
+    first, last, step = transform.first_size, transform.size, transform.size_step
+    if first is None:
+        return last
     start, end = transform.grow
     share = min(1.0, max(0.0, (epoch - start) / (end - start)))
-    size = transform.first_size + share * (transform.size - transform.first_size)
-    return transform.size if share == 1 else round(size / SIZE_STEP) * SIZE_STEP
+    exact = first + share * (last - first)
+
+    # Round to the nearest step from first_size, or to the last size, which need not be one of them.
+    offset = first % step
+    rounded = round((exact - offset) / step) * step + offset
+    return last if share == 1 or abs(last - exact) < abs(rounded - exact) else rounded
 
 
 def sizes(transform: TrainTransform, num_epochs: float) -> list[int]:

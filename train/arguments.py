@@ -68,6 +68,14 @@ def parse_command(arguments: list[str]) -> Command:
         suggestion = _suggest(flag, [f"--{field}" for field in _list_flags(default)])
         raise InputError(f"unknown flag {flag}{suggestion} (`train/main.py {name} --help` lists all flags)")
 
+    # Weights to start from: those of the command line replace the recipe's.
+    names_weights = command.recipe.model.init is not None or command.recipe.run.start_from is not None
+    if names_weights and "pretrained" not in _find_given(arguments, "--model."):
+        command = replace(command, recipe=replace(command.recipe, model=replace(command.recipe.model, pretrained="")))
+
+    # The EMA: a decay on the command line replaces the recipe's half-life.
+    command = replace(command, recipe=choose_average(command.recipe, arguments))
+
     # The optimizer: the flags of one may not fit another.
     if given := _find_given(arguments, "--optim."):
         optim = choose_optimizer(default.recipe.optim, command.recipe.optim, given)
@@ -105,6 +113,20 @@ def describe_recipe(docstring: str) -> tuple[str, str]:
             break
         kept.append(line)
     return title, " ".join(kept)
+
+
+def choose_average(asked: Recipe, arguments: list[str]) -> Recipe:
+    """Return the recipe in which --ema-decay, if the command line has it, replaces a half-life of the recipe's own.
+
+    Raises:
+        InputError: the command line has both.
+    """
+    flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    if "--ema-decay" not in flags or asked.ema_half_life is None:
+        return asked
+    if "--ema-half-life" in flags:
+        raise InputError("--ema-decay and --ema-half-life exclude each other: remove one")
+    return replace(asked, ema_half_life=None)
 
 
 def choose_optimizer(usual: OptimConfig, asked: OptimConfig, given: set[str]) -> OptimConfig:

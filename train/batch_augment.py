@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import betaincinv
-from torch.nn import functional
 
 from loaders import World
 from loaders.batch import Normalize
@@ -138,15 +137,3 @@ def mix_images(images_BCHW: torch.Tensor, mix: Mix) -> torch.Tensor:
     mixed_BCHW = images_BCHW.clone()
     mixed_BCHW[:, :, top:bottom, left:right] = others_BCHW[:, :, top:bottom, left:right]
     return mixed_BCHW
-
-
-def mixed_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor, mix: Mix, label_smoothing: float) -> torch.Tensor:
-    """Return the mean cross-entropy in nats against labels mixed as the images are.
-
-    Cross-entropy is linear in its targets, so two losses are mixed instead of making soft targets.
-    """
-    loss = functional.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
-    if mix.share == 1:
-        return loss
-    others = functional.cross_entropy(logits_BK, labels_B.flip(0), label_smoothing=label_smoothing)
-    return torch.lerp(others, loss, mix.share)

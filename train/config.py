@@ -62,10 +62,10 @@ class ModelConfig:
     mean: Channels = IMAGENET_MEAN  # of RGB values in [0, 1]
     std: Channels = IMAGENET_STD
     blur_first: bool = False  # blur before each convolution with a stride (BlurPool, arXiv 1904.11486)
-    prior_bias: bool = False  # the classifier's bias starts at -ln(classes): each class is improbable at first
-    pretrained: str = ""  # start from timm's weights with this tag, e.g. a1_in1k
+    prior_bias: bool = False  # the classifier's bias starts at -ln(classes): each class has a small probability
+    pretrained: str = ""  # start from timm's weights with this tag, e.g. a1_in1k; default: timm's choice
     init: Path | None = None  # start from the weights in this file, checkpoint or export
-    freeze: tuple[str, ...] = ()  # parts whose weights and running statistics stay as they are: stem, 1, 2, ...
+    freeze: tuple[str, ...] = ()  # parts whose weights and running statistics stay as they are: stem, 1, 2, ... or body
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,6 @@ class RunConfig:
                 raise InputError(f"run.{name} must be more than 0 epochs (inf: never), got {getattr(self, name)}")
         if not self.hang_minutes > 0:
             raise InputError(f"run.hang_minutes must be more than 0 (inf: never end the run), got {self.hang_minutes}")
-        if self.start_from is None and (self.from_optimizer or self.from_head != "auto"):
-            raise InputError(
-                "--run.from-optimizer and --run.from-head need --run.from PATH: give it, or remove these flags"
-            )
 
 
 @dataclass(frozen=True)
@@ -192,8 +188,19 @@ class Recipe:
         """The run folder."""
         return self.run.dir or Path("runs") / self.name
 
+    @property
+    def schedule_epochs(self) -> float:
+        """The epochs of the complete schedule of the learning rate; the run may stop before its end."""
+        return self.epochs if self.optim.schedule_epochs is None else self.optim.schedule_epochs
+
+    def describe_epochs(self) -> str:
+        """Return the length of the run, and of its schedule if that differs: `24 epochs of a schedule of 28`."""
+        length = self.optim.schedule_epochs
+        schedule = "" if length in (None, self.epochs) else f" of a schedule of {length:g}"
+        return f"{self.epochs:g} epochs{schedule}"
+
     def check_lengths(self) -> None:
-        """Check the length of the run, its warm-up and its intervals.
+        """Check the lengths of the run and its schedule, its intervals, its loss and its averages.
 
         Raises:
             InputError: a setting cannot work.
@@ -201,15 +208,29 @@ class Recipe:
         self.run.check_intervals()
         if not 0 < self.epochs < math.inf:
             raise InputError(f"epochs must be a number above 0, got {self.epochs}: give --epochs 1 or more")
-        warmup = self.optim.warmup_epochs
-        if not 0 <= warmup <= self.epochs:  # the learning rate would never reach its peak
+        if not self.epochs <= self.schedule_epochs < math.inf:  # beyond its end the learning rate would be zero
             raise InputError(
-                f"warmup_epochs must be 0 to epochs, which is {self.epochs:g}, got {warmup:g}: "
+                f"schedule_epochs must be at least epochs, which is {self.epochs:g}, got {self.schedule_epochs:g}: "
+                f"give --optim.schedule-epochs {self.epochs:g} or more, or fewer --epochs"
+            )
+        warmup, name = self.optim.warmup_epochs, "epochs" if self.optim.schedule_epochs is None else "schedule_epochs"
+        if not 0 <= warmup <= self.schedule_epochs:  # the learning rate would never reach its peak
+            raise InputError(
+                f"warmup_epochs must be 0 to {name}, which is {self.schedule_epochs:g}, got {warmup:g}: "
                 f"give --optim.warmup-epochs {self.epochs / 10:g}"
             )
         for name in ("ema_decay", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if self.ema_half_life is not None and not 0 < self.ema_half_life < math.inf:
+            raise InputError(
+                f"ema_half_life must be a number of images above 0, got {self.ema_half_life:g}: "
+                f"give --ema-half-life {1000 * self.batch_size} or None, which uses ema_decay"
+            )
+        if self.ema_every < 1:
+            raise InputError(f"ema_every must be at least 1 step, got {self.ema_every}")
+        if self.loss not in typing.get_args(LossKind):
+            raise InputError(f"loss must be one of {', '.join(typing.get_args(LossKind))}, got {self.loss}")
 
     def image_sizes(self, images_at_once: int = 2) -> Sizes:
         """Return the resolutions of training and evaluation.
@@ -226,7 +247,7 @@ class Recipe:
         fields["data"]["root"], fields["run"]["dir"] = str(self.data.root), str(self.run_dir)
         fields["run"]["start_from"] = self.run.start_from and str(self.run.start_from)
         fields["loader"]["tuned"] = self.loader.tuned and str(self.loader.tuned)
-        fields["model"]["init"] = self.model.init and str(self.model.init)
+        fields["model"]["init"] = self.model.init and str(self.model.init.resolve())
         return fields
 
     @classmethod

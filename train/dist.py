@@ -4,7 +4,8 @@ The only file of the trainer that uses torch.distributed. In order:
 
 * joining: `join_world`, which torchrun's environment describes, and how a process ends when another one is lost
 * DistributedDataParallel: `wrap_ddp`, `no_sync`, `broadcast_buffers`
-* collectives: `barrier`, `all_reduce_sum`, `all_gather_objects`, `broadcast_from_rank0`, `gather_to_rank0`, `AsyncMax`
+* collectives: `barrier`, `all_reduce_sum`, `all_gather_objects`, `broadcast_from_rank0`, `broadcast_tensors`,
+  `gather_to_rank0`, `AsyncMax`
 * heartbeats, which need no collective: `Heartbeats`, `PeerWatch`
 """
 
@@ -14,7 +15,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -227,6 +228,16 @@ def broadcast_from_rank0(value: Any, world: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=world.device)
     return box[0]
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor], world: World) -> None:
+    """Copy rank 0's values into the tensors of every rank, one after the other, in any memory format."""
+    if world.size == 1:
+        return
+    for tensor in tensors:
+        values = tensor.contiguous()
+        dist.broadcast(values, src=0)
+        tensor.copy_(values)
 
 
 def gather_to_rank0(values: torch.Tensor, world: World) -> torch.Tensor | None:

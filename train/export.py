@@ -1,6 +1,7 @@
 """`python train/export.py CHECKPOINT --out DIR [--scores FILE]`: export a checkpoint's weights for timm and the hub.
 
-DIR/  model.safetensors  config.json   loaded by `timm.create_model("local-dir:DIR", pretrained=True)`
+DIR/  model.safetensors  config.json   loaded by `timm.create_model("local-dir:DIR", pretrained=True)`; with
+                                       --model.blur-first by the lines in README.md
       README.md                        the model card
       artifact.json                    for servers: accuracy, preprocessing, class names, golden logits
 CHECKPOINT is a run folder (its newest complete checkpoint is used) or one checkpoint's folder.
@@ -9,10 +10,11 @@ CHECKPOINT is a run folder (its newest complete checkpoint is used) or one check
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prep.errors import InputError, run
 from prep.files import sha256_of_file, write_folder
+from prep.weights import check_finite
 from train.config import Recipe
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def main() -> None:
 
     # Load the weights and write the export.
     model = restore_models(path, recipe, num_classes, torch.device("cpu"))[arguments.model]
-    check_finite_weights(model, path / FILES[arguments.model])
+    check_finite(model.state_dict(), path / FILES[arguments.model])
     write_export(out, model.to(memory_format=torch.contiguous_format).eval(), facts)  # pyright: ignore[reportCallIssue]
     print(f"{arguments.model} of {path}: {arguments.out}{' (the earlier export was replaced)' if replaces else ''}")
     if facts.class_names is None:
@@ -94,28 +96,18 @@ def count_classes(path: Path, recipe: Recipe) -> int:
         return weights.get_slice(f"{first}.weight").get_shape()[0]
 
 
-def check_finite_weights(model: "nn.Module", path: Path) -> None:
-    """Check that no weight or running statistic is infinite or NaN.
-
-    Raises:
-        InputError: one is; it names `path`.
-    """
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} contains NaN or infinity: choose another checkpoint")
-
-
 def write_export(out: Path, model: "nn.Module", facts: "Provenance") -> None:
-    """Write all files, check that timm loads them; `out` appears, or is replaced, only when all of that succeeded."""
+    """Write all files, check that they load; `out` appears, or is replaced, only when all of that succeeded."""
     from timm.models import save_for_hf  # noqa: PLC0415
 
-    from train.artifact import describe_for_servers, describe_for_timm  # noqa: PLC0415
+    from train.artifact import describe_for_servers, describe_for_timm, list_model_args  # noqa: PLC0415
     from train.card import write_card  # noqa: PLC0415
 
     model.pretrained_cfg = describe_for_timm(model, facts.recipe)  # pyright: ignore[reportArgumentType]
     names = {"label_names": list(facts.class_names)} if facts.class_names else {}
     with write_folder(out) as partial:
-        save_for_hf(model, str(partial), model_config=names, safe_serialization=True)
+        arguments = list_model_args(facts.recipe)
+        save_for_hf(model, str(partial), model_config=names, model_args=arguments, safe_serialization=True)
         # safetensors makes its file readable by the owner alone.
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         check_loads(partial, model, facts.recipe)
@@ -125,13 +117,21 @@ def write_export(out: Path, model: "nn.Module", facts: "Provenance") -> None:
 
 
 def check_loads(folder: Path, model: "nn.Module", recipe: Recipe) -> None:
-    """Check that the model that timm loads from the folder computes the same bits."""
+    """Check that the model that timm loads from the folder, or that we load if it blurs, computes the same bits."""
     import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
 
     from train.artifact import golden_logits  # noqa: PLC0415
+    from train.model import build_model  # noqa: PLC0415
 
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if recipe.model.blur_first:
+        num_classes: Any = model.num_classes
+        loaded = build_model(recipe.model, num_classes, torch.device("cpu"), recipe.image_sizes())
+        loaded.to(memory_format=torch.contiguous_format).load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    else:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    loaded.eval()
     assert torch.equal(golden_logits(loaded, recipe), golden_logits(model, recipe)), f"{folder} loads as another model"
 
 

@@ -26,10 +26,12 @@ from train.logger import RunLogger, log_augmented, log_mistakes
 from train.metrics import DataWaitWarning, Meter, Sums, train_metrics, validation_metrics
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
+from train.origin import check_origin_flags, hash_classes
 from train.preemption import Notices, Reason, remove_marker, write_marker
 from train.run_lock import RunLock
-from train.start import Start, check_origin_path, find_start, hash_classes, load_origin, read_recipe
+from train.start import Start, find_start, read_recipe
 from train.step import NotFiniteError, Step, check_step, new_state, warm_up
+from train.transfer import load_origin, share_state
 from train.validate import validate
 from train.watchdog import Watchdog
 
@@ -96,7 +98,7 @@ def fit(recipe: Recipe, world: World) -> bool:
             logger.print(f"{recipe.run_dir} is finished: nothing left to train")
             return True
 
-        # A new run from other weights: save them now. When this save is complete, their folder is no longer needed.
+        # A new run from weights from elsewhere: save them now. Afterwards their files are no longer needed.
         if start.from_weights is not None:
             saver.save(state, gather_facts(run, sums, metrics={}, owes_evaluation=False))
 
@@ -149,16 +151,16 @@ def check_recipe(recipe: Recipe, world: World) -> None:
     """Check everything that needs neither the data nor other processes; raise InputError if it cannot work."""
     recipe.check_lengths()
     check_step(recipe, world)
-    check_origin_path(recipe)
+    check_origin_flags(recipe)
 
 
 def check_length(recipe: Recipe, training: Loader) -> None:
     """Check that an epoch, and the run, have at least one batch.
 
-    Otherwise a batch would span several epochs, or the run would be longer than asked for.
+    Otherwise a batch would span several epochs, or the run would be longer than asked for. And that the EMA moves.
 
     Raises:
-        InputError: they are shorter.
+        InputError: they are shorter, or the EMA would never be updated.
     """
     split, num_processes = training.split, training.world.size
     num_images, batch_size = len(split), recipe.batch_size
@@ -187,6 +189,14 @@ def check_length(recipe: Recipe, training: Loader) -> None:
             f"give --epochs {math.ceil(1000 * batch_size / num_images) / 1000:g} or more"
         )
 
+    # Its EMA.
+    num_steps = math.ceil(total / batch_size)
+    if recipe.ema_every > num_steps:
+        raise InputError(
+            f"ema_every must be at most the run's {num_steps} steps, got {recipe.ema_every}: the EMA would keep its "
+            f"first weights; give --ema-every {num_steps} or less"
+        )
+
 
 def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loader, Loader]:
     """Open the training and the validation loader, over splits of the same classes; both decode on the same side."""
@@ -213,7 +223,7 @@ def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainSt
     """Build the state of a new run, or load it, and the loader's position, from the checkpoint of `start`.
 
     Returns:
-        The state, the sums since the last log, and the start; for weights of another run, it now also records what was
+        The state, the sums since the last log, and the start; for weights from elsewhere, it now also records what was
         loaded.
     """
     # Weights depend on the seed alone.
@@ -226,7 +236,7 @@ def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainSt
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
     sums = Sums.zero(world.device)
 
-    # Resume from this run's checkpoint, or start from the weights of another run.
+    # Resume from this run's checkpoint, or start from weights from elsewhere, which rank 0 reads.
     if start.checkpoint is not None:
         saved = load_checkpoint(start.checkpoint, state)
         try:
@@ -235,7 +245,9 @@ def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainSt
             raise InputError(f"{recipe.run_dir} cannot be resumed: {error}; choose another --run.dir") from error
         sums.restore(saved.get("since_log"), world)
     elif start.from_weights is not None:
-        loaded = load_origin(start.from_weights, recipe, class_names, state)
+        origin = start.from_weights
+        loaded = resolve_on_rank0(lambda: load_origin(origin, recipe, class_names, state), world)
+        share_state(state, recipe.run.from_optimizer, world)
         start = replace(start, from_weights=loaded, origin=loaded.to_dict())
     return state, sums, start
 
@@ -267,11 +279,13 @@ def describe_run(recipe: Recipe, training: Loader, total_images: int, clock: int
     """Return one line that describes a run before it starts."""
     world = training.world
     each, lr = len(training.slots), peak_lr(recipe.optim, recipe.batch_size)
+    parts = recipe.speed.num_parts(each)
+    shares = f"{world.size} x {each}{f' in {parts} microbatches' if parts > 1 else ''} on {world.device.type}"
     resumed = f", resuming at image {clock:,}" if clock else ""
     return (
         f"{recipe.name}: {recipe.model.name}, {len(training.split):,} images of {len(training.split.class_names):,} "
-        f"classes, batch {recipe.batch_size} ({world.size} x {each} on {world.device.type}), {recipe.optim.name}, "
-        f"peak lr {lr:g}, {recipe.epochs:g} epochs = {total_images:,} images{resumed}; {training.placement}"
+        f"classes, batch {recipe.batch_size} ({shares}), {recipe.optim.name}, "
+        f"peak lr {lr:g}, {recipe.describe_epochs()} = {total_images:,} images{resumed}; {training.placement}"
     )
 
 

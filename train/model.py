@@ -6,6 +6,7 @@ assertion inside timm in the first step. docs/models.md has a table of the model
 """
 
 import difflib
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from prep.blur import blur_first
 from prep.errors import InputError
 from train.config import ModelConfig, Sizes
+from train.freeze import freeze_parts
 
 TRIED_CLASSES = 7  # number of classes of networks that are only tried
 SIZE_STEPS = (16, 28, 32)  # pixels: the patches and windows of most networks divide multiples of one of these
@@ -40,20 +43,45 @@ def build_model(config: ModelConfig, num_classes: int, device: torch.device, siz
         sizes: the resolutions at which it will run; None: timm's default resolution, without trying it.
 
     Raises:
-        InputError: timm has no model of that name, or it cannot run at these resolutions.
+        InputError: timm has no model of that name, it cannot run at these resolutions, or it has no such part to
+            freeze.
     """
     check_name(config.name)
     model = _create(config, num_classes, size_options(config, sizes) if sizes else {})
+    if config.prior_bias:
+        set_prior_bias(model, num_classes)
+    freeze_parts(model, config.freeze, config.name)
     return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def set_prior_bias(model: nn.Module, num_classes: int) -> None:
+    """Set the bias of the classifier to -ln(classes), for a binary cross-entropy of each class.
+
+    So the first predictions are near 1 / classes. With a bias of 0 they are near 1/2, and the loss of the first steps
+    is that of the absent classes: 693 nats of 1,000 classes, instead of 8.
+
+    Raises:
+        InputError: the classifier has no bias.
+    """
+    found: Any = model.get_classifier()  # pyright: ignore[reportCallIssue]  (a method of every model of timm's)
+    biases = [getattr(head, "bias", None) for head in (found if isinstance(found, tuple | list) else (found,))]
+    for bias in biases:
+        if not isinstance(bias, nn.Parameter) or bias.shape != (num_classes,):
+            raise InputError(
+                f"model.prior_bias needs a classifier that is one layer with a bias for each class, and that of "
+                f"{type(model).__name__} is not: "
+                "give --model.no-prior-bias"
+            )
+        nn.init.constant_(bias, -math.log(num_classes))
+
+
 def check_name(name: str) -> None:
-    """Check that timm has a model of that name; raise InputError if not, or if it names pretrained weights."""
+    """Check that timm has a model of that name; raise InputError if not, or if it also names weights."""
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise InputError(
-            f"{name} names pretrained weights ({tag}), and training starts from random ones: "
-            f"give --model.name {architecture}"
+            f"{name} names pretrained weights ({tag}): to start from them give --model.name {architecture} "
+            f"--model.pretrained {tag}"
         )
     names = timm.list_models()
     if name not in names:
@@ -153,11 +181,19 @@ def _check_patches(model: nn.Module, sizes: Sizes) -> None:
 def _create(config: ModelConfig, num_classes: int, options: dict[str, Any]) -> nn.Module:
     drop_path = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     try:
-        return timm.create_model(config.name, pretrained=False, num_classes=num_classes, **drop_path, **options)
+        model = timm.create_model(config.name, pretrained=False, num_classes=num_classes, **drop_path, **options)
     except TypeError as error:
         if "drop_path_rate" in str(error):
             raise InputError(f"{config.name} has no stochastic depth: give --model.drop-path 0") from error
         raise
+    return _add_blur(model, config) if config.blur_first else model
+
+
+def _add_blur(model: nn.Module, config: ModelConfig) -> nn.Module:
+    try:
+        return blur_first(model)
+    except InputError as error:
+        raise InputError(f"{config.name}: {error}: give --model.no-blur-first") from error
 
 
 def _check_output(logits_BK: Any, num_images: int) -> None:

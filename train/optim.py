@@ -22,7 +22,7 @@ LR_BATCH_SIZE = 256  # learning rates are given for this batch, and scale linear
 
 LOOKAHEAD = "lookahead_"  # timm's prefix for slow weights over any other optimizer
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # they skip a step with bad gradients on the device
-OPTIONAL = ("momentum", "nesterov", "betas", "eps", "options")  # fields that only some optimizers use
+OPTIONAL = ("momentum", "nesterov", "decoupled", "betas", "eps", "options")  # fields that only some optimizers use
 NOT_OPTIONS = ("params", "lr", "weight_decay", "momentum", "betas", "eps")  # set by other fields, or not at all
 NEVER = ("differentiable", "maximize", "capturable", "verbose")  # not for training, or not with a schedule
 FOREIGN = {"apex.": "NVIDIA's apex", "bitsandbytes.": "bitsandbytes"}  # optimizers that timm passes on, by package
@@ -35,18 +35,20 @@ REFUSED = {
 def build_optimizer(model: nn.Module, config: OptimConfig, batch_size: int = LR_BATCH_SIZE) -> torch.optim.Optimizer:
     """Build the optimizer over groups with and without weight decay.
 
-    Tensors of one dimension (norms, biases) get no weight decay, whatever their names. For optimizers other than sgd,
-    as in timm, neither do tensors that the model itself excludes (`no_weight_decay`: position embeddings, class
-    tokens).
+    Tensors of one dimension (norms, biases) get no weight decay, whatever their names, unless `config.decay_all` says
+    so. For optimizers other than sgd, as in timm, neither do tensors that the model itself excludes (`no_weight_decay`:
+    position embeddings, class tokens).
 
     Args:
-        batch_size: over all processes. Optimizers with corrected weight decay compare each learning rate with the peak.
+        batch_size: over all processes. Optimizers with decoupled or corrected weight decay compare each learning rate
+            with the peak.
     """
     if config.name == "sgd":
         # Fused: one kernel for all tensors, which by itself skips a step if a gradient is not finite.
-        groups = param_groups_weight_decay(model, config.weight_decay)
+        groups = param_groups_weight_decay(model, config.weight_decay, weight_decay_exclude_1d=not config.decay_all)
         options = {"momentum": config.momentum, "nesterov": config.nesterov, **parse_options(config)}
-        optimizer = torch.optim.SGD(groups, lr=config.lr, **{"fused": True, **options})
+        kind = DecoupledSgd if config.decoupled else torch.optim.SGD
+        optimizer = kind(groups, lr=peak_lr(config, batch_size), **{"fused": True, **options})
     else:
         # timm's optimizers; the fields that were left at their defaults stay the optimizer's own.
         options = parse_options(config)
@@ -62,13 +64,53 @@ def build_optimizer(model: nn.Module, config: OptimConfig, batch_size: int = LR_
             lr=peak_lr(config, batch_size),
             weight_decay=config.weight_decay,
             momentum=config.momentum,  # timm drops it if the optimizer has none
+            filter_bias_and_bn=not config.decay_all,
             **options,
         )
     if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"]:
         # torch 2.15 leaves the momentum uninitialized if the very first step is skipped.
-        for parameter in model.parameters():
+        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+class DecoupledSgd(torch.optim.SGD):
+    """SGD with decoupled weight decay, as MosaicML's DecoupledSGDW (after I. Loshchilov and F. Hutter, 1711.05101).
+
+    Each step multiplies the weights by 1 - weight_decay * lr / peak_lr, then moves them; the momentum does not see the
+    decay. So the decay follows the schedule of the learning rate, but neither its height nor the batch size: with
+    half of the batch, weights decay twice as much per epoch.
+
+    Args:
+        groups: parameters with their `weight_decay`.
+        lr: the peak.
+        options: further arguments of torch.optim.SGD.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, **options: Any) -> None:
+        if most := [group["weight_decay"] for group in groups if not 0 <= group["weight_decay"] < 1]:
+            raise ValueError(f"decoupled weight_decay must be at least 0 and less than 1, got {most[0]:g}")
+        # Under the name `weight_decay` torch would add it to the gradients.
+        own = [
+            {**group, "decoupled_decay": group["weight_decay"], "weight_decay": 0.0, "peak_lr": lr} for group in groups
+        ]
+        super().__init__(own, lr=lr, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Decay the weights, then move them; neither if a gradient is not finite."""
+        # GradScaler gives a fused optimizer `found_inf`, a number on the device, which is not waited for. Without
+        # fused kernels it does not call this function after a bad gradient.
+        found_inf: torch.Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            weights = [each for each in group["params"] if each.grad is not None]
+            if group["decoupled_decay"] and weights:
+                kept = 1 - group["decoupled_decay"] * (group["lr"] / group["peak_lr"] if group["peak_lr"] else 1.0)
+                if found_inf is None:
+                    torch._foreach_mul_(weights, kept)
+                else:
+                    torch._foreach_mul_(weights, torch.where(found_inf > 0, 1.0, kept))
+        return super().step(closure)
 
 
 def check_optimizer(config: OptimConfig) -> None:
@@ -109,7 +151,7 @@ def find_unused(config: OptimConfig) -> list[str]:
     if "momentum" not in parameters:
         unused.append("momentum")
     if config.name != "sgd":
-        unused.append("nesterov")
+        unused += ["nesterov", "decoupled"]
     return unused + [name for name in ("betas", "eps") if name not in parameters]
 
 

@@ -1,7 +1,7 @@
 """One training step: from a batch of the loader to new weights, a new EMA and a later clock.
 
-Also what belongs to each step: the EMA (`Ema`), the rollback after a loss that is not finite (`Guard`), and the
-warm-up before the first step (`warm_up`).
+Also what belongs to each step: the rollback after a loss that is not finite (`Guard`), and the warm-up before the first
+step (`warm_up`).
 """
 
 import math
@@ -15,11 +15,13 @@ from torch import nn
 from loaders import Batch, World
 from loaders.plan import sizes
 from prep.errors import InputError
-from train.batch_augment import BatchAugment, mixed_loss
+from train.batch_augment import BatchAugment
 from train.checkpoint import TrainState
 from train.compile import compile_model
 from train.config import Recipe
 from train.dist import all_gather_objects, no_sync, wrap_ddp
+from train.ema import Ema, decay_of_update, is_update_due
+from train.loss import training_loss
 from train.metrics import Sums
 from train.optim import check_optimizer, lr_factor, peak_lr, set_lr
 
@@ -42,17 +44,19 @@ class Step:
     def __init__(self, recipe: Recipe, state: TrainState, total_images: int, world: World) -> None:
         check_step(recipe, world)
         self.recipe, self.state, self.world = recipe, state, world
-        # The learning rate is a function of progress, the share of `total_images` that has been seen.
-        self.total_images = total_images
-        self.warmup = recipe.optim.warmup_epochs / recipe.epochs
+        # The learning rate is a function of progress, the share of `schedule_images` that has been seen: the images of
+        # the run, or of a longer schedule that the run leaves before its end.
+        epoch_size, schedule_epochs = round(total_images / recipe.epochs), recipe.optim.schedule_epochs
+        self.schedule_images = total_images if schedule_epochs is None else round(schedule_epochs * epoch_size)
+        self.warmup = recipe.optim.warmup_epochs / recipe.schedule_epochs
         self.peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self.lr = 0.0
         # This rank's slots in each global batch, which go through the network in `num_parts` parts.
         self.slots = world.share(recipe.batch_size)
         self.num_parts = recipe.speed.num_parts(len(self.slots))
         self.model = wrap_ddp(compile_model(state.model, recipe.speed, recipe.run_dir), world)
-        self.ema = Ema(state.model, state.ema, recipe.ema_decay)
-        self.augment = BatchAugment(recipe, round(total_images / recipe.epochs), world)
+        self.ema = Ema(state.model, state.ema, decay_of_update(recipe))
+        self.augment = BatchAugment(recipe, epoch_size, world)
         self.guard = Guard(state.model, world.device)
         self.amp = autocast(recipe, world.device)
 
@@ -76,11 +80,12 @@ class Step:
         state.scaler.update(None if recipe.amp == "fp16" else 1.0)
         state.optimizer.zero_grad()  # to None, before the next forward pass: see `SpeedConfig.num_parts`
 
-        # If the loss is not finite, restore BatchNorm's statistics; the weights were not changed. Then move the EMA and
-        # the clock.
+        # If the loss is not finite, restore BatchNorm's statistics; the weights were not changed. Then move the clock,
+        # and the EMA at every `ema_every` steps.
         self.guard.rollback_unless_finite(torch.stack(losses).isfinite().all())
-        self.ema.update()
         state.clock += recipe.batch_size
+        if is_update_due(recipe, state.clock):
+            self.ema.update()
 
     def preview(self, batch: Batch, num_images: int) -> torch.Tensor:
         """Return the first images of a batch as the network sees them, converted back to uint8 RGB [N, 3, H, W]."""
@@ -105,14 +110,14 @@ class Step:
         with nullcontext() if is_last else no_sync(self.model):
             with self.amp:
                 logits_BK = self.model(images_BCHW)
-                loss = mixed_loss(logits_BK, part.labels_B, mix, self.recipe.label_smoothing)
+                loss = training_loss(self.recipe.loss, logits_BK, part.labels_B, mix, self.recipe.label_smoothing)
             self.state.scaler.scale(loss / self.num_parts).backward()
         sums.add(loss.detach(), logits_BK.detach(), part.labels_B)
         return loss.detach()
 
     def _lr_factor(self) -> float:
         """Return the learning rate's share of its peak, at the middle of the batch."""
-        progress = (self.state.clock + self.recipe.batch_size / 2) / self.total_images
+        progress = (self.state.clock + self.recipe.batch_size / 2) / self.schedule_images
         return lr_factor(progress, self.warmup, self.recipe.optim.schedule)
 
 
@@ -157,38 +162,6 @@ def new_state(recipe: Recipe, model: nn.Module, ema: nn.Module, optimizer: torch
     scale = 2.0**16 if recipe.amp == "fp16" else 1.0
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, init_scale=scale)
     return TrainState(model, ema, optimizer, scaler)
-
-
-class Ema:
-    """Moves `average` towards `model`, two networks of the same architecture on the same device.
-
-    Computes the same bits as timm's ModelEmaV3, without collecting both states at every step. For ResNet-50 that takes
-    4 ms on one core of a 2-core cloud machine (two `state_dict()` calls, 53 copies of BatchNorm counters), time in
-    which no kernel is launched for a GPU.
-
-    The tensors are collected once. They stay valid: steps and `load_state_dict` change them in place, and
-    `nn.Module.compile` keeps them. After moving a network to another device, make a new Ema.
-
-    Args:
-        decay: share of the old average that is kept at each step.
-    """
-
-    def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
-        self.weight = 1.0 - decay
-        ours, theirs = (module.state_dict(keep_vars=True) for module in (average, model))
-        assert ours.keys() == theirs.keys()
-        pairs = [(ours[name], theirs[name]) for name in ours]
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        counting = [pair for pair in pairs if not pair[0].is_floating_point()]
-        self.averages, self.values = [pair[0] for pair in moving], [pair[1] for pair in moving]
-        self.counters, self.counts = [pair[0] for pair in counting], [pair[1] for pair in counting]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move parameters and running statistics by one step; copy BatchNorm's counters, which are integers."""
-        torch._foreach_lerp_(self.averages, self.values, weight=self.weight)
-        if self.counters:
-            torch._foreach_copy_(self.counters, self.counts)
 
 
 class NotFiniteError(InputError):

@@ -73,6 +73,7 @@ def sweeps() -> dict[str, Any]:
     sizes = {"original": (112_000, 1300), "max side 500": (54_000, 2000), "short side 256": (28_000, 2700)}
     return ORIGIN | {
         "what": "sweeps",
+        "transform": "random resized crop to 224, horizontal flip",
         "dataset": DATASET,
         "threads": [
             {"num_threads": number, "images_per_second": summary(rate - 20, rate, rate + 30)}

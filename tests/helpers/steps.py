@@ -28,7 +28,7 @@ def build_step(recipe: Recipe, dtype: torch.dtype = torch.float32, network: nn.M
     """Return a step of the recipe's network, or of a copy of another one."""
     torch.manual_seed(recipe.seed)
     model = (copy.deepcopy(network) if network else build_model(recipe.model, 10, CPU)).to(dtype)
-    state = new_state(recipe, model, copy.deepcopy(model), build_optimizer(model, recipe.optim))
+    state = new_state(recipe, model, copy.deepcopy(model), build_optimizer(model, recipe.optim, recipe.batch_size))
     return Step(recipe, state, 1600, World())
 
 

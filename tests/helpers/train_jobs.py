@@ -19,7 +19,7 @@ from helpers.commands import CHECKOUT
 from helpers.rank_jobs import JOBS, run_script, take_place
 from loaders import Batch, Split, World, select
 from train import fit as trainer
-from train import run_lock, watchdog
+from train import run_lock, transfer, watchdog
 from train.arguments import parse_command
 from train.batch_augment import BatchAugment, Mix
 from train.dist import join_world
@@ -87,6 +87,19 @@ def fit_poisoned(rank: int, size: int, group: Path, *, arguments: list[str], por
     BatchAugment.__call__ = poison
     with join_world("cpu") as world:
         trainer.fit(parse_command(arguments).recipe, world)
+
+
+def fit_blind(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
+    """Train as train/main.py does; only rank 0 can read files of weights."""
+    take_place(rank, size, port)
+
+    def fail(path: Path) -> Any:
+        raise AssertionError(f"rank {rank} reads {path}")
+
+    if rank > 0:
+        transfer.read_weights = fail
+    with join_world("cpu") as world:
+        assert trainer.fit(parse_command(arguments).recipe, world)
 
 
 def fit_killed(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
@@ -175,5 +188,5 @@ def change_machine(flock: str, host: str | None) -> None:
 
 
 JOBS.update({"fit-interrupted": fit_interrupted, "fit-recorded": fit_recorded, "fit-poisoned": fit_poisoned})
-JOBS.update({"fit-ticking": fit_ticking, "script-held": script_held})
+JOBS.update({"fit-blind": fit_blind, "fit-ticking": fit_ticking, "script-held": script_held})
 JOBS.update({"fit-killed": fit_killed, "hold-folder": hold_folder, "evaluate-newest": evaluate_newest})

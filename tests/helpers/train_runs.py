@@ -42,11 +42,12 @@ class Run:
     data: Path
     folder: Path
     flags: tuple[str, ...] = ()
+    recipe: str = "demo"
 
     @property
     def arguments(self) -> list[str]:
         """The arguments of train/main.py."""
-        return ["demo", "--data.root", str(self.data), "--run.dir", str(self.folder), *FLAGS, *self.flags]
+        return [self.recipe, "--data.root", str(self.data), "--run.dir", str(self.folder), *FLAGS, *self.flags]
 
     @property
     def checkpoints(self) -> list[Path]:

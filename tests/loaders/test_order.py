@@ -1,14 +1,19 @@
 """Block order: a permutation that reads in runs; subsets; progressive resolution; and what is read ahead."""
 
+import re
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders import LoaderConfig, Sampling, Split, TrainTransform, World, build_loader, select
+from loaders.config import MAX_SIZES
 from loaders.order import BLOCK_IMAGES, GROUP_BLOCKS, epoch_order
 from loaders.plan import size_at, sizes
 from loaders.reader import WINDOW_IMAGES, ReadAhead, merge_runs
@@ -167,6 +172,45 @@ def test_resolution_grows_linearly_in_steps_between_its_epochs() -> None:
     assert {size_at(TrainTransform(size=100), epoch) for epoch in range(9)} == {100}
 
 
+def size_by_definition(transform: TrainTransform, epoch: int) -> int:
+    """Return the nearest of first_size, first_size + size_step, ... and size; halves as FFCV rounds them, to even."""
+    first, last, step = transform.first_size or transform.size, transform.size, transform.size_step
+    start, end = transform.grow
+    exact = np.interp(epoch, [start, end], [first, last])
+    ladder = [*range(first, last, step if last > first else -step), last]
+    nearest = min(abs(size - exact) for size in ladder)
+    ties = [size for size in ladder if abs(size - exact) == nearest]
+    return ties[0] if len(ties) == 1 else next(size for size in ties if size // step % 2 == 0)
+
+
+growths = st.tuples(st.integers(0, 20), st.integers(1, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@reproducible
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), growths, st.integers(0, 45))
+def test_a_resolution_is_the_nearest_step(first: int, last: int, step: int, grow: tuple[int, int], epoch: int) -> None:
+    transform = TrainTransform(size=last, first_size=first, grow=grow, size_step=step)
+    assert size_at(transform, epoch) == size_by_definition(transform, epoch)
+
+
+@reproducible
+@given(st.integers(1, 12), st.integers(1, 12), growths, st.integers(0, 45))
+def test_steps_of_32_are_those_of_earlier_versions(first: int, last: int, grow: tuple[int, int], epoch: int) -> None:
+    """Saved runs go on: FFCV's formula, the nearest multiple of 32."""
+    transform = TrainTransform(size=32 * last, first_size=32 * first, grow=grow)
+    start, end = grow
+    share = min(1.0, max(0.0, (epoch - start) / (end - start)))
+    size = 32 * first + share * (32 * last - 32 * first)
+    assert size_at(transform, epoch) == (32 * last if share == 1 else round(size / 32) * 32)
+
+
+def test_steps_of_16_from_88_to_176_end_with_a_shorter_one() -> None:
+    transform = TrainTransform(size=176, first_size=88, grow=(0, 88), size_step=16)
+    assert sizes(transform, 90) == [88, 104, 120, 136, 152, 168, 176]
+    found = [size_at(transform, epoch) for epoch in range(90)]
+    assert (found[7], found[9], found[83], found[85]) == (88, 104, 168, 176)
+
+
 def test_the_sizes_of_a_run_are_those_of_its_epochs_in_their_order() -> None:
     transform = TrainTransform(size=192, first_size=128, grow=(2, 10))
     assert sizes(transform, 13) == [128, 160, 192]
@@ -194,27 +238,63 @@ def test_resolution_that_cannot_grow_is_refused(train: Split, grow: tuple[float,
     ("transform", "message"),
     [
         (
-            TrainTransform(size=288, first_size=128, grow=(0, 40)),
-            r"at most 5 sizes in a run, got 6 \(128, .*, 288\): set first_size to 160$",
+            TrainTransform(size=288, first_size=64, grow=(0, 40)),
+            r"at most 7 sizes in a run, got 8 \(64, .*, 288\): set first_size to 96, or size_step to 38$",
         ),
         (
-            TrainTransform(size=96, first_size=256, grow=(0, 40)),
-            r"at most 5 sizes in a run, got 6 \(256, .*, 96\): set first_size to 224$",
+            TrainTransform(size=64, first_size=288, grow=(0, 40)),
+            r"at most 7 sizes in a run, got 8 \(288, .*, 64\): set first_size to 256, or size_step to 38$",
         ),
-        (TrainTransform(size=192, first_size=100, grow=(0, 4)), r"multiple of 32 \(for example 96\), got 100"),
-        (TrainTransform(size=200, first_size=96, grow=(0, 4)), r"multiple of 32 \(for example 192\), got 200"),
+        (
+            TrainTransform(size=176, first_size=88, grow=(0, 90), size_step=4),
+            r"at most 7 sizes in a run, got 23 \(88, .*, 176\): set first_size to 152, or size_step to 15$",
+        ),
     ],
 )
-def test_more_sizes_than_can_be_compiled_and_odd_ones_are_refused(
+def test_more_sizes_than_can_be_compiled_are_refused_and_each_advice_works(
     train: Split, transform: TrainTransform, message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as refusal:
         build_loader(train, transform, 10)
+    for name, value in re.findall(r"(first_size|size_step) to (\d+)", str(refusal.value)):
+        assert build_loader(train, replace(transform, **{name: int(value)}), 10)
+
+
+@reproducible
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
+def test_a_step_of_a_sixth_never_has_too_many_sizes(first: int, last: int, longer: int) -> None:
+    """The advice in the refusal."""
+    step = max(1, -(-abs(last - first) // (MAX_SIZES - 1)))
+    transform = TrainTransform(size=last, first_size=first, grow=(0, 1000), size_step=step + longer - 1)
+    assert len(sizes(transform, 1001)) <= MAX_SIZES
+
+
+def test_all_sizes_and_that_of_evaluation_can_be_compiled() -> None:
+    """One graph for each; beyond its limit torch runs the network uncompiled."""
+    assert torch._dynamo.config.recompile_limit > MAX_SIZES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size_step": 0}, "size_step must be a whole number of at least 1 pixel, got 0"),
+        ({"size_step": -16}, "size_step must be a whole number of at least 1 pixel, got -16"),
+        ({"size_step": 16.0}, r"size_step must be a whole number of at least 1 pixel, got 16\.0"),
+        ({"size_step": None}, "size_step must be a whole number of at least 1 pixel, got None"),
+        ({"first_size": 0}, "first_size must be a whole number of at least 1 pixel, got 0"),
+        ({"first_size": 88.5}, r"first_size must be a whole number of at least 1 pixel, got 88\.5"),
+    ],
+)
+def test_steps_that_mean_nothing_are_refused(train: Split, changes: dict[str, Any], message: str) -> None:
+    transform = TrainTransform(size=176, first_size=88, grow=(0, 40), size_step=16)
+    assert build_loader(train, transform, 10)
+    with pytest.raises(InputError, match=message):
+        build_loader(train, replace(transform, **changes), 10)
 
 
 def test_sizes_that_no_epoch_meets_do_not_count(train: Split) -> None:
-    """From 128 to 288 in two epochs it goes through 192 alone."""
-    assert build_loader(train, TrainTransform(size=288, first_size=128, grow=(0, 2)), 10)
+    """From 64 to 288 in two epochs it goes through 160 or 192 alone."""
+    assert build_loader(train, TrainTransform(size=288, first_size=64, grow=(0, 2)), 10)
 
 
 def test_an_unknown_order_is_refused(train: Split) -> None:

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from loaders import World
 from loaders.batch import Normalize
-from train.batch_augment import BatchAugment, Mix, cut_box, draw_boxes, draw_mix, erase, mix_images, mixed_loss
+from train.batch_augment import BatchAugment, Mix, cut_box, draw_boxes, draw_mix, erase, mix_images
 from train.config import EraseConfig, MixConfig
+from train.loss import mixed_cross_entropy
 from train.recipe import demo
 
 BOTH = MixConfig(mixup=0.2, cutmix=1.0)
@@ -49,7 +50,7 @@ def test_images_and_loss_are_timms(position: int, batch: Any, monkeypatch: pytes
     torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-6)
     assert mixed.is_contiguous(memory_format=torch.channels_last)
     logits = torch.randn(8, 10, generator=torch.Generator().manual_seed(position))
-    ours = mixed_loss(logits, labels, mix, label_smoothing=0.1)
+    ours = mixed_cross_entropy(logits, labels, mix, label_smoothing=0.1)
     torch.testing.assert_close(ours, functional.cross_entropy(logits, targets))
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from loaders import EvalTransform, TrainTransform, World
 from prep.errors import InputError
 from prep.errors import InputError as ServeError
-from serve.weights import build_network, build_network_for_size
+from serve.weights import build_network, build_network_for_weights
 from train.config import ModelConfig, Sizes
 from train.model import build_model, check_name, size_options
+from train.pretrained import resolve_tag
 from train.recipe import demo, fast_16
 from train.step import check_gradients
 
@@ -140,10 +141,13 @@ def test_a_network_that_gives_no_logits_is_refused(output: Any, monkeypatch: pyt
     assert line.endswith("choose another --model.name")
 
 
-def test_a_name_with_a_tag_is_refused_since_no_weights_are_loaded() -> None:
+def test_a_name_with_a_tag_is_refused_and_the_advice_names_the_weights() -> None:
     with pytest.raises(InputError, match=r"resnet50\.a1_in1k names pretrained weights \(a1_in1k\)") as refused:
         check_name("resnet50.a1_in1k")
-    check_name(str(refused.value).rpartition("--model.name ")[2])
+    advised = re.search(r"give --model\.name (\S+) --model\.pretrained (\S+)$", str(refused.value))
+    assert advised
+    check_name(advised[1])
+    assert resolve_tag(advised[1], advised[2]) == "a1_in1k"
 
 
 @pytest.mark.parametrize("name", ["resnet5O", "vit_tiny_patch16_224_in21k", "hf-hub:timm/resnet50", "local-dir:x", ""])
@@ -166,7 +170,10 @@ def test_parameters_without_gradients_are_refused_in_several_processes_alone() -
     check_gradients(step)
 
 
-@pytest.mark.parametrize("args", [{"img_size": "64"}, {"img_size": 1 << 20}, {"depth": 3}, {"dynamic_img_size": 1}])
+@pytest.mark.parametrize(
+    "args",
+    [{"img_size": "64"}, {"img_size": 1 << 20}, {"depth": 3}, {"dynamic_img_size": 1}, {"blur_first": 1}],
+)
 def test_arguments_that_no_export_writes_are_refused_by_a_server(args: dict[str, Any]) -> None:
     with pytest.raises(ServeError, match="export the model again"):
         build_network("vit_tiny_patch16_224", 10, args)
@@ -174,6 +181,6 @@ def test_arguments_that_no_export_writes_are_refused_by_a_server(args: dict[str,
 
 def test_bare_weights_are_served_at_the_size_that_is_given() -> None:
     for name in ("vit_tiny_patch16_224", "resnet18", "efficientformer_l1"):
-        model = build_network_for_size(name, 10, 96 if name != "efficientformer_l1" else 224)
+        model = build_network_for_weights(name, 10, 96 if name != "efficientformer_l1" else 224, {})
         with torch.inference_mode():
             assert model.eval()(torch.zeros(1, 3, 96, 96) if "eff" not in name else torch.zeros(1, 3, 224, 224)).shape

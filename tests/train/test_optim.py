@@ -211,7 +211,7 @@ def test_the_learning_rate_scales_with_the_batch_as_asked(scaling: Any, lr: floa
 
 
 def test_another_optimizer_than_the_recipes_wants_a_learning_rate_and_none_of_its_settings() -> None:
-    with pytest.raises(InputError, match=r"learning rate 0\.425 is for sgd, not for adamw: give --optim\.lr"):
+    with pytest.raises(InputError, match=r"learning rate 0\.10625 is for sgd, not for adamw: give --optim\.lr"):
         parse_command(["fast_16", "--optim.name", "adamw"])
     optim = parse_command(["fast_16", "--optim.name", "adamw", "--optim.lr=0.001"]).recipe.optim
     assert (optim.name, optim.lr, optim.nesterov) == ("adamw", 0.001, True)  # fast_16 says False, of sgd
@@ -231,3 +231,11 @@ def test_a_run_of_a_version_that_knew_sgd_alone_goes_on() -> None:
     assert first_difference(ours, complete(theirs)) is None
     assert first_difference(ours, complete({**theirs, "epochs": 9})) == "epochs"
     assert first_difference(ours, complete({**theirs, "unknown": 9})) is not None
+
+
+def test_another_optimizer_leaves_the_recipes_decoupling_behind() -> None:
+    optim = parse_command(["quick_24", "--optim.name", "adamw", "--optim.lr", "0.001"]).recipe.optim
+    assert not optim.decoupled
+    check_optimizer(optim)
+    with pytest.raises(InputError, match=r"optim\.decoupled is not used by adamw"):
+        parse_command(["quick_24", "--optim.name", "adamw", "--optim.lr", "0.001", "--optim.decoupled"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.ranks import Ranks
 from helpers.train_runs import (
     PATIENCE,
@@ -22,8 +23,9 @@ from helpers.train_runs import (
     finish,
     start,
 )
+from safetensors.torch import load_file
 
-from train.checkpoint import PARTIAL, newest_complete
+from train.checkpoint import PARTIAL, newest_complete, read_meta
 
 NUM_SEEDS = int(os.environ.get("PENSTOCK_SOAK_TRAIN_KILLS", "2"))
 SIZE = 2  # processes
@@ -57,6 +59,56 @@ def test_a_run_that_is_killed_twice_ends_in_the_same_bits(
     finish(trainers, run, SIZE)
     assert_same_end(run, calm(SIZE))
     assert not list((run.folder / "checkpoints").glob(f"{PARTIAL}*"))
+
+
+# quick_24 in small: its loss, average, decay and schedule, and sizes that grow from 16 to 32 pixels at two borders.
+QUICK = (
+    *("--amp", "none"),
+    *("--epochs", "3"),
+    *("--data.fraction", "0.2"),
+    *("--optim.schedule-epochs", "3.6"),
+    *("--transform.size", "32"),
+    *("--transform.first-size", "16"),
+    *("--transform.size-step", "8"),
+    *("--transform.grow", "0", "2"),
+    *("--ema-every", "3"),
+    *("--ema-half-life", "300"),
+    *("--run.log-every", "48"),
+)
+
+
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_a_run_of_quick_that_is_killed_twice_ends_in_the_same_bits(
+    trainers: Ranks, digits: Path, tmp_path: Path, seed: int
+) -> None:
+    run, left_alone = (
+        Run(digits, tmp_path / name, (*SAVE_OFTEN, *QUICK), recipe="quick_24") for name in ("killed", "alone")
+    )
+    finish(trainers, left_alone, SIZE)
+    draw = random.Random(seed)
+    for _ in range(2):
+        _kill_at_some_moment(trainers, run, draw)
+    finish(trainers, run, SIZE)
+    assert_same_end(run, left_alone)
+    recipe = read_meta(run.checkpoints[-1])["recipe"]
+    assert (recipe["loss"], recipe["ema_every"], recipe["optim"]["decoupled"]) == ("bce", 3, True)
+
+
+def test_a_run_with_blur_that_is_killed_ends_in_the_same_bits(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
+    flags = ("--model.blur-first",)
+    run, left_alone = (Run(digits, tmp_path / name, (*SAVE_OFTEN, *flags)) for name in ("killed", "alone"))
+    finish(trainers, left_alone, SIZE)
+    _kill_at_some_moment(trainers, run, random.Random(3))
+    assert run.checkpoints
+    finish(trainers, run, SIZE)
+    assert_same_end(run, left_alone)
+    # The kernels are as they were, in the model and in its average.
+    for name in ("model.safetensors", "ema.safetensors"):
+        kernels = [
+            tensor for key, tensor in load_file(run.checkpoints[-1] / name).items() if key.endswith("blur_kernel")
+        ]
+        expected_33 = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+        assert len(kernels) == 3 and all(torch.equal(each, expected_33.expand_as(each)) for each in kernels)
 
 
 @pytest.mark.skipif(not os.environ.get("PENSTOCK_SOAK_OPTIMIZERS"), reason="a soak: PENSTOCK_SOAK_OPTIMIZERS=1")

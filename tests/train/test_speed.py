@@ -186,7 +186,7 @@ def test_a_step_is_checked_before_anything_is_built(turing: torch.device) -> Non
 def test_a_step_is_not_built_where_the_gpu_lacks_its_type(turing: torch.device) -> None:
     recipe = small(amp="bf16")
     model = build_model(recipe.model, 10, torch.device("cpu"))
-    state = new_state(recipe, model, model, build_optimizer(model, recipe.optim))
+    state = new_state(recipe, model, model, build_optimizer(model, recipe.optim, recipe.batch_size))
     with pytest.raises(InputError, match="Tesla T4"):
         Step(recipe, state, 1600, World(device=turing))
 
@@ -195,7 +195,7 @@ def take_steps(recipe: Recipe, device: torch.device) -> dict[str, torch.Tensor]:
     """Warm up at two resolutions, then train on batches of one and the other in turn; the state afterwards."""
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, 10, device)
-    state = new_state(recipe, model, copy.deepcopy(model), build_optimizer(model, recipe.optim))
+    state = new_state(recipe, model, copy.deepcopy(model), build_optimizer(model, recipe.optim, recipe.batch_size))
     step = Step(recipe, state, 1600, World(device=device))
     warm_up(step)
     for position, times in zip(range(0, 96, 16), itertools.cycle((2, 4)), strict=False):  # 32 and 64 pixels

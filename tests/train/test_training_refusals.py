@@ -128,6 +128,9 @@ def test_a_run_that_cannot_be_kept_or_watched_is_refused(
         ("--run.evaluate-every", ("0", "-1", "nan")),
         ("--run.save-every", ("0", "-1", "nan")),
         ("--ema-decay", ("1", "-0.1", "nan")),
+        ("--ema-half-life", ("0", "-64", "nan", "inf")),
+        ("--ema-every", ("0", "-20")),
+        ("--optim.schedule-epochs", ("0.05", "-1", "nan", "inf")),
         ("--label-smoothing", ("1", "nan")),
         ("--batch-size", ("0", "-8")),
         ("--data.fraction", ("0", "nan", "1.5")),
@@ -151,6 +154,8 @@ def test_lengths_and_shares_that_mean_nothing_are_refused(
         (("--batch-size", "2000"), r"one batch of 2000 images, and has 1437"),
         (("--epochs", "0.01", "--optim.warmup-epochs", "0"), r"--epochs 0.01 are 14"),
         (("--optim.warmup-epochs", "5"), r"warmup_epochs must be 0 to epochs, which is 1, got 5"),
+        (("--optim.schedule-epochs", "0.5"), r"schedule_epochs must be at least epochs, which is 1, got 0\.5"),
+        (("--ema-half-life", "-1"), r"ema_half_life must be a number of images above 0, got -1"),
     ],
 )
 def test_a_run_that_is_too_short_is_refused_and_each_advice_trains(
@@ -246,3 +251,12 @@ def test_a_size_or_an_optimizer_that_cannot_be_is_refused_before_a_run_folder_ex
     monkeypatch.setattr(sys, "argv", ["train/main.py", *usual, *sizes, "--optim.name", "adamw", "--optim.lr", "0.001"])
     runpy.run_path(str(CHECKOUT / "train/main.py"), run_name="__main__")
     assert run.exists()
+
+
+def test_a_decay_on_the_command_line_replaces_the_recipes_half_life() -> None:
+    recipe = parse_command(["quick_24", "--ema-decay", "0.9"]).recipe
+    assert recipe.ema_half_life is None and recipe.ema_decay == 0.9
+    assert parse_command(["quick_24", "--ema_decay=0.9"]).recipe.ema_half_life is None
+    assert parse_command(["quick_24", "--ema-every", "1"]).recipe.ema_half_life == 204_800
+    with pytest.raises(InputError, match="exclude each other"):
+        parse_command(["quick_24", "--ema-decay", "0.9", "--ema-half-life", "1e6"])

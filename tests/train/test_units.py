@@ -10,21 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from timm.layers import BlurPool2d
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torchvision.transforms.functional import normalize
 
 from loaders import Batch, World
 from loaders.batch import Normalize
-from loaders.plan import size_at
 from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from train.config import ModelConfig, OptimConfig, Recipe, first_difference
 from train.fit import is_due
 from train.metrics import Sums
 from train.model import build_model
 from train.optim import build_optimizer, lr_factor, peak_lr
-from train.recipe import RECIPES, demo, fast, seed_113, seed_113_aug
+from train.recipe import RECIPES, demo, seed_113, seed_113_aug
 from train.step import Step, new_state
 
 CPU = torch.device("cpu")
@@ -156,19 +154,6 @@ def test_seed_113_is_what_it_says() -> None:
 
 def test_a_run_that_is_all_warm_up_ends_at_its_peak() -> None:
     assert lr_factor(1.01, 1.0) == 1
-
-
-@pytest.mark.parametrize(("epochs", "grows"), [(16, (12, 14)), (24, (18, 21)), (88, (65, 76))])
-def test_fast_recipes_grow_as_ffcvs(epochs: int, grows: tuple[int, int]) -> None:
-    recipe = fast(epochs)
-    assert RECIPES[f"fast_{epochs}"]() == recipe
-    assert recipe.transform.grow == grows
-    sizes = [size_at(recipe.transform, epoch) for epoch in range(epochs)]
-    assert set(sizes) == {160, 192} and sizes == sorted(sizes)
-    assert sizes.index(192) > grows[0] and sizes[grows[1] :] == [192] * (epochs - grows[1])
-    assert peak_lr(recipe.optim, recipe.batch_size) == pytest.approx(1.7)
-    blurs = [module for module in build_model(recipe.model, 1000, CPU).modules() if isinstance(module, BlurPool2d)]
-    assert len(blurs) == 4  # after the stem, and in the first block of each later stage
 
 
 def test_seed_113_aug_is_seed_113_and_what_the_reference_run_added() -> None:
