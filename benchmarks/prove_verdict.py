@@ -1,10 +1,11 @@
 """`python benchmarks/prove_verdict.py --source DIR`: check the verdict of throughput.py, and whether its promises hold.
 
-Runs on the CPU. In each of five cases one stage of the real code is throttled on purpose: storage, decoding threads,
-the model (made faster or slower than decoding), the cores. The verdict must name that stage. Then each advice that can
-be followed here is followed, training is measured again, and the gain is compared with the promised one. One JSON
-record goes to stdout, one line per case to stderr. DIR holds real photographs, in a layout that prep/shard.py reads;
-they are prepared twice: unchanged, and stored smaller.
+Runs on the CPU. In each case one stage of the real code is throttled on purpose: storage, decoding threads, the model
+(made faster or slower than decoding), the cores, the exchange of gradients, the start of each convolution, the loader
+at one resolution of a recipe. The verdict must name that stage. Then each advice that can be followed here is followed,
+training is measured again, and the gain is compared with the promised one. One JSON record goes to stdout, one line per
+case to stderr. DIR holds real photographs, in a layout that prep/shard.py reads; they are prepared twice: unchanged,
+and stored smaller.
 """
 
 import argparse
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proof.cases import CASES, Case, Conditions, follow_advice
+from proof.cases import CASES, PHASES, Case, Conditions, follow_advice
+from proof.phases import judge_phases
 from race import FailedError, last_line
 from record import describe_origin, print_progress, publish
 from stores import prepare_shards
@@ -27,6 +30,7 @@ from prep.errors import InputError, run
 
 BENCHMARKS = Path(__file__).resolve().parent
 MOST_ERROR = 0.2  # relative error of a promised gain that still counts as kept
+NAMES = [case.name for case in (*CASES, PHASES)]
 ORIGINAL, SMALLER = "original", "smaller"  # folders of shards
 LONGEST = 600  # seconds of one measurement
 
@@ -38,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--source", required=True, metavar="DIR", help="real photographs: a Hugging Face folder or an image folder")
-    add("--cases", nargs="+", choices=[case.name for case in CASES], metavar="NAME", help="default: all five")
+    add("--cases", nargs="+", choices=NAMES, metavar="NAME", help=f"default: all ({', '.join(NAMES)})")
     add("--seconds", type=float, default=1.0, help="approximate length of one window of a stage (default: 1)")
     add("--repetitions", type=int, default=5, help="number of rounds (default: 5)")
     add("--out", type=Path, metavar="FILE", help="also write the record to this file")
@@ -60,21 +64,29 @@ def run_case(case: Case, arguments: argparse.Namespace, data: Path) -> dict[str,
 
     # Only the advice that removes this case's throttle decides whether the promise is kept.
     lifting = [each for each in followed if case.lifted_by in each["change"]]
+    found = [name for name, sign in verdict["signs"].items() if sign["is_found"] and case.sign]
     return {
         "throttle": case.throttle,
         "conditions": vars(case.conditions),
-        "must_bind": case.binds,
-        "binds": verdict["binds"],
+        "must_bind": ", ".join(filter(None, (case.binds, case.sign))),
+        "binds": ", ".join([verdict["binds"], *found]),
         "train": rate,
         "expected_images_per_second": verdict["expected_images_per_second"],
         "followed": followed,
-        "is_named": verdict["binds"] == case.binds,
+        "is_named": verdict["binds"] == case.binds and found == ([case.sign] if case.sign else []),
         "is_kept": bool(lifting) and all(abs(each["error"]) <= MOST_ERROR for each in lifting),
         "lifted_by": case.lifted_by,
         "verdict": verdict,
         "placement": before["placement"],
         "stages": before["stages"],
     }
+
+
+def run_phases(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """Measure a recipe with the loader throttled at one resolution, then without the throttle."""
+    before = run_throughput(PHASES.conditions, "all", arguments, data)
+    after = run_throughput(replace(PHASES.conditions, batch_seconds=0.0), "all", arguments, data)
+    return judge_phases(PHASES, before, after, MOST_ERROR)
 
 
 def compare_gains(advice: dict[str, Any], before: float, after: dict[str, Any]) -> dict[str, Any]:
@@ -102,12 +114,17 @@ def run_throughput(conditions: Conditions, mode: str, arguments: argparse.Namesp
     Raises:
         InputError: the process failed; the message has its last line.
     """
-    words = ["--mode", mode, "--device", "cpu", "--model", conditions.model, "--size", str(conditions.size)]
+    words = ["--mode", mode, "--device", "cpu", "--model", conditions.model]
+    if conditions.recipe:
+        words += ["--recipe", conditions.recipe, "--scale", str(conditions.scale)]
+    else:
+        words += ["--size", str(conditions.size)]
     words += ["--data", str(data / (SMALLER if conditions.is_smaller else ORIGINAL)), "--amp", "bf16"]
     words += ["--threads", str(conditions.num_threads), "--batch-size", str(conditions.batch_size)]
     words += ["--seconds", str(arguments.seconds), "--repetitions", str(arguments.repetitions)]
-    job = {"words": words, "num_cores": conditions.num_cores, "megabytes_per_second": conditions.megabytes_per_second}
-    command = [sys.executable, "-m", "proof.run", json.dumps(job)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-ranks-filter", "0", "--nproc-per-node"]
+    start = [*launcher, str(conditions.num_processes)] if conditions.num_processes > 1 else []
+    command = [sys.executable, *start, "-m", "proof.run", json.dumps(vars(conditions) | {"words": words})]
     # With several OpenMP threads, torch's threads spin while they wait for each other and use up the cores.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -146,15 +163,17 @@ def main() -> None:
     from prep.dataset import Split  # noqa: PLC0415
 
     # Prepare the images, then run the cases one after another.
-    chosen = [case for case in CASES if not arguments.cases or case.name in arguments.cases]
+    chosen = [name for name in NAMES if not arguments.cases or name in arguments.cases]
     with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
         prepare_both(arguments.source, Path(temporary))
         split = Split(Path(temporary) / ORIGINAL, "train")
         dataset = {"name": split.manifest.source.name, "num_images": len(split)}
         cases = {}
-        for case in chosen:
-            cases[case.name] = run_case(case, arguments, Path(temporary))
-            print_progress(format_case(case.name, cases[case.name]))
+        by_name = {case.name: case for case in CASES}
+        for name in chosen:
+            case = by_name.get(name)
+            cases[name] = run_case(case, arguments, Path(temporary)) if case else run_phases(arguments, Path(temporary))
+            print_progress(format_case(name, cases[name]))
     record = {
         "what": "proof of the verdict",
         "cases": cases,

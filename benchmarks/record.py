@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prep.files import write_whole
+
 if TYPE_CHECKING:
     from loaders import World
     from loaders.placement import Choice
@@ -119,7 +121,12 @@ def publish(record: dict[str, Any], out: Path | None) -> None:
     """Print the record on standard output; also write it to the file `out` unless that is None."""
     print(json.dumps(record), flush=True)
     if out:
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(out, record)
+
+
+def write_json(out: Path, record: dict[str, Any]) -> None:
+    """Write a record, or a part of one, as a file that is complete at any moment."""
+    write_whole(out, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def print_progress(line: str) -> None:

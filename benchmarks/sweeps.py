@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", type=int, default=IMAGES, metavar="N", help=f"number of images (default: {IMAGES})")
     add("--threads", type=int, nargs="+", default=choose_threads(cores), metavar="N", help="default: up to 2 per core")
     add("--batch-size", type=int, default=64, metavar="N", help="images per batch (default: 64)")
+    add("--size", type=int, default=SIZE, metavar="PIXELS", help=f"side of the square output (default: {SIZE})")
     add("--repetitions", type=int, default=LEAST_REPETITIONS, metavar="N", help="windows of each (least: 5)")
     add("--seconds", type=float, default=5.0, help="length of a window (default: 5)")
     add("--warmup", type=float, default=1.0, metavar="SECONDS", help="before each window (default: 1)")
@@ -70,9 +71,9 @@ def choose_threads(cores: int) -> list[int]:
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Check the values of the flags; raise InputError for the first one that cannot be used."""
     check_race_flags(arguments.repetitions, arguments.out, arguments.work)
-    if min(arguments.batch_size, *arguments.threads) < 1:
-        found = f"{arguments.batch_size} and {min(arguments.threads)}"
-        raise InputError(f"--batch-size and --threads must be at least 1, got {found}")
+    if min(arguments.batch_size, arguments.size, *arguments.threads) < 1:
+        found = f"{arguments.batch_size}, {arguments.size} and {min(arguments.threads)}"
+        raise InputError(f"--batch-size, --size and --threads must be at least 1, got {found}")
     if arguments.images < arguments.batch_size:
         least = f"{arguments.batch_size}, one batch"
         raise InputError(f"--images must be at least {least}, got {arguments.images}")
@@ -110,7 +111,8 @@ def build_point(arguments: argparse.Namespace, point: tuple[str, int], num_image
     contender = replace(PENSTOCK, name=f"{store}, {num_threads} threads", data=store)
     # Add the flags that peers.build_entrant reads and this command does not have.
     asked = argparse.Namespace(**{**vars(arguments), "workers": num_threads, "evaluation": False, "python": []})
-    return build_entrant(asked, contender, num_images, work)
+    entrant = build_entrant(asked, contender, num_images, work)
+    return replace(entrant, job={**entrant.job, "size": arguments.size})
 
 
 def measure_points(arguments: argparse.Namespace, points: Points) -> dict[tuple[str, int], dict[str, Any]]:
@@ -145,7 +147,7 @@ def build_record(
     return {
         "what": "sweeps",
         "dataset": facts,
-        "transform": f"random resized crop to {SIZE}, horizontal flip",
+        "transform": f"random resized crop to {arguments.size}, horizontal flip",
         "batch_size": arguments.batch_size,
         "seconds": arguments.seconds,
         "warmup": arguments.warmup,

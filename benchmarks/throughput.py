@@ -4,12 +4,14 @@ Stages: read (training's images in training's order, from storage (cold) and fro
 pixels); loader (the complete loader, up to the device); model (the training step on one batch, again and again); train
 (the step fed by the loader). They are measured in rounds, one window of each stage per round. With all stages measured,
 the verdict names the bottleneck, what would help and by how much, and the hours and dollars of the reference recipe.
+With --recipe NAME: loader, model and training at each resolution of a recipe, and the hours and dollars of all of it.
 One JSON record goes to stdout, a table and the verdict to stderr. Under torchrun: rates per process and in total.
 docs/benchmarks.md explains the figures.
 """
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +20,8 @@ from stages.setting import MODES, AmpMode, Setting
 from loaders.config import LoaderConfig
 from prep.errors import InputError, run
 from train.compile import CompileMode
+from train.config import Recipe
+from train.recipe import RECIPES
 
 if TYPE_CHECKING:
     from verdict.cost import Cost
@@ -29,6 +33,7 @@ LEAST_REPETITIONS = 5
 # importing the backends takes seconds, which --help should not; a test compares the two.
 MEASURED_BACKENDS = ("dali", "reference")
 DEFAULT_LOADER = LoaderConfig()
+DEFAULT_BATCH, DEFAULT_SIZE = 64, 224
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -40,10 +45,14 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", help="prepared dataset (default: data/imagenet, else two sample photos)")
     add("--mode", choices=MODES, default="all", help="stages to measure (default: all, which ends with a verdict)")
     add("--backend", choices=MEASURED_BACKENDS, default="dali", help="default: dali")
-    add("--batch-size", type=int, default=64, help="images per step and process (default: 64)")
-    add("--size", type=int, default=224, help="image size in pixels (default: 224)")
-    add("--model", default="resnet50d", help="name of a timm model (default: resnet50d)")
-    add("--amp", choices=get_args(AmpMode), default="bf16", help="autocast precision (default: bf16)")
+    add("--recipe", choices=RECIPES, metavar="NAME", help="measure each resolution of this recipe, as it trains there")
+    add("--scale", type=float, default=1.0, help="with --recipe: measure at its resolutions times this (a rehearsal)")
+    add("--full", action="store_true", help="with --recipe: also reading, decoding, and the effect of each change")
+    add("--batch-size", type=int, help="images per step and process (default: 64, or the recipe's)")
+    add("--microbatch", type=int, default=0, help="images at once per process (default: all, or the recipe's)")
+    add("--size", type=int, help="image size in pixels (default: 224)")
+    add("--model", default="resnet50d", help="name of a timm model (default: resnet50d, or the recipe's)")
+    add("--amp", choices=get_args(AmpMode), default="bf16", help="autocast precision (default: bf16, or the recipe's)")
     add("--compile", choices=get_args(CompileMode), default="none", help="torch.compile mode (default: none)")
     add("--repetitions", type=int, default=LEAST_REPETITIONS, help="number of rounds, at least 5 (default: 5)")
     add("--seconds", type=float, default=3.0, help="approximate length of one window of a stage (default: 3)")
@@ -59,14 +68,28 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--tune", action="store_true", help="search the loader's fastest settings on this machine and write their file")
     add("--minutes", type=float, default=5.0, help="length of the search of --tune (default: 5)")
     add("--out", type=Path, metavar="FILE", help="also write the record to this file")
+
+    # With a recipe, its values are the defaults.
+    if recipe := find_recipe(parser.parse_args(words)):
+        parser.set_defaults(
+            model=recipe.model.name, amp=recipe.amp, compile=recipe.speed.compile, microbatch=recipe.speed.microbatch
+        )
     return parser.parse_args(words)
+
+
+def find_recipe(arguments: argparse.Namespace) -> Recipe | None:
+    """Return the recipe to measure, None without --recipe."""
+    return RECIPES[arguments.recipe]() if arguments.recipe else None
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Check the values of the flags; raise InputError for the first one that cannot be used."""
     if arguments.repetitions < LEAST_REPETITIONS:
         raise InputError(f"--repetitions must be at least {LEAST_REPETITIONS}, got {arguments.repetitions}")
-    for name in ("seconds", "size", "dollars_per_hour"):
+    for name in ("size", "mode", "tune"):
+        if arguments.recipe and getattr(arguments, name) not in (None, "all", False):
+            raise InputError(f"--recipe and --{name} exclude each other: give one of them")
+    for name in ("seconds", "size", "scale", "batch_size", "dollars_per_hour"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
@@ -78,11 +101,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
     """Return the settings of the measurement; compiled code is cached in `run_dir`."""
     return Setting(
-        batch_size=arguments.batch_size,
-        size=arguments.size,
+        batch_size=arguments.batch_size or DEFAULT_BATCH,
+        size=arguments.size or DEFAULT_SIZE,
         model=arguments.model,
         amp=arguments.amp,
         compile=arguments.compile,
+        microbatch=arguments.microbatch,
         run_dir=run_dir,
         loader=read_loader(arguments),
         repetitions=arguments.repetitions,
@@ -103,6 +127,7 @@ def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
 
 def measure_throughput(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
     """Measure the stages and return the record; every process of the world must call it."""
+    from signs.measure import measure_signs  # noqa: PLC0415
     from stages.judging import build_verdict  # noqa: PLC0415
     from stages.photos import open_split  # noqa: PLC0415
     from stages.progress import ProgressDisplay  # noqa: PLC0415
@@ -128,12 +153,13 @@ def measure_throughput(arguments: argparse.Namespace, world: "World") -> dict[st
         # Measure all stages in rounds, then close them: the probes of the verdict open other stages.
         with open_stages(arguments.mode, loader, setting) as stages:
             windows = run_rounds(stages, setting.repetitions, display.report)
+            signs = measure_signs(loader, stages, windows, setting, display.report) if arguments.mode == "all" else []
 
         # Compute the figures over all processes, and the verdict from them.
         described = describe_stages(windows, world)
         cost = Cost(RECIPES[DEFAULT_RECIPE](), arguments.dollars_per_hour)
-        verdict = build_verdict(described, loader, setting, cost, display.report)
-        return build_record(arguments, loader, described, verdict, cost)
+        verdict = build_verdict(described, loader, setting, cost, display.report, signs)
+        return build_record(setting, arguments, loader, described, verdict, cost)
 
 
 def tune_loader(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
@@ -143,11 +169,22 @@ def tune_loader(arguments: argparse.Namespace, world: "World") -> dict[str, Any]
     from tuning.turns import Workload  # noqa: PLC0415
 
     with open_split(arguments.data, world) as split:
-        work = Workload(split, world, arguments.batch_size, arguments.size)
+        setting = read_setting(arguments, Path())
+        work = Workload(split, world, setting.batch_size, setting.size)
         return run_search(Request(work, read_loader(arguments), arguments.minutes))
 
 
+def measure_phases(arguments: argparse.Namespace, recipe: Recipe, world: "World") -> dict[str, Any]:
+    """Measure all resolutions of a recipe and return the record; every process of the world must call it."""
+    from phases.command import measure_recipe  # noqa: PLC0415
+
+    setting = read_setting(arguments, Path())
+    share = len(world.share(recipe.batch_size))
+    return measure_recipe(arguments, recipe, replace(setting, batch_size=arguments.batch_size or share), world)
+
+
 def build_record(
+    setting: Setting,
     arguments: argparse.Namespace,
     loader: "Loader",
     stages: dict[str, dict[str, Any]],
@@ -172,8 +209,8 @@ def build_record(
         "recipe": cost.to_dict(train["total"]["median"]) if train else None,
         "dataset": describe_dataset(loader.split, None if find_data(arguments.data) else PHOTOS_NAME),
         "backend": arguments.backend,
-        "batch_size": arguments.batch_size,
-        "size": arguments.size,
+        "batch_size": setting.batch_size,
+        "size": setting.size,
         "model": arguments.model if has_steps else None,
         "amp": arguments.amp if has_steps else None,
         "compile": arguments.compile if has_steps else None,
@@ -193,7 +230,7 @@ def main() -> None:
 
     # These imports cost seconds: --help and a refused flag must not wait for them.
     from record import publish  # noqa: PLC0415
-    from stages.tables import print_record  # noqa: PLC0415
+    from stages.tables import print_recipe, print_record  # noqa: PLC0415
 
     from train.dist import join_world  # noqa: PLC0415
     from train.loader_settings import agree_on_placement  # noqa: PLC0415
@@ -201,9 +238,15 @@ def main() -> None:
     with join_world(arguments.device) as world:
         # Refuse a placement that this machine does not have before sample photos are prepared.
         agree_on_placement(read_loader(arguments), world)
-        record = tune_loader(arguments, world) if arguments.tune else measure_throughput(arguments, world)
+        recipe = find_recipe(arguments)
+        if recipe:
+            record = measure_phases(arguments, recipe, world)
+        else:
+            record = tune_loader(arguments, world) if arguments.tune else measure_throughput(arguments, world)
     if world.rank == 0:
-        if not arguments.tune:
+        if recipe:
+            print_recipe(record)
+        elif not arguments.tune:
             print_record(record)
         publish(record, arguments.out)
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
 from loaders.batch import Normalize
 from prep.errors import InputError
 from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from serve.artifact import load_artifact
 from train.checkpoint import find_checkpoint, read_meta, restore_models
 from train.config import ModelConfig, Recipe
 from train.export import ARTIFACT, count_classes
@@ -44,9 +44,9 @@ def load_probe_network(path: Path | None, num_classes: int, seed: int) -> ProbeN
     # An export of train/export.py.
     if (path / ARTIFACT).is_file():
         facts = json.loads((path / ARTIFACT).read_text())
-        network = timm.create_model(f"local-dir:{path}", pretrained=True)
-        normalize = Normalize(*(tuple(facts["preprocessing"][name]) for name in ("mean", "std")))
-        return ProbeNetwork(f"{facts['architecture']}, {path.name}", True, _wrap(network, normalize))
+        served = load_artifact(path)
+        normalize = Normalize(served.preprocessing.mean, served.preprocessing.std)
+        return ProbeNetwork(f"{facts['architecture']}, {path.name}", True, _wrap(served.model, normalize))
 
     # A checkpoint: its EMA weights.
     if not path.is_dir():

@@ -121,16 +121,18 @@ def show_batch(content: dict[str, Any]) -> Iterator[Picture]:
 
 
 def show_sweeps(content: dict[str, Any]) -> Iterator[Picture]:
-    """Yield the pictures of images/s by number of decoding threads, and by stored size."""
+    """Yield the pictures of images/s by number of decoding threads, and by stored size, if there are several."""
     machine, images = _machine(content), _images(content)
     threads = [_point(each, each["num_threads"], "") for each in content["threads"]]
     title, subtitle = "Images per second by number of decoding threads", f"{machine}; {images}, original bytes"
     cores = content["hardware"]["cores"]
-    yield Picture("-threads", title, subtitle, tuple(threads), "decoding threads", "threads", cores)
+    if len(threads) > 1:
+        yield Picture("-threads", title, subtitle, tuple(threads), "decoding threads", "threads", cores)
     sizes = [_point(each, each["bytes_per_image"] / 1000, each["name"]) for each in content["sizes"]]
     sizes.sort(key=lambda point: point.x)
-    title, subtitle = "Images per second by stored size", f"{machine}; {images}"
-    yield Picture("-sizes", title, subtitle, tuple(sizes), "KB per stored image", "KB")
+    title, subtitle = "Images per second by stored size", f"{machine}; {images}; {content['transform']}"
+    if len(sizes) > 1:
+        yield Picture("-sizes", title, subtitle, tuple(sizes), "KB per stored image", "KB")
 
 
 def _point(each: dict[str, Any], x: float, label: str) -> Point:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 QUEUE_SECONDS = 0.05  # storage works ahead for this long, so a reader that wakes up late loses no bandwidth
 
@@ -54,3 +55,61 @@ def few_cores(num_cores: int | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def slow_communication(seconds: float) -> Iterator[None]:
+    """Delay each exchange of gradients (of one of DDP's buckets) while the block runs."""
+    import torch  # noqa: PLC0415  (few_cores has to come before torch counts the cores)
+    import torch.distributed as dist  # noqa: PLC0415
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # noqa: PLC0415
+    from torch.nn.parallel import DistributedDataParallel  # noqa: PLC0415
+
+    from train import step  # noqa: PLC0415
+
+    wrap_ddp = step.wrap_ddp
+
+    def exchange(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        time.sleep(seconds)
+        return allreduce_hook(group, bucket)
+
+    def wrap(model: Any, world: Any) -> Any:
+        wrapped = wrap_ddp(model, world)
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.register_comm_hook(None, exchange)
+        return wrapped
+
+    with mock.patch.object(step, "wrap_ddp", wrap):
+        yield
+
+
+@contextmanager
+def slow_launches(seconds: float) -> Iterator[None]:
+    """Delay the start of each convolution's forward pass while the block runs, whatever its batch."""
+    from torch.nn import Conv2d  # noqa: PLC0415
+
+    forward = Conv2d.forward
+
+    def wait(self: Conv2d, images: Any) -> Any:
+        time.sleep(seconds)
+        return forward(self, images)
+
+    with mock.patch.object(Conv2d, "forward", wait):
+        yield
+
+
+@contextmanager
+def slow_loader(size: int, seconds: float) -> Iterator[None]:
+    """Delay each batch of the loaders with one resolution while the block runs."""
+    from loaders import Loader  # noqa: PLC0415
+
+    decode = Loader._decode
+
+    def wait(self: Loader, *arguments: Any) -> Iterator[Any]:
+        for pixels in decode(self, *arguments):
+            if self.backend.reads and self.transform.size == size:
+                time.sleep(seconds)
+            yield pixels
+
+    with mock.patch.object(Loader, "_decode", wait):
+        yield

@@ -5,6 +5,8 @@ from typing import Any
 
 from drawing.shown import name_pictures
 from reports.gpu_model import describe_model
+from reports.ingredients import describe_ingredients
+from reports.phases import describe_phases
 from reports.plain import describe_plainly
 from reports.proofs import describe_certificates, describe_proof
 from reports.races import describe_feeding, describe_preparation, describe_serving, describe_startup
@@ -19,6 +21,7 @@ KINDS: dict[str, tuple[str, Describe]] = {
     "feeding": ("Feeding, compared with peers", describe_feeding),
     "sweeps": ("Loader rate by threads and by stored size", describe_sweeps),
     "throughput": ("Throughput of each stage, and the bottleneck", describe_throughput),
+    "throughput of a recipe": ("A recipe, resolution by resolution", describe_phases),
     "proof of the verdict": ("Tests of the verdict", describe_proof),
     "loader settings": ("Tuned settings", describe_settings),
     "tuning": ("Tests of tuning", describe_tuning),
@@ -26,6 +29,7 @@ KINDS: dict[str, tuple[str, Describe]] = {
     "startup": ("Start-up", describe_startup),
     "preparation": ("Preparation, compared with other writers", describe_preparation),
     "gpu model": ("A ResNet-50's training step on a GPU, without data", describe_model),
+    "ingredients": ("Ingredients of a recipe, on a proxy", describe_ingredients),
     "serving": ("Latency of the app", describe_serving),
 }
 GPU_SUITE = "gpu suite"

@@ -10,6 +10,7 @@ from typing import Any
 
 from reports.races import rate_of, sort_by_rate
 from reports.reading import Records
+from reports.recipes import GPU_MODEL, SMALL_SIZES, write_short
 from reports.words import format_median, format_number, format_ratio, format_spread, make_table
 
 from prep.errors import InputError
@@ -33,7 +34,7 @@ NAMES = {  # of the contenders, in README's table
     "ffcv": "FFCV",
 }
 GPU_ROWS = {  # cases of the GPU suite, in README's table
-    "loader-gpu": "the loader alone, decoding on the GPU",
+    "loader-gpu": "the loader alone, decoding on the GPU, with 0.65",
     "loader-cpu": "the loader alone, decoding on the CPU",
     "model-resnet50": "the training step alone",
     "train-resnet50-full-0.99": "**training, decoding on the GPU** (the default there)",
@@ -43,7 +44,7 @@ GPU_ROWS = {  # cases of the GPU suite, in README's table
     "train-resnet50-cpu": "training, decoding on the CPU",
 }
 WRITERS = {"webdataset": "webdataset's ShardWriter", "litdata": "LitData", "mosaicml": "MosaicML"}
-IMAGENET_IMAGES = 1_281_167 + 50_000  # of training and validation
+IMAGES_OF_BOTH_SPLITS = 1_281_167 + 50_000  # of training and validation
 MARKED = re.compile(r"<!--([\w-]+)-->(.*?)<!--/\1-->", re.DOTALL)
 MARKER = re.compile(r"<!--/?[\w-]+-->")
 RATE = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s+images/s")
@@ -74,14 +75,19 @@ def write_quote(name: str, records: Records) -> str:
     """
     if name not in QUOTES:
         raise InputError(f"README.md: unknown figure '{name}': choose from {', '.join(QUOTES)}")
-    file, describe = QUOTES[name]
-    if file not in records:
-        raise InputError(f"README.md quotes {file}, which does not exist: write that record, or remove <!--{name}-->")
+    named, describe = QUOTES[name]
+    files = (named,) if isinstance(named, str) else named
+    for file in files:
+        if file not in records:
+            raise InputError(
+                f"README.md quotes {file}, which does not exist: write that record, or remove <!--{name}-->"
+            )
     try:
-        return describe(records[file].content)
+        return describe(*(records[file].content for file in files))
     except KeyError as error:
+        lacking = " or ".join(files)
         raise InputError(
-            f"README.md's figure '{name}' needs the field {error}, which {file} lacks: run the benchmark again"
+            f"README.md's figure '{name}' needs the field {error}, which {lacking} lacks: run the benchmark again"
         ) from error
 
 
@@ -151,7 +157,7 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _imagenet_minutes(content: dict[str, Any]) -> str:
-    return f"{IMAGENET_IMAGES / _checked(content)['images_per_second']['median'] / 60:.0f} minutes"
+    return f"{IMAGES_OF_BOTH_SPLITS / _checked(content)['images_per_second']['median'] / 60:.0f} minutes"
 
 
 def _smaller_percent(content: dict[str, Any]) -> str:
@@ -208,7 +214,9 @@ def _describe_gpu(content: dict[str, Any]) -> str:
     return f"{hardware['gpu'].partition(',')[0]}, {hardware['cores']} vCPUs"
 
 
-QUOTES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+# The text of each marker, and the record or records that it is written from.
+QUOTES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
+    "recipes": ((SMALL_SIZES, GPU_MODEL), write_short),
     "gpu": (GPU, write_gpu),
     "gpu-machine": (GPU, _describe_gpu),
     "peers": (PEERS, write_peers),

@@ -26,11 +26,13 @@ PREPARATION = (
     *("", "images/s", "Penstock is", "images/s once on disk", "Penstock is", "MB/s", "CPU s per 1,000"),
     *("bytes per image", "syncs"),
 )
+LEAST_UNDISTURBED = 3  # windows of a contender: fewer have no median
 
 
 def rate_of(each: dict[str, Any]) -> Summary:
-    """Return the images/s from which ratios are computed: of the undisturbed windows, else of all windows."""
-    return each.get("undisturbed_images_per_second", each["images_per_second"])
+    """Return the images/s from which ratios are computed: of the undisturbed windows if enough, else of all windows."""
+    quiet = each.get("undisturbed_images_per_second")
+    return quiet if quiet and len(quiet["repetitions"]) >= LEAST_UNDISTURBED else each["images_per_second"]
 
 
 def sort_by_rate(contenders: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

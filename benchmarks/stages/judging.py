@@ -1,14 +1,17 @@
 """Build the verdict of a record: read its figures, measure the probes, and describe the result."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from signs.sign import COMMUNICATION, LAUNCHING, Sign
 from stages.machine import available_bytes, count_cores
 from stages.probes import find_core_scaling, measure_probes, probe_placement
 from stages.rounds import Report
 from stages.setting import Setting
 from stages.stage import DECODE, LOADER, MODEL, READ_COLD, READ_WARM, TRAIN
-from verdict.advice import WANTED, advise
-from verdict.bounds import Figures, expected_rate, find_bottleneck, find_bounds
+from verdict.advice import LARGER_BATCH, WANTED, OtherPlacement, Probe, Scaling, advise
+from verdict.bounds import CORES, Figures, expected_rate, find_bottleneck, find_bounds
 from verdict.cost import Cost
 from verdict.words import write_verdict
 
@@ -19,31 +22,51 @@ NEEDED = (READ_WARM, DECODE, LOADER, MODEL, TRAIN)
 Described = dict[str, dict[str, Any]]  # figures of stages, by the stage's name
 
 
+@dataclass(frozen=True)
+class Tried:
+    """The changes that were measured, and what is known about other ones."""
+
+    probes: dict[str, Probe]
+    scaling: Scaling
+    other: OtherPlacement | None
+
+
 def build_verdict(
-    stages: Described, loader: Loader, setting: Setting, cost: Cost, report: Report
+    stages: Described, loader: Loader, setting: Setting, cost: Cost, report: Report, signs: Sequence[Sign] = ()
 ) -> dict[str, Any] | None:
     """Return the verdict for the record; None if a stage that it needs was not measured."""
     if not all(name in stages for name in NEEDED):
         return None
 
-    # Find the bottleneck from the measured rates.
+    # Find the bottleneck from the measured rates, and measure what would help against it.
     figures = read_figures(stages, loader)
-    binds = find_bottleneck(figures)
-
-    # Measure the changes whose effect cannot be computed, if they can help against this bottleneck.
-    probes = measure_probes(WANTED[binds], loader, setting, report)
-    other = probe_placement(loader, setting, report)
-    advice = advise(figures, probes, find_core_scaling(loader), other)
+    wanted = [*WANTED[find_bottleneck(figures)], *want_larger_batch(figures, signs)]
+    tried = try_changes(wanted, loader, setting, report)
+    probes, other = tried.probes, tried.other
+    advice = advise(figures, probes, tried.scaling, other)
     return {
-        "binds": binds,
+        "binds": find_bottleneck(figures),
         "expected_images_per_second": expected_rate(figures),
         "bounds": find_bounds(figures),
-        "says": write_verdict(figures, advice, cost, other),
+        "says": write_verdict(figures, advice, cost, other, [sign.says for sign in signs]),
+        "signs": {sign.name: vars(sign) for sign in signs},
         "advice": [vars(each) for each in advice],
         "probes": {name: vars(probe) for name, probe in probes.items()},
         "other_placement": vars(other) if other else None,
         "figures": vars(figures),
     }
+
+
+def try_changes(wanted: Iterable[str], loader: Loader, setting: Setting, report: Report) -> Tried:
+    """Measure the changes whose effect cannot be computed: the wanted probes, and the other placement."""
+    probes = measure_probes(wanted, loader, setting, report)
+    return Tried(probes, find_core_scaling(loader), probe_placement(loader, setting, report))
+
+
+def want_larger_batch(figures: Figures, signs: Sequence[Sign]) -> list[str]:
+    """Return the probe of a larger batch if the model binds and much of its step does not depend on the images."""
+    found = {sign.name for sign in signs if sign.is_found}
+    return [LARGER_BATCH] if found & {COMMUNICATION, LAUNCHING} and find_bottleneck(figures) in (MODEL, CORES) else []
 
 
 def read_figures(stages: Described, loader: Loader) -> Figures:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+import torch
 from pace import all_gather_values
 from stages.decoding import Decoding, MemoryLoader, hold_batches
 from stages.machine import count_cores
@@ -19,7 +20,17 @@ from stages.smaller import mean_image_bytes, shrink_batches
 from stages.stage import Stage, Window, measure_window
 from stages.stepping import Feed, Stepping, build_step, open_synthetic
 from tuning.turns import FAILURES, shorten_error
-from verdict.advice import FREE_STORAGE, SMALLER_FILES, SMALLER_IMAGES, THREADS, OtherPlacement, Probe, Scaling
+from verdict.advice import (
+    FREE_STORAGE,
+    LARGER_BATCH,
+    SHORT_FILES,
+    SMALLER_FILES,
+    SMALLER_IMAGES,
+    THREADS,
+    OtherPlacement,
+    Probe,
+    Scaling,
+)
 
 from loaders import Loader, LoaderConfig, build_loader
 from loaders.config import MAX_THREADS, default_num_threads, share_cores
@@ -37,7 +48,9 @@ def measure_probes(names: Iterable[str], loader: Loader, setting: Setting, repor
         FREE_STORAGE: probe_storage,
         THREADS: probe_threads,
         SMALLER_FILES: probe_files,
+        SHORT_FILES: partial(probe_files, name=SHORT_FILES),
         SMALLER_IMAGES: probe_size,
+        LARGER_BATCH: probe_batch,
     }
     probes = {}
     for name in names:
@@ -71,10 +84,10 @@ def probe_threads(loader: Loader, setting: Setting) -> Probe | None:
         return measure_pair(pair, setting, num_threads)
 
 
-def probe_files(loader: Loader, setting: Setting) -> Probe | None:
+def probe_files(loader: Loader, setting: Setting, name: str = SMALLER_FILES) -> Probe | None:
     """Measure decoding of the same images stored smaller; None if they do not become smaller."""
     held = hold_batches(loader)
-    smaller = shrink_batches(loader, held)
+    smaller = shrink_batches(loader, held, name)
     share = mean_image_bytes(smaller) / mean_image_bytes(held)
     if share >= 1:
         return None
@@ -92,6 +105,24 @@ def probe_size(loader: Loader, setting: Setting) -> Probe | None:
     with ExitStack() as stack:
         feeds = [stack.enter_context(Feed(open_synthetic(loader, each))) for each in (setting.size, size)]
         return measure_pair([Stepping(feed, step) for feed in feeds], setting, size)
+
+
+def probe_batch(loader: Loader, setting: Setting) -> Probe | None:
+    """Measure the model with twice the images per step and process; None with torch.compile, or without the memory."""
+    if setting.compile != "none":
+        return None
+    twice, pair = 2 * loader.batch_size, []
+    with ExitStack() as stack:
+        try:
+            for batch_size in (loader.batch_size, twice):
+                # A step of its own, so that a microbatch keeps its size, and so its memory.
+                feed = stack.enter_context(Feed(open_synthetic(loader, setting.size, batch_size)))
+                pair.append(Stepping(feed, build_step(setting, feed.loader)))
+            return measure_pair(pair, setting, twice / loader.world.size)
+        except torch.OutOfMemoryError:
+            if loader.world.size > 1:  # the other processes wait for this one in the step
+                raise
+            return None
 
 
 def probe_placement(loader: Loader, setting: Setting, report: Report) -> OtherPlacement | None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from loaders.config import LoaderConfig
 from train.compile import CompileMode
+from train.config import Recipe
 
 MODES = ("all", "read", "decode", "loader", "model", "train")  # stages to measure
 AmpMode = Literal["none", "bf16", "fp16"]  # as in train.config.Recipe
@@ -20,6 +21,8 @@ class Setting:
     model: str = "resnet50d"  # name of a timm model
     amp: str = "bf16"  # an AmpMode
     compile: CompileMode = "none"
+    microbatch: int = 0  # images at once per process; 0: all
+    recipe: Recipe | None = None  # what the step does besides the fields above; None: the defaults of a recipe
     run_dir: Path = Path("runs/throughput")  # compiled code is cached here
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     repetitions: int = 5

@@ -1,11 +1,11 @@
-"""The batches held in memory as they would be after `prep/shard.py --max-side 500 --quality 90`."""
+"""The batches held in memory as they would be after `prep/shard.py --max-side 500 --quality 90`, or other options."""
 
 from dataclasses import replace
 
 import cv2
 import numpy as np
 from stages.decoding import Held
-from verdict.advice import MAX_SIDE, QUALITY
+from verdict.advice import FILES, QUALITY, SMALLER_FILES
 
 from loaders import Loader, TrainTransform
 from loaders.plan import Images, Plan, train_plan
@@ -14,9 +14,13 @@ from loaders.reader import Encoded
 GREY = "Gray"  # simplejpeg's name for it
 
 
-def shrink_batches(loader: Loader, held: Held) -> Held:
-    """Return the same images stored smaller, with their plans: the same draws, in windows of the smaller images."""
-    images = Images(*_scale_sides(loader))
+def shrink_batches(loader: Loader, held: Held, name: str = SMALLER_FILES) -> Held:
+    """Return the same images stored smaller, with their plans: the same draws, in windows of the smaller images.
+
+    Args:
+        name: one of FILES.
+    """
+    images = Images(*_scale_sides(loader, FILES[name]))
     return [(_plan_again(loader, plan, images), _shrink_batch(plan, encoded, images)) for plan, encoded in held]
 
 
@@ -26,9 +30,12 @@ def mean_image_bytes(held: Held) -> float:
     return sum(sizes) / len(sizes)
 
 
-def _scale_sides(loader: Loader) -> tuple[np.ndarray, np.ndarray]:
-    """Return the widths and heights that fit MAX_SIDE, rounded to the nearest pixel as preparation does."""
-    scale_N = np.minimum(1.0, MAX_SIDE / np.maximum(loader.widths, loader.heights))
+def _scale_sides(loader: Loader, options: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the widths and heights that fit the options, rounded to the nearest pixel as preparation does."""
+    if "max_side" in options:
+        scale_N = np.minimum(1.0, options["max_side"] / np.maximum(loader.widths, loader.heights))
+    else:
+        scale_N = np.minimum(1.0, options["short_side"] / np.minimum(loader.widths, loader.heights))
     widths_N, heights_N = (np.maximum(1, np.rint(sides_N * scale_N)) for sides_N in (loader.widths, loader.heights))
     return widths_N.astype(np.int64), heights_N.astype(np.int64)
 

@@ -5,6 +5,7 @@ A window: untimed batches until the stage runs at its steady rate (`rest`), then
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 
 from pace import SPENT, read_clock, warm_up
@@ -24,6 +25,7 @@ class Window:
     cpu_seconds: float  # user and system time of all threads of the process
     num_bytes: int = 0  # size of the encoded images that were read
     spent: dict[str, float] = field(default_factory=dict)  # milliseconds per batch, by kind of work
+    batch_seconds: tuple[float, ...] = ()  # from batch to batch, as the consumer sees it
 
 
 class Stage:
@@ -55,14 +57,21 @@ class Stage:
         return None
 
 
-def measure_window(stage: Stage) -> Window:
-    """Measure one window of a stage; all processes start it together."""
+def measure_window(stage: Stage, is_steady: bool = False) -> Window:
+    """Measure one window of a stage; all processes start it together.
+
+    Args:
+        is_steady: the stage runs at its steady rate already, because the window follows another one without a pause.
+    """
     # Bring the stage to its steady rate; then all processes start the clock together.
-    stage.rest()
+    if not is_steady:
+        stage.rest()
     barrier(stage.world)
     before, cpu_seconds, started = stage.stats(), time.process_time(), read_clock(stage.world)
+    marks = [time.perf_counter()]
     for _ in range(stage.num_steps):
         stage.take()
+        marks.append(time.perf_counter())
     seconds = read_clock(stage.world) - started
     cpu_seconds, after = time.process_time() - cpu_seconds, stage.stats()
 
@@ -71,7 +80,8 @@ def measure_window(stage: Stage) -> Window:
     if before is not None and after is not None:
         interval = after.since(before)
         spent, num_bytes = split_time(stage, interval, seconds), interval.read_bytes
-    return Window(seconds, stage.num_steps * stage.batch_size, cpu_seconds, num_bytes, spent)
+    batch_seconds = tuple(end - start for start, end in pairwise(marks))
+    return Window(seconds, stage.num_steps * stage.batch_size, cpu_seconds, num_bytes, spent, batch_seconds)
 
 
 def split_time(stage: Stage, interval: Stats, seconds: float) -> dict[str, float]:

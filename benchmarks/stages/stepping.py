@@ -13,7 +13,7 @@ from stages.stage import LOADER, MODEL, TRAIN, Stage
 
 from loaders import Batch, Loader, LoaderConfig, Stats, TrainTransform, World, build_loader
 from train.compile import SpeedConfig, set_precision
-from train.config import ModelConfig, Recipe, RunConfig
+from train.config import Recipe, RunConfig
 from train.metrics import Sums
 from train.model import build_model
 from train.optim import build_optimizer
@@ -77,10 +77,16 @@ class Stepping(Feeding):
                 self.take()
 
 
-def open_synthetic(loader: Loader, size: int) -> Loader:
-    """Return a loader of the same batches without their pixels: noise of `size` pixels, already on the device."""
+def open_synthetic(loader: Loader, size: int, batch_size: int | None = None) -> Loader:
+    """Return a loader of the same batches without their pixels: noise of `size` pixels, already on the device.
+
+    Args:
+        batch_size: images over all processes; None: as many as `loader` has.
+    """
     config = LoaderConfig(backend="synthetic")
-    return build_loader(loader.split, TrainTransform(size), loader.batch_size, loader.world, config=config)
+    return build_loader(
+        loader.split, TrainTransform(size), batch_size or loader.batch_size, loader.world, config=config
+    )
 
 
 def build_step(setting: Setting, loader: Loader) -> Step:
@@ -94,21 +100,22 @@ def make_step(setting: Setting, batch_size: int, num_classes: int, world: World)
     Args:
         batch_size: images of a batch over all processes.
     """
-    # The default recipe with the model, batch size, precision and compile mode of the settings.
-    recipe = Recipe(
-        name="throughput",
-        epochs=100,
+    # The recipe with the model, batch size, precision and compile mode of the settings, at one resolution. The weights
+    # are random ones: a measurement loads no files.
+    base = setting.recipe or Recipe(name="throughput", epochs=100)
+    recipe = replace(
+        base,
         batch_size=batch_size,
         amp=setting.amp,  # pyright: ignore[reportArgumentType]  (the command line has checked it)
-        model=ModelConfig(setting.model),
-        speed=SpeedConfig(compile=setting.compile),
+        model=replace(base.model, name=setting.model, pretrained="", init=None),
+        transform=replace(base.transform, size=setting.size, first_size=None),
+        speed=SpeedConfig(compile=setting.compile, microbatch=setting.microbatch),
         run=RunConfig(dir=setting.run_dir),
     )
-    recipe = replace(recipe, transform=TrainTransform(setting.size))
     # Build the network, its EMA and the optimizer as at the start of a run.
     set_precision(recipe.speed)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, num_classes, world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
-    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim))
+    state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
     return Step(recipe, state, TOTAL_IMAGES, world)

@@ -26,13 +26,25 @@ LEAST_GAIN = 1.03  # relative to training now; a smaller gain is noise
 SPARE = 1.2  # a disk that is only as fast as the other stages would still delay them
 FREE_STORAGE, THREADS = "training from memory", "threads"
 SMALLER_FILES, SMALLER_IMAGES = "smaller files", "smaller images"
+SHORT_FILES, LARGER_BATCH = "files of 256 px", "a batch twice as large"
 WANTED = {  # the probes that are worth their time, by bottleneck
     STORAGE: (FREE_STORAGE, SMALLER_FILES),
     DECODE: (THREADS, SMALLER_FILES),
     MODEL: (SMALLER_IMAGES,),
     CORES: (SMALLER_FILES, SMALLER_IMAGES),
 }
-MAX_SIDE, QUALITY = 500, 90
+WANTED_OF_RECIPE = {  # for a recipe, whose resolutions are given
+    STORAGE: (FREE_STORAGE, SMALLER_FILES, SHORT_FILES),
+    DECODE: (THREADS, SMALLER_FILES, SHORT_FILES),
+    MODEL: (),
+    CORES: (SMALLER_FILES, SHORT_FILES),
+}
+MAX_SIDE, SHORT_SIDE, QUALITY = 500, 256, 90
+# Ways to store smaller files: the options of prep/shard.py, by the probe that measures them.
+FILES = {
+    SMALLER_FILES: {"max_side": MAX_SIDE, "quality": QUALITY},
+    SHORT_FILES: {"short_side": SHORT_SIDE, "quality": QUALITY},
+}
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,21 @@ def advise(
 
     A faster placement is included whatever the bottleneck is.
     """
+    promised = promise_changes(figures, probes, scaling, other)
+    helpful = [each for each in promised if each.images_per_second >= LEAST_GAIN * figures.train]
+    return sorted(helpful, key=lambda each: -each.images_per_second)
+
+
+def promise_changes(
+    figures: Figures, probes: Mapping[str, Probe], scaling: Scaling, other: OtherPlacement | None = None
+) -> list[Advice]:
+    """Return all changes that were tried against the bottleneck, those without a gain too."""
     kept = _keep(figures, probes)
     # Apply each change to the figures; training keeps the share of its bounds that it reaches now.
     promised = [
         Advice(what, _promise(changed, kept), change) for what, changed, change in _changes(figures, probes, scaling)
     ]
-    promised += _advise_placement(figures, other)
-    helpful = [each for each in promised if each.images_per_second >= LEAST_GAIN * figures.train]
-    return sorted(helpful, key=lambda each: -each.images_per_second)
+    return [*promised, *_advise_placement(figures, other)]
 
 
 def _keep(figures: Figures, probes: Mapping[str, Probe]) -> float:
@@ -122,8 +141,10 @@ def _changes(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) ->
         yield from _change_storage(figures)
     if bottleneck == DECODE and THREADS in probes:
         yield _change_threads(figures, probes[THREADS])
-    if SMALLER_FILES in probes:
-        yield _change_files(figures, probes[SMALLER_FILES])
+    for name in [name for name in FILES if name in probes]:
+        yield _change_files(figures, probes[name], FILES[name])
+    if LARGER_BATCH in probes:
+        yield _change_batch(figures, probes[LARGER_BATCH])
     if SMALLER_IMAGES in probes:
         yield _change_size(figures, probes[SMALLER_IMAGES])
     decoding_needs_cores = bottleneck == DECODE and not figures.decodes_on_gpu
@@ -152,7 +173,7 @@ def _change_threads(figures: Figures, probe: Probe) -> Change:
     return what, changed, {"num_threads": num_threads}
 
 
-def _change_files(figures: Figures, probe: Probe) -> Change:
+def _change_files(figures: Figures, probe: Probe, options: dict[str, int]) -> Change:
     """Return the change to smaller files: fewer bytes to read, and fewer to decode, which takes most of the time."""
     ratio = figures.mean_bytes / probe.value
     changed = replace(
@@ -164,11 +185,20 @@ def _change_files(figures: Figures, probe: Probe) -> Change:
         cpu_read=figures.cpu_read / ratio,
         mean_bytes=probe.value,
     )
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     what = (
-        f"smaller files: prep/shard.py --max-side {MAX_SIDE} --quality {QUALITY} "
+        f"smaller files: prep/shard.py {flags} "
         f"({probe.value / 1000:,.0f} KB per image instead of {figures.mean_bytes / 1000:,.0f})"
     )
-    return what, changed, {"max_side": MAX_SIDE, "quality": QUALITY}
+    return what, changed, dict(options)
+
+
+def _change_batch(figures: Figures, probe: Probe) -> Change:
+    """Return the change to a step with more images in each process."""
+    changed = replace(figures, model=figures.model * probe.rate, cpu_model=figures.cpu_model * probe.cpu)
+    num_images = round(probe.value)
+    what = f"{num_images} images per step and process (another training: its effect on accuracy was not measured)"
+    return what, changed, {"batch_size": num_images}
 
 
 def _change_size(figures: Figures, probe: Probe) -> Change:

@@ -5,6 +5,7 @@ from typing import Any
 
 from train.config import Recipe
 
+MOST_MINUTES, MOST_HOURS = 120, 100  # longer times are given in hours, or in days
 IMAGENET_IMAGES = 1_281_167  # of ImageNet-1k's train split
 
 
@@ -23,9 +24,7 @@ class Cost:
 
     def describe(self, images_per_second: float) -> str:
         """Return the cost in words, such as `12.3 hours, 69.74 dollars`."""
-        hours, dollars = self.hours(images_per_second), self.dollars(images_per_second)
-        shown = f"{hours:,.1f} hours" if hours < 100 else f"{hours / 24:,.1f} days"
-        return shown if dollars is None else f"{shown}, {dollars:,.2f} dollars"
+        return describe_hours(self.hours(images_per_second), self.dollars_per_hour)
 
     def to_dict(self, images_per_second: float) -> dict[str, Any]:
         """Return the cost for a record."""
@@ -35,3 +34,12 @@ class Cost:
             "hours": self.hours(images_per_second),
             "dollars": self.dollars(images_per_second),
         }
+
+
+def describe_hours(hours: float, dollars_per_hour: float | None) -> str:
+    """Return a time and its cost in words, such as `12.3 hours, 69.74 dollars`."""
+    if hours < MOST_MINUTES / 60:
+        shown = f"{60 * hours:,.1f} minutes"
+    else:
+        shown = f"{hours:,.1f} hours" if hours < MOST_HOURS else f"{hours / 24:,.1f} days"
+    return shown if dollars_per_hour is None else f"{shown}, {hours * dollars_per_hour:,.2f} dollars"

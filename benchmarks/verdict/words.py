@@ -1,6 +1,6 @@
 """The verdict in sentences, for readers who rent machines by the hour: the bottleneck, its size, and the cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from verdict.advice import Advice, OtherPlacement
 from verdict.bounds import (
@@ -25,12 +25,23 @@ PLACES = {"cpu": "the CPU", "gpu": "the GPU"}  # where images are decoded, by th
 NAMES = {STORAGE: "storage", DECODE: "decoding", MODEL: "the model", CORES: "the number of CPU cores"}
 
 
-def write_verdict(figures: Figures, advice: list[Advice], cost: Cost, other: OtherPlacement | None = None) -> list[str]:
-    """Return the verdict, one line per fact."""
+def write_verdict(
+    figures: Figures,
+    advice: list[Advice],
+    cost: Cost,
+    other: OtherPlacement | None = None,
+    signs: Sequence[str] = (),
+) -> list[str]:
+    """Return the verdict, one line per fact.
+
+    Args:
+        signs: sentences about further signs that were measured.
+    """
     return [
         *_describe_bottleneck(figures),
         *_describe_agreement(figures),
         *_describe_storage(figures),
+        *signs,
         *_describe_advice(figures, advice, cost),
         *_describe_placement(figures, advice, other),
         f"{cost.recipe.name} ({cost.recipe.epochs:g} epochs of ImageNet-1k) at the measured "

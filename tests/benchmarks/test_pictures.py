@@ -70,6 +70,11 @@ def test_a_batchs_time_is_stacked_by_thread(pictures: Any) -> None:
     }
 
 
+def test_a_single_point_is_no_curve(pictures: Any) -> None:
+    content = recorded.sweeps()
+    assert [each.name for each in show(pictures, {**content, "threads": content["threads"][:1]})] == ["-sizes"]
+
+
 def test_sweeps_are_curves_from_zero(pictures: Any) -> None:
     threads, sizes = show(pictures, recorded.sweeps())
     assert (threads.name, sizes.name) == ("-threads", "-sizes")

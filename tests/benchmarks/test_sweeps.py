@@ -23,7 +23,7 @@ def test_every_thread_count_and_size_is_measured(
 ) -> None:
     sweeps = importlib.import_module("sweeps")
     sizes = ["--images", str(NUM_IMAGES), "--batch-size", str(BATCH_SIZE), "--threads", "1", "2"]
-    times = ["--seconds", "0.1", "--warmup", "0"]
+    times = ["--seconds", "0.1", "--warmup", "0", "--size", "32"]
     monkeypatch.setattr(sys, "argv", ["sweeps.py", "--source", str(digits_source), *sizes, *times])
     arguments = sweeps.parse_arguments()
     sweeps.check_arguments(arguments)
@@ -36,7 +36,11 @@ def test_every_thread_count_and_size_is_measured(
     assert (record["placement"]["placement"], record["placement"]["decode"]) == ("cpu", "roi")
     assert [each["num_threads"] for each in record["threads"]] == [1, 2]
     assert [each["name"] for each in record["sizes"]] == list(sweeps.STORES)
-    assert points["original", 1].job["workers"] == 1
+    assert (
+        points["original", 1].job["workers"] == 1
+        and record["transform"] == "random resized crop to 32, horizontal flip"
+    )
+    assert {point.job["size"] for point in points.values()} == {32}
     for each in [*record["threads"], *record["sizes"]]:
         check_spread(each["images_per_second"], 2)
     options = [Split(tmp_path / each["name"], "train").manifest.options for each in record["sizes"]]
@@ -75,6 +79,7 @@ def test_threads_go_a_bit_beyond_the_cores(cores: int, threads: list[int], monke
     [
         (["--repetitions", "4"], "--repetitions must be at least 5, got 4"),
         (["--threads", "2", "0"], "threads"),
+        (["--size", "0"], "--size and --threads must be at least 1, got 64, 0 and 1"),
         (["--images", "63"], "--images must be at least 64, one batch, got 63"),
         (["--seconds", "0"], "seconds"),
         (["--out", "no/such/folder/file.json"], "no/such/folder"),
