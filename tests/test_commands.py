@@ -13,7 +13,7 @@ COMMANDS = (
     *("benchmarks/throughput.py", "benchmarks/prove_verdict.py", "benchmarks/peers.py", "benchmarks/preparation.py"),
     *("benchmarks/startup.py", "benchmarks/sweeps.py", "benchmarks/results.py", "benchmarks/pictures.py"),
     *("benchmarks/serving.py", "benchmarks/gpu_suite.py", "benchmarks/gpu_pack.py", "benchmarks/gpu_model.py"),
-    *("benchmarks/certify.py", "benchmarks/prove_tuning.py"),
+    *("benchmarks/certify.py", "benchmarks/prove_tuning.py", "benchmarks/ingredients.py"),
 )
 NEEDED = {"train/main.py": "tyro"}  # generates the command line
 MAX_CPU_SECONDS = 1.0

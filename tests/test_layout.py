@@ -19,8 +19,10 @@ MAY_IMPORT = {
     "serve": {"serve", "prep"},
     "benchmarks": {"benchmarks", "loaders", "train", "prep", "serve"},
 }
-FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess")  # every package may import them
+# Every package may import these.
+FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess", "weights", "blur")
 FLOOR = {f"prep.{name}" for name in FLOOR_FILES}
+NETWORKS = "prep.blur"  # the only module of the floor that needs torch
 OF_PREP = {"loaders": FLOOR | {"prep.dataset"}, "train": FLOOR | {"prep.dataset"}, "serve": FLOOR}
 OF_PREP["benchmarks"] = OF_PREP["train"]
 RACES_PREP = "benchmarks/contenders"  # what measures prep itself runs prep itself
@@ -109,7 +111,17 @@ def test_the_floor_needs_little() -> None:
     for name in FLOOR:
         path = CHECKOUT / f"{name.replace('.', '/')}.py"
         others = {each for each in imported(path) if each.partition(".")[0] not in sys.stdlib_module_names}
-        assert others <= FLOOR | {"numpy", "matplotlib"}, path
+        packages = {"numpy", "matplotlib"}
+        if name == NETWORKS:
+            packages |= {"torch", "torch.nn", "timm.layers"}
+        if name == "prep.weights":  # inside of its functions
+            packages |= {"torch", "safetensors", "safetensors.torch"}
+        assert others <= FLOOR | packages, path
+
+
+def test_only_what_builds_networks_imports_torch_through_the_floor() -> None:
+    importing = {path.relative_to(CHECKOUT).parts[0] for path in SOURCES if NETWORKS in imported(path)}
+    assert importing == {"train", "serve"}, "preparing and loading a dataset start without it"
 
 
 def test_the_lists_of_slow_files_name_files() -> None:
