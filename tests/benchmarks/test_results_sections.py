@@ -182,3 +182,12 @@ def test_the_same_records_give_the_same_text(write: Callable[[Path], Any]) -> No
     text = write(recorded.RECORDS)
     assert text == write(recorded.RECORDS) and text.endswith("\n") and not text.endswith("\n\n")
     assert "\n\n\n" not in text
+
+
+def test_a_rate_is_of_the_undisturbed_windows_if_there_are_enough() -> None:
+    rate_of = importlib.import_module("reports.races").rate_of
+    disturbed = {"median": 700.0, "repetitions": [600.0, 700.0, 800.0, 900.0]}
+    for num_quiet, expected in ((0, 700.0), (2, 700.0), (3, 900.0)):
+        quiet = {"median": 900.0, "repetitions": [900.0] * num_quiet}
+        record = {"images_per_second": disturbed} | ({"undisturbed_images_per_second": quiet} if num_quiet else {})
+        assert rate_of(record)["median"] == expected

@@ -54,11 +54,12 @@ def check_reported(record: dict[str, Any]) -> None:
     """RESULTS.md and the pictures have each point."""
     format_median = importlib.import_module("reports.words").format_median
     lines = list(importlib.import_module("reports.rates").describe_sweeps(record))
+    rate_of = importlib.import_module("reports.races").rate_of
     threads, sizes = importlib.import_module("drawing.shown").show_sweeps(record)
     for each in [*record["threads"], *record["sizes"]]:
-        quiet = each.get("undisturbed_images_per_second", each["images_per_second"])
-        assert any(f"| {format_median(quiet)} (" in line for line in lines)
-        assert quiet["median"] in [point.median for point in (*threads.marks, *sizes.marks)]
+        rate = rate_of(each)
+        assert any(f"| {format_median(rate)} (" in line for line in lines)
+        assert rate["median"] in [point.median for point in (*threads.marks, *sizes.marks)]
 
 
 def check_spread(rates: dict[str, Any], num_windows: int) -> None:

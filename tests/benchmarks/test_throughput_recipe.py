@@ -175,7 +175,7 @@ def test_the_words_hold_the_sum() -> None:
         says[1].startswith("The bottleneck is the loader at 88 px (60% of the training time)") and "1.67 x" in says[1]
     )
     assert says[2].startswith("The bottleneck is the model at 176 px (40% of the training time)")
-    assert "Evaluation adds 0.5 hours, 1.00 dollars" in says[3] and "650 images/s per core as in a record" in says[3]
+    assert "Evaluation adds 30.0 minutes, 1.00 dollars" in says[3] and "650 images/s per core as in a record" in says[3]
     assert "All together: 15.0 hours, 30.00 dollars, of which preparation is 13%" in says[3]
     assert "1.43 x for the recipe; training in 8.8 hours, 17.50 dollars" in says[4]
     assert "--compile default" in says[5] and "--full measures them" in says[6]

@@ -163,5 +163,7 @@ def test_classifiers_of_any_family_get_it(name: str) -> None:
 )
 def test_a_classifier_without_biases_of_its_classes_is_refused(head: Callable[[], nn.Module]) -> None:
     model = SimpleNamespace(get_classifier=head)
-    with pytest.raises(InputError, match=r"needs a classifier with a bias for each class.* --model\.no-prior-bias"):
+    with pytest.raises(
+        InputError, match=r"needs a classifier that is one layer with a bias for each class.* --model\.no-prior-bias"
+    ):
         set_prior_bias(model, 10)  # pyright: ignore[reportArgumentType]
