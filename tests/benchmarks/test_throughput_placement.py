@@ -62,13 +62,13 @@ def test_training_is_measured_with_a_stand_in_for_the_other_placement(loader: Lo
     opened: list[StandIn] = []
 
     def open_other() -> Loader:
-        opened.append(StandIn(loader, pause=0.08))
+        opened.append(StandIn(loader, pause=0.4))
         return opened[0]
 
     loader.position = 160
     found = compare(loader, ON_GPU, open_other, settings())
     assert (found.here, found.there, found.decode, found.failure) == ("cpu", "gpu", "full", "")
-    assert 0 < found.rate < 0.9  # at most 200 images/s; training alone takes milliseconds per batch
+    assert 0 < found.rate < 0.9  # at most 40 images/s; training alone takes milliseconds per batch, also on busy cores
     assert opened[0].position > loader.batch_size + 160  # it started at the other's position
     alike = compare(loader, ON_GPU, lambda: StandIn(loader), settings())
     assert alike.rate > found.rate
