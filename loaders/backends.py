@@ -80,7 +80,7 @@ class Backend(ABC):
 
 
 class SyntheticBackend(Backend):
-    """Returns the same random images for every plan, already on the device, to measure the model alone.
+    """Gives the same random images for all plans, already on the device, to measure the model alone.
 
     Labels and positions are those of the plan.
     """

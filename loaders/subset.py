@@ -47,7 +47,7 @@ class Subset(Split):
 
 
 def select(split: Split, fraction: float = 1.0, classes: Sequence[str] = ()) -> Split:
-    """Return a part of a split. It is the same for every seed, and every larger fraction contains it.
+    """Return a part of a split: the same one for all seeds. A larger fraction contains all smaller ones.
 
     Args:
         fraction: share of each class's images, in (0, 1]; at least one image per class.

@@ -98,7 +98,7 @@ def fit(recipe: Recipe, world: World) -> bool:
             logger.print(f"{recipe.run_dir} is finished: nothing left to train")
             return True
 
-        # A new run from weights from elsewhere: save them now. Afterwards their files are no longer needed.
+        # A new run that starts from given weights: save them now. After this their files are not needed again.
         if start.from_weights is not None:
             saver.save(state, gather_facts(run, sums, metrics={}, owes_evaluation=False))
 
@@ -236,7 +236,7 @@ def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainSt
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
     sums = Sums.zero(world.device)
 
-    # Resume from this run's checkpoint, or start from weights from elsewhere, which rank 0 reads.
+    # Resume from this run's checkpoint, or start from given weights, which rank 0 reads.
     if start.checkpoint is not None:
         saved = load_checkpoint(start.checkpoint, state)
         try:

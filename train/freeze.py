@@ -1,10 +1,10 @@
 """Freeze parts of a network: their weights and running statistics stay as they are.
 
 The parts have the same names in every network: `stem`, then `1`, `2`, ... for the stages (blocks, in a transformer), as
-timm groups its layers, and `body` for everything but the classifier. A frozen part computes as in evaluation, also
-while the rest trains: BatchNorm uses its running statistics and does not change them. Its parameters need no gradient,
-so autograd does not compute any for them, DDP does not exchange them and the optimizer does not have them. With
-`--run.from`, the frozen parts of the EMA begin as that run's EMA and move towards the model's.
+timm groups its layers, and `body` for everything but the classifier. Even while the rest trains, a
+frozen part computes as in evaluation: BatchNorm uses its running statistics and does not change them. Its parameters
+need no gradient, so autograd does not compute any for them, DDP does not exchange them and the optimizer does not have
+them. With `--run.from`, the frozen parts of the EMA begin as that run's EMA and move towards the model's.
 """
 
 from types import MethodType
@@ -70,7 +70,7 @@ def find_parts(model: nn.Module) -> dict[str, list[str]]:
     {} for a model whose classifier timm does not name; only `body` for one whose layers timm does not group.
     """
     names, head = list(model.state_dict()), find_head(model)
-    body = [name for name in names if not name.startswith(head or ("\0",))]
+    body = [name for name in names if not name.startswith(head)]
     if len(body) == len(names):
         return {}
 

@@ -1,6 +1,6 @@
 """The training loss: cross-entropy, or binary cross-entropy of each class, against labels mixed as the images are.
 
-Validation computes cross-entropy for every recipe (`train/metrics.py`).
+Validation always reports cross-entropy (`train/validate.py`).
 """
 
 import torch

@@ -141,7 +141,7 @@ def find_origin(recipe: Recipe) -> Origin | None:
     """Find the weights that the flags name, and download published ones; return None without such a flag.
 
     Raises:
-        InputError: there are no such weights; or parts are to be frozen that would start with random weights.
+        InputError: there are no such weights, or --model.freeze would freeze random ones.
     """
     flags = list_origin_flags(recipe)
     path = recipe.run.start_from or recipe.model.init

@@ -109,12 +109,12 @@ def convert_file(name: str, num_classes: int, options: Mapping[str, Any], weight
     overlay = {"num_classes": num_classes, "label_offset": 0}
     # timm loads a few networks (DLA, Inception v3) without checking that nothing is missing. So the conversion also
     # runs on NaN: a number in its result is not from the file.
-    nothing = {
+    all_nan = {
         each: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
         for each, tensor in weights.items()
     }
-    traced = _load_by_timm(name, nothing, num_classes, overlay, options)
-    missing = [each for each, tensor in traced.items() if tensor.is_floating_point() and not tensor.isnan().all()]
+    tracked = _load_by_timm(name, all_nan, num_classes, overlay, options)
+    missing = [each for each, tensor in tracked.items() if tensor.is_floating_point() and not tensor.isnan().all()]
     if missing:
         raise RuntimeError(f"missing: {list_some(missing)}")
     return _load_by_timm(name, weights, num_classes, overlay, options)

@@ -1,4 +1,4 @@
-"""Decide where a run starts: at its newest checkpoint, from weights from elsewhere, or from random weights.
+"""Decide where a run starts: at its newest checkpoint, from given weights, or from random weights.
 
 Rank 0 decides (`find_start`). `train/origin.py` finds the weights from elsewhere.
 """

@@ -1,11 +1,11 @@
-"""Load the weights from elsewhere into a new run: read them, check that they fit, decide about the classifier.
+"""Load weights from elsewhere into a new run: read them, check that they fit, decide about the classifier.
 
 For rank 0 (`load_origin`); the other ranks read no file, they receive the tensors (`share_state`). Nothing is adapted
 without a phrase in the line that the run prints.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from train.origin import Origin, hash_classes
 from train.pretrained import convert_file, convert_published, describe_conversion
 
 IMAGENET_CLASSES = 1000
-NOTHING = ("\0",)  # a prefix that no name has
 
 
 def load_origin(origin: Origin, recipe: Recipe, class_names: Sequence[str], state: TrainState) -> Origin:
@@ -53,7 +52,7 @@ def load_origin(origin: Origin, recipe: Recipe, class_names: Sequence[str], stat
     origin = replace(origin, new_head=is_new, notes=notes)
 
     # Load them. What they do not have keeps its first value: a new classifier, BatchNorm's counters, kernels of blurs.
-    head = find_head(state.model) if is_new else NOTHING
+    head = find_head(state.model) if is_new else ()
     for module, theirs in zip((state.model, state.ema), weights, strict=True):
         module.load_state_dict({**module.state_dict(), **take_body(theirs, head)}, strict=True)
     if optimizer is not None:
@@ -91,11 +90,11 @@ def _read_files(origin: Origin, recipe: Recipe) -> tuple[list[Weights], dict[str
 
 def take_body(tensors: Weights, head: tuple[str, ...]) -> Weights:
     """Return the tensors without the classifier's."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(head or NOTHING)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(head)}
 
 
 def describe_body_misfit(own: Weights, theirs: Weights, head: tuple[str, ...]) -> str:
-    """Return what does not fit, whatever the classes; empty if all fits. Kernels of blurs, constant, may be missing."""
+    """Return what does not fit, whatever the classes; empty if all fits. Kernels of blurs may be missing."""
     needed = {name: tensor for name, tensor in own.items() if name in theirs or not name.endswith(BLUR_KERNEL)}
     return describe_misfit(take_body(needed, head), take_body(theirs, head))
 
@@ -161,9 +160,9 @@ def _convert(origin: Origin, recipe: Recipe, theirs: Weights, head: tuple[str, .
     if recipe.model.pretrained:
         return convert_published(name, (origin.model or "").partition(".")[2], options, theirs)
     # Under another name, the classifier is one of ImageNet's classes; or there is none.
-    own_names = [tensor for each, tensor in theirs.items() if each.startswith(head or NOTHING) and tensor.ndim == 1]
-    if own_names:
-        return convert_file(name, len(own_names[0]), options, theirs)
+    biases = [tensor for each, tensor in theirs.items() if each.startswith(head) and tensor.ndim == 1]
+    if biases:
+        return convert_file(name, len(biases[0]), options, theirs)
     try:
         return convert_file(name, IMAGENET_CLASSES, options, theirs)
     except Exception:  # networks raise all kinds of errors
@@ -189,7 +188,7 @@ def decide_head(
         return True, ""
 
     # The number of classes. Another one needs a new classifier: `--run.from` must be told so.
-    ours = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(head or NOTHING)}
+    ours = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(head)}
     new = "give --run.from-head new to start with a new classifier"
     if not all(name in theirs and theirs[name].shape == shape for name, shape in ours.items()):
         count = next((f"{len(theirs[name]):,}" for name in ours if name in theirs), "other")
@@ -233,7 +232,7 @@ def find_shape(state: dict[str, Any]) -> torch.Size | None:
 
 def load_optimizer(saved: dict[str, Any], origin: Origin, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
     """Load the state of each parameter, but not the settings: the new recipe's apply."""
-    kind = asdict(recipe.optim).get("name", "sgd")
+    kind = recipe.optim.name
     groups = optimizer.state_dict()["param_groups"]
     parameters = [group["params"] for group in groups]
     # Shapes, because other frozen parts can leave the same number of parameters.

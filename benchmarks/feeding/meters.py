@@ -36,7 +36,7 @@ def read_memory_bytes() -> int:
 
 
 def _read_stats() -> dict[int, list[str]]:
-    """Return the fields of /proc/PID/stat after the name, for every process."""
+    """Return for each process the fields of /proc/PID/stat that follow its name."""
     stats = {}
     for path in PROC.glob("[0-9]*/stat"):
         with suppress(OSError):

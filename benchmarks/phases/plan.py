@@ -1,11 +1,12 @@
 """The phases of a recipe: how many images it trains on at each resolution, and how many it evaluates."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from verdict.cost import IMAGENET_IMAGES
 
-from loaders.plan import size_at
+from loaders.plan import TrainTransform, size_at
 from train.config import Recipe
 
 IMAGENET_VALIDATION = 50_000  # images of ImageNet-1k's validation split
@@ -22,6 +23,14 @@ class Phase:
     evaluates: bool = False
 
 
+def list_shares(transform: TrainTransform, epochs: float) -> Iterator[tuple[int, float]]:
+    """Yield the size of each epoch, and how much of the epoch is run: 1, or less in the last one."""
+    epoch = 0
+    while epoch < epochs:
+        yield size_at(transform, epoch), min(1.0, epochs - epoch)
+        epoch += 1
+
+
 def plan_phases(recipe: Recipe, scale: float = 1.0) -> list[Phase]:
     """Return the training phases in the order of their first epochs, then the evaluation.
 
@@ -29,9 +38,8 @@ def plan_phases(recipe: Recipe, scale: float = 1.0) -> list[Phase]:
         scale: of the measured resolutions; below 1 for a rehearsal on a slow machine.
     """
     epochs: dict[int, float] = {}
-    for epoch in range(math.ceil(recipe.epochs)):
-        size = size_at(recipe.transform, epoch)
-        epochs[size] = epochs.get(size, 0.0) + min(1.0, recipe.epochs - epoch)
+    for size, share in list_shares(recipe.transform, recipe.epochs):
+        epochs[size] = epochs.get(size, 0.0) + share
     phases = [Phase(size, scale_size(size, scale), round(each * IMAGENET_IMAGES)) for size, each in epochs.items()]
 
     # A run evaluates at its end too, so also a last interval that is shorter.

@@ -1,14 +1,15 @@
 """The table of recipes: what each costs and reaches, from train/recipe.py, published figures and the rates of a GPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from phases.plan import list_shares
 from reports.words import format_number, make_table
 from verdict.cost import IMAGENET_IMAGES
 
-from loaders.plan import TrainTransform, size_at
+from loaders.plan import TrainTransform
 from train.config import DataConfig, Recipe
 from train.recipe import RECIPES
 
@@ -51,14 +52,6 @@ PUBLISHED = {
 def count_work(transform: TrainTransform, epochs: float, reference: int = REFERENCE) -> float:
     """Return the work of a run in epochs at `reference` pixels: the sum over its epochs of (size / reference)²."""
     return sum(share * (size / reference) ** 2 for size, share in list_shares(transform, epochs))
-
-
-def list_shares(transform: TrainTransform, epochs: float) -> Iterator[tuple[int, float]]:
-    """Yield the size of each epoch, and how much of the epoch is run: 1, or less in the last one."""
-    epoch = 0
-    while epoch < epochs:
-        yield size_at(transform, epoch), min(1.0, epochs - epoch)
-        epoch += 1
 
 
 def seconds_per_image(rates: dict[int, float], size: int) -> float:

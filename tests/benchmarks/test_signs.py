@@ -1,6 +1,6 @@
 """The signs of lost time that no stage shows alone: their limits, their sentences, and how they are read.
 
-There is no GPU here: figures of the H200 records, of a report on DALI, and invented timelines take its place.
+No GPU is needed: the tests use figures from the H200 records and from a report on DALI, and invented timelines.
 """
 
 import ctypes

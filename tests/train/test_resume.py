@@ -94,14 +94,19 @@ def test_a_run_of_quick_that_is_killed_twice_ends_in_the_same_bits(
     assert (recipe["loss"], recipe["ema_every"], recipe["optim"]["decoupled"]) == ("bce", 3, True)
 
 
-def test_a_run_with_blur_that_is_killed_ends_in_the_same_bits(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
-    flags = ("--model.blur-first",)
+def _kill_and_compare(trainers: Ranks, digits: Path, tmp_path: Path, flags: tuple[str, ...], seed: int) -> Run:
+    """Return a run that was killed and resumed, and whose end is that of a run that was left alone."""
     run, left_alone = (Run(digits, tmp_path / name, (*SAVE_OFTEN, *flags)) for name in ("killed", "alone"))
     finish(trainers, left_alone, SIZE)
-    _kill_at_some_moment(trainers, run, random.Random(3))
+    _kill_at_some_moment(trainers, run, random.Random(seed))
     assert run.checkpoints
     finish(trainers, run, SIZE)
     assert_same_end(run, left_alone)
+    return run
+
+
+def test_a_run_with_blur_that_is_killed_ends_in_the_same_bits(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
+    run = _kill_and_compare(trainers, digits, tmp_path, ("--model.blur-first",), seed=3)
     # The kernels are as they were, in the model and in its average.
     for name in ("model.safetensors", "ema.safetensors"):
         kernels = [
@@ -114,9 +119,4 @@ def test_a_run_with_blur_that_is_killed_ends_in_the_same_bits(trainers: Ranks, d
 @pytest.mark.skipif(not os.environ.get("PENSTOCK_SOAK_OPTIMIZERS"), reason="a soak: PENSTOCK_SOAK_OPTIMIZERS=1")
 def test_a_run_with_adamw_that_is_killed_ends_in_the_same_bits(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
     flags = ("--optim.name", "adamw", "--optim.lr", "0.004", "--optim.betas", "0.9", "0.95")
-    run, left_alone = (Run(digits, tmp_path / name, (*SAVE_OFTEN, *flags)) for name in ("killed", "alone"))
-    finish(trainers, left_alone, SIZE)
-    _kill_at_some_moment(trainers, run, random.Random(7))
-    assert run.checkpoints
-    finish(trainers, run, SIZE)
-    assert_same_end(run, left_alone)
+    _kill_and_compare(trainers, digits, tmp_path, flags, seed=7)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.starts import newest_checkpoint, read_starts
 from helpers.train_runs import Run, assert_same_end
 from safetensors.torch import load_file
 
 from loaders import EvalTransform, TrainTransform, World
 from prep.errors import InputError
 from train import fit as trainer
-from train.checkpoint import EMA, MODEL, list_checkpoints, newest_complete, read_meta
+from train.checkpoint import EMA, MODEL, list_checkpoints, read_meta
 from train.config import Recipe
 from train.export import main as export
 from train.fit import fit
@@ -75,16 +76,6 @@ def start_from(recipe: Recipe, source: Path, folder: Path, **run: Any) -> Recipe
     return place(recipe, folder, start_from=source, **run)
 
 
-def newest(recipe: Recipe) -> Path:
-    path = newest_complete(recipe.run_dir / "checkpoints")[0]
-    assert path is not None
-    return path
-
-
-def read_starts(recipe: Recipe) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (recipe.run_dir / "starts.jsonl").read_text().splitlines()]
-
-
 def read_metrics(recipe: Recipe) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (recipe.run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -104,7 +95,7 @@ def test_an_interrupted_run_goes_on_with_more_epochs_and_says_what_changes(
 ) -> None:
     recipe = place(small, tmp_path / "run")
     interrupt(recipe)
-    clock, longer = read_meta(newest(recipe))["clock"], replace(recipe, epochs=3.0)
+    clock, longer = read_meta(newest_checkpoint(recipe))["clock"], replace(recipe, epochs=3.0)
     capsys.readouterr()
     assert fit(longer, World())
     (start,) = [start for start in read_starts(recipe) if "epochs_changed" in start]
@@ -117,7 +108,7 @@ def test_an_interrupted_run_goes_on_with_more_epochs_and_says_what_changes(
     assert changed["lr"] == pytest.approx([peak * clock / total / 0.5] * 2)  # both in the warm-up, which is in epochs
     assert "epochs 2 -> 3: at image 48 progress is" in capsys.readouterr().out
     assert json.loads((recipe.run_dir / "recipe.json").read_text())["epochs"] == 3.0
-    meta = read_meta(newest(recipe))
+    meta = read_meta(newest_checkpoint(recipe))
     assert meta["recipe"]["epochs"] == 3.0 and meta["clock"] >= 3 * total
     clocks = [entry["clock"] for entry in read_metrics(recipe) if entry["kind"] == "train"]
     assert clocks == list(range(BATCH_SIZE, meta["clock"] + 1, BATCH_SIZE))
@@ -131,7 +122,7 @@ def test_a_finished_run_is_not_extended_but_the_advice_works(finished: Recipe, t
     assert advised
     recipe = start_from(replace(finished, epochs=3.0), Path(advised[1]), tmp_path / "run")
     assert fit(recipe, World())
-    assert read_meta(newest(recipe))["origin"]["path"] == str(newest(finished))
+    assert read_meta(newest_checkpoint(recipe))["origin"]["path"] == str(newest_checkpoint(finished))
 
 
 def test_a_run_is_not_cut_to_less_than_it_has_trained_but_the_advice_works(
@@ -175,7 +166,7 @@ def test_a_new_run_starts_from_weights_and_ema_and_needs_them_only_once(
     first = list_checkpoints(calm.run_dir / "checkpoints")[0]
     assert first.name == FIRST
     for name in (MODEL, EMA):
-        assert (first / name).read_bytes() == (newest(finished) / name).read_bytes()
+        assert (first / name).read_bytes() == (newest_checkpoint(finished) / name).read_bytes()
     momentum = torch.load(first / "optimizer.pt", weights_only=True)["optimizer"]["state"]
     assert all(not each["momentum_buffer"].any() for each in momentum.values())
     interrupt(run)
@@ -184,19 +175,20 @@ def test_a_new_run_starts_from_weights_and_ema_and_needs_them_only_once(
     assert fit(place(run, run.run_dir, start_from=None), World())  # without the flag it resumes, too
     assert_same_end(Run(tmp_path, run.run_dir), Run(tmp_path, calm.run_dir))
     for recipe in (calm, run):
-        origin = read_meta(newest(recipe))["origin"]
-        assert origin["files"] == read_meta(newest(finished))["files"]
-        assert origin["clock"] == read_meta(newest(finished))["clock"]
+        origin = read_meta(newest_checkpoint(recipe))["origin"]
+        assert origin["files"] == read_meta(newest_checkpoint(finished))["files"]
+        assert origin["clock"] == read_meta(newest_checkpoint(finished))["clock"]
         assert all(start["origin"] == origin for start in read_starts(recipe))
 
 
 def test_the_optimizers_state_comes_on_demand_with_the_new_settings(finished: Recipe, tmp_path: Path) -> None:
     recipe = replace(finished, optim=replace(finished.optim, weight_decay=0.25))
-    recipe = start_from(recipe, newest(finished), tmp_path / "run", from_optimizer=True, keep=9)
+    recipe = start_from(recipe, newest_checkpoint(finished), tmp_path / "run", from_optimizer=True, keep=9)
     assert fit(recipe, World())
     first = list_checkpoints(recipe.run_dir / "checkpoints")[0]
     ours, theirs = (
-        torch.load(path / "optimizer.pt", weights_only=True)["optimizer"] for path in (first, newest(finished))
+        torch.load(path / "optimizer.pt", weights_only=True)["optimizer"]
+        for path in (first, newest_checkpoint(finished))
     )
     for index, state in theirs["state"].items():
         assert state["momentum_buffer"].any()
@@ -213,7 +205,7 @@ def test_other_classes_are_refused_and_the_advice_starts_a_new_classifier(finish
     assert "has 10 classes, and" in refuse(place(recipe, recipe.run_dir, from_head="keep"))
     assert fit(place(recipe, recipe.run_dir, from_head="new"), World())
     ours = load_file(list_checkpoints(recipe.run_dir / "checkpoints")[0] / MODEL)
-    theirs = load_file(newest(finished) / MODEL)
+    theirs = load_file(newest_checkpoint(finished) / MODEL)
     same = {name for name in theirs if ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name])}
     assert ours.keys() - same == {"fc.weight", "fc.bias"} and len(ours["fc.bias"]) == 5
 
@@ -270,7 +262,7 @@ def test_weights_with_blur_start_a_run_with_blur_alone(
 
 def test_what_cannot_be_started_from_is_refused(finished: Recipe, tmp_path: Path) -> None:
     run, new = finished.run_dir, tmp_path / "run"
-    for inside in (run, newest(finished), run / ".." / run.name):
+    for inside in (run, newest_checkpoint(finished), run / ".." / run.name):
         assert "this run's own folder: remove it" in refuse(start_from(finished, inside, run))
     assert fit(finished, World())  # as advised
     assert "did not start from" in refuse(start_from(finished, tmp_path, run))
