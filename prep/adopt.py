@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prep.adoption import Adoption, adopt_split, read_class_names
 from prep.dataset import read_manifest
+from prep.dataset_card import describe_kept_readme
 from prep.errors import HelpFormatter, positive_count, run, warn
 from prep.ledger import describe_leaks, describe_rejects, summarize
 from prep.pools import local_pool
@@ -81,6 +82,7 @@ def main() -> None:
     print(summarize(read_manifest(store.folder), store, time.monotonic() - started))
     warn(describe_rejects(store))
     warn(describe_leaks(out))
+    warn(describe_kept_readme(out))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from prep.errors import InputError
 README, STANDALONE, LEGACY = "README.md", ".huggingface.yaml", "dataset_infos.json"
 CARD_FILES = (README, STANDALONE, LEGACY)
 DEFAULT = "default"
+LICENSE_KEYS = ("license", "license_name", "license_details", "license_link")
+UNKNOWN = "unknown"  # the hub's value of `license` for data whose licence is not known
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Card:
     infos: Mapping[str, Info] = field(default_factory=dict)
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
     default: str | None = None
+    license: Mapping[str, Any] = field(default_factory=dict)  # see `select_license`
 
     def info(self, config: str | None) -> Info:
         """Return what is declared for a configuration; for None, the default one or the only one."""
@@ -92,7 +95,23 @@ def _read_card(texts: Mapping[str, str]) -> Card:
     marked = [name for name, each in declared.items() if name == DEFAULT or each.get("default")]
     if len(marked) > 1:
         raise InputError(f"{README} marks several configurations as the default ({', '.join(marked)}): use --config")
-    return Card(infos, configurations, marked[0] if marked else None)
+    return Card(infos, configurations, marked[0] if marked else None, select_license(header))
+
+
+def select_license(declared: Any) -> dict[str, Any]:
+    """Return what a card's header, or a manifest, declares about the licence; empty if that is nothing.
+
+    Values are text or lists of text. A link is only kept if it is an address: a file of the source is not copied.
+    """
+    found = declared if isinstance(declared, dict) else {}
+    chosen = {key: found[key] for key in LICENSE_KEYS if found.get(key) and _is_text(found[key])}
+    if not str(chosen.get("license_link", "http")).startswith("http"):
+        del chosen["license_link"]
+    return {} if chosen.get("license") in (UNKNOWN, [UNKNOWN]) else chosen
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
 def _front_matter(text: str) -> str:

@@ -9,20 +9,33 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prep.dataset import LEDGER, MANIFEST, SAMPLE_SCHEMA, SAMPLES, Manifest, encode_samples, parse_manifest
+from prep.card import README
+from prep.dataset import (
+    LEDGER,
+    MANIFEST,
+    SAMPLE_SCHEMA,
+    SAMPLES,
+    STAGING_FOLDER,
+    UNFINISHED,
+    WORK_FOLDER,
+    Manifest,
+    encode_samples,
+    parse_manifest,
+)
+from prep.dataset_card import is_users_readme, make_dataset_card
 from prep.errors import InputError, one_line
-from prep.faults import CLEAN, DATASET, INDEX, PREPARE, Cure, Fault, Remedy, Report, shard_cure, split_cure
+from prep.faults import CLEAN, DATASET, INDEX, PREPARE, STAGE, Cure, Fault, Remedy, Report, shard_cure, split_cure
 from prep.files import sha256_of
-from prep.finalize import TIMM_INFO, list_leaks, timm_info
+from prep.finalize import DATASET_FILES, TIMM_INFO, list_leaks, timm_info
 from prep.ledger import LEAKS, count_events, to_lines
 from prep.pools import Pool
 from prep.progress import Meter
 from prep.shard_check import ShardCheck, ShardReport, check_shard
-from prep.store import WORK_FOLDER, Store, open_store
+from prep.store import Store, open_store
 from prep.tar import index_name
 from prep.tar_sample import Fields
 
-SPLIT_FILES = {MANIFEST, SAMPLES, LEDGER, WORK_FOLDER}
+SPLIT_FILES = {MANIFEST, SAMPLES, LEDGER, *UNFINISHED}
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ def find_layout(directory: str) -> Layout:
 
     # A dataset: a folder that `_info.json` names is a split even if it has lost its manifest, sample index and ledger.
     named = _list_named_folders(store)
-    splits = {name: store.child(name) for name in names if name not in (TIMM_INFO, LEAKS)}
+    splits = {name: store.child(name) for name in names if name not in DATASET_FILES}
     splits = {name: child for name, child in splits.items() if _is_split(child, name in named)}
     if not splits and not {TIMM_INFO, LEAKS}.intersection(names):
         raise InputError(f"{directory} holds no prepared split: give a folder that prep/shard.py wrote")
@@ -131,6 +144,8 @@ def _open_files(split: OpenedSplit, names: list[str]) -> None:
         return
     if WORK_FOLDER in names:
         split.add_fault(WORK_FOLDER, "is left of an interrupted run", CLEAN)
+    if STAGING_FOLDER in names:
+        split.add_fault(STAGING_FOLDER, "is left of an interrupted run", STAGE)
     split.table = _open_samples(split, manifest)
 
     # Only an undamaged ledger can be compared with the manifest and the sample index.
@@ -150,6 +165,8 @@ def _open_manifest(split: OpenedSplit, names: list[str]) -> Manifest | None:
     if content is None and WORK_FOLDER in names:
         unfinished = Cure(Remedy.USER, "run prep/shard.py (or prep/adopt.py) again with the same arguments")
         split.add_fault(MANIFEST, "is not written yet, the preparation did not finish", unfinished)
+    elif content is None and STAGING_FOLDER in names:
+        split.add_fault(MANIFEST, "is not there yet, prep/stage.py did not finish", STAGE)
     elif content is None:
         split.add_fault(MANIFEST, "is missing", PREPARE)
     else:
@@ -297,26 +314,39 @@ def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None
 
 
 def _check_dataset_files(dataset: Store, splits: list[OpenedSplit], report: Report) -> None:
-    """Compare `_info.json` and `leaks.jsonl` with the splits; note other files next to the splits."""
+    """Compare the files next to the splits with the splits; note other files there."""
     # Splits that `_info.json` names and that are gone.
     folders = {split.folder for split in splits}
     for name in sorted(_list_named_folders(dataset) - folders):
         gone = Cure(Remedy.DATASET, f"prepare it again, or --repair drops it from {TIMM_INFO}")
         report.faults.append(Fault.at(f"{dataset}/{name}", "does not exist", gone))
 
-    # Both files follow from the manifests; the leaks also need every sample index.
+    # These files follow from the manifests; the leaks also need every sample index.
     manifests = {split.folder: split.manifest for split in splits if split.manifest}
-    unknown = {TIMM_INFO, LEAKS} if len(manifests) < len(splits) else set()
+    unknown = set(DATASET_FILES) if len(manifests) < len(splits) else set()
     if not unknown:
         _compare_file(dataset, TIMM_INFO, timm_info(manifests), report)
+        _check_readme(dataset, make_dataset_card(manifests), report)
         if len(splits) > 1 and any(split.table is None for split in splits):
             unknown = {LEAKS}
         else:
             _compare_file(dataset, LEAKS, to_lines(list_leaks(dataset, manifests)), report)
     report.notes += [f"{dataset}/{name} cannot be checked before the splits are repaired" for name in sorted(unknown)]
 
-    others = set(dataset.names()) - folders - {TIMM_INFO, LEAKS}
+    others = set(dataset.names()) - folders - set(DATASET_FILES)
     report.notes += [one_line(f"{dataset}/{name} does not belong to the dataset") for name in sorted(others)]
+
+
+def _check_readme(dataset: Store, expected: bytes, report: Report) -> None:
+    """Compare the dataset card. A dataset of an older version has none, and a user may have one: neither is a fault."""
+    content = dataset.read(README)
+    if content is None:
+        report.lacks_card = True
+        report.notes.append(f"{dataset}/{README} is missing, as in datasets of older versions: --repair writes it")
+    elif is_users_readme(content):
+        report.notes.append(f"{dataset}/{README} was not written by Penstock, and is kept")
+    else:
+        _compare_file(dataset, README, expected, report)
 
 
 def _compare_file(dataset: Store, name: str, expected: bytes, report: Report) -> None:

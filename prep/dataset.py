@@ -23,6 +23,11 @@ from prep.files import sha256_of
 FORMAT_VERSION = 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
 WORK_FOLDER = ".prep"  # in a split's folder while it is being written; removed when it is complete
+STAGING_FOLDER = ".staging"  # the same while `prep/stage.py` fetches it; holds the manifest until all shards are there
+UNFINISHED = {
+    WORK_FOLDER: "its preparation was interrupted: run the same prep/shard.py (or prep/adopt.py) command again",
+    STAGING_FOLDER: "not all of its shards are here yet: wait for prep/stage.py, or run the same command again",
+}
 REJECTED = "rejected"  # the only event of the ledger that leaves an image out
 
 SAMPLE_SCHEMA = pa.schema(
@@ -127,8 +132,9 @@ def read_manifest(folder: Path) -> Manifest:
 def _explain_missing_split(folder: Path) -> str:
     """Return advice for a split's folder without a manifest, from what is in it and around it."""
     root, name = folder.parent, folder.name
-    if (folder / WORK_FOLDER).is_dir():
-        return "its preparation was interrupted: run the same prep/shard.py (or prep/adopt.py) command again"
+    for work, advice in UNFINISHED.items():
+        if (folder / work).is_dir():
+            return advice
     if _is_split(root):
         return f"{root} is one split, not a folder of splits: give the folder above it, {root.absolute().parent}"
     if folder.is_dir() and any(folder.iterdir()):
@@ -210,6 +216,11 @@ class Split:
         return self.manifest.num_images
 
     @property
+    def place(self) -> str:
+        """The folder, or the URL of a split in a bucket, for messages."""
+        return str(self.folder)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return self.manifest.class_names
 
@@ -222,6 +233,10 @@ class Split:
     def shard_paths(self) -> list[Path]:
         return [self.folder / shard.name for shard in self.manifest.shards]
 
+    def name_shard(self, shard: int) -> str:
+        """Return the path of a shard, or its URL in a bucket, for messages."""
+        return str(self.shard_paths[shard])
+
     def column(self, name: str) -> np.ndarray:
         """Return an integer column of the sample index, one value per image."""
         chunk = self.samples.column(name).chunk(0)  # its own to_numpy would import pandas, which takes a second
@@ -232,6 +247,10 @@ class Split:
         """Return the keys of some rows of the sample index."""
         return self.samples.column("key").take(pa.array(rows, pa.int64())).to_pylist()
 
+    def sha256_of_rows(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        """Return the SHA-256 of the JPEGs of some rows of the sample index, 32 bytes each."""
+        return self.samples.column("sha256").take(pa.array(rows, pa.int64())).to_pylist()
+
     def rows_of(self, keys: Sequence[str]) -> list[int]:
         """Return the rows of some keys.
 
@@ -241,7 +260,7 @@ class Split:
         all_keys = self.samples.column("key").combine_chunks()
         rows = pc.call_function("index_in", [pa.array(keys, pa.string())], pc.SetLookupOptions(all_keys))
         if rows.null_count:
-            raise InputError(f"{self.folder} has no image {keys[rows.to_pylist().index(None)]}")
+            raise InputError(f"{self.place} has no image {keys[rows.to_pylist().index(None)]}")
         return rows.to_pylist()
 
     def _check_shards(self) -> None:
@@ -254,19 +273,31 @@ class Split:
 
     def _read_samples(self) -> pa.Table:
         path = self.folder / SAMPLES
-        advice = f"delete {self.folder} and run prep/shard.py again"
         if not path.is_file():
-            raise InputError(f"{path} is missing: {advice}")
-        content = path.read_bytes()  # a mapped file that shrinks ends the process with a bus error
-        if sha256_of(content) != self.manifest.samples_sha256:
-            raise InputError(f"{path} does not match its manifest: {advice}")
-        table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
-        if table.num_rows != self.manifest.num_images:
-            raise InputError(
-                f"{self.folder / MANIFEST} is damaged, it counts {self.manifest.num_images:,} images: {advice}"
-            )
-        assert table.schema.equals(SAMPLE_SCHEMA)
-        return table
+            raise InputError(f"{path} is missing: {_advise_deletion(self.folder)}")
+        # Not a map: a mapped file that shrinks ends the process with a bus error.
+        return parse_samples(path.read_bytes(), self.manifest, self.folder)
+
+
+def parse_samples(content: bytes, manifest: Manifest, folder: Path) -> pa.Table:
+    """Return the sample index in a file's bytes; `folder` is the split's, for errors.
+
+    Raises:
+        InputError: it is not the index of this manifest.
+    """
+    if sha256_of(content) != manifest.samples_sha256:
+        raise InputError(f"{folder / SAMPLES} does not match its manifest: {_advise_deletion(folder)}")
+    table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
+    if table.num_rows != manifest.num_images:
+        raise InputError(
+            f"{folder / MANIFEST} is damaged, it counts {manifest.num_images:,} images: {_advise_deletion(folder)}"
+        )
+    assert table.schema.equals(SAMPLE_SCHEMA)
+    return table
+
+
+def _advise_deletion(folder: Path) -> str:
+    return f"delete {folder} and run prep/shard.py again"
 
 
 def encode_samples(columns: Mapping[str, Sequence[Any]]) -> bytes:

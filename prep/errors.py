@@ -37,6 +37,21 @@ ADVICE = {
 }
 
 
+OWN_PACKAGES = ("prep", "loaders", "train", "serve")  # PyPI has other projects of these names
+# What to give pip for a module. Extras are those of the checkout, because `penstock` on PyPI is another project too.
+REQUIREMENTS = {
+    **dict.fromkeys(("fastapi", "gradio", "starlette", "uvicorn"), "-e '.[app]'"),
+    "nvidia": "-e '.[cu12]'",
+    "obstore": "-e '.[s3]'",
+    "ray": "-e '.[ray]'",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "pytorch_grad_cam": "grad-cam",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
 class InputError(ValueError):
     """An input, a flag or a file that cannot be used; the message is one line that names it and the fix."""
 
@@ -74,9 +89,17 @@ def run(main: Callable[[], int | None], interrupted: str = "") -> None:
     except OSError as error:
         sys.exit(f"error: {one_line(describe_os_error(error))}")
     except ModuleNotFoundError as error:
-        sys.exit(f"error: the package {error.name} is missing: pip install {error.name}")
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a mistake in this code
+            raise
+        sys.exit(f"error: the package {error.name} is missing: pip install {find_requirement(error.name or '')}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted{f': {interrupted}' if interrupted else ''}")
+
+
+def find_requirement(module: str) -> str:
+    """Return what to give `pip install`, in the checkout, to get a module."""
+    package = module.partition(".")[0]
+    return REQUIREMENTS.get(package, package)
 
 
 def exit_with(error: InputError) -> NoReturn:

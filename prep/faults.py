@@ -47,6 +47,7 @@ class Report:
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lacks_card: bool = False  # --repair writes it, but that is no fault
     num_splits: int = 0
     num_shards: int = 0
     num_images: int = 0
@@ -57,6 +58,7 @@ class Report:
 CLEAN = Cure(Remedy.CLEAN, "run prep/shard.py (or prep/adopt.py) again as before, or --repair removes it")
 INDEX = Cure(Remedy.INDEX, "--repair writes it again from its tar")
 DATASET = Cure(Remedy.DATASET, "--repair writes it again from the splits")
+STAGE = Cure(Remedy.USER, "run the same prep/stage.py command again")
 PREPARE = Cure(Remedy.USER, "delete its folder and prepare it again")
 
 

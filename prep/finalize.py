@@ -11,13 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from prep.card import README
 from prep.dataset import LEDGER, MANIFEST, SAMPLES, Manifest, Options, Origin, Shard, encode_samples, parse_manifest
+from prep.dataset_card import is_users_readme, make_dataset_card
 from prep.errors import InputError
 from prep.files import sha256_of
 from prep.ledger import LEAKS, count_events, find_duplicates, find_leaks, to_lines
 from prep.store import Store
 
 TIMM_INFO = "_info.json"
+DATASET_FILES = (TIMM_INFO, README, LEAKS)  # next to the split folders
 COLUMNS = ("key", "offset", "size", "label", "width", "height", "sha256", "row")
 
 
@@ -124,12 +127,15 @@ def find_manifest(store: Store) -> Manifest | None:
 def finalize_dataset(store: Store) -> None:
     """Write the files next to the split folders.
 
-    `_info.json` is read by timm's `wds/` reader. `leaks.jsonl` lists images that are in several splits.
+    `_info.json` is read by timm's `wds/` reader, `README.md` by `datasets`. `leaks.jsonl` lists images that are in
+    several splits. A README.md of the user is kept.
     """
     with store.lock(wait=True):
         found = {name: find_manifest(store.child(name)) for name in store.names()}
         manifests = {name: manifest for name, manifest in found.items() if manifest}
         store.write(TIMM_INFO, timm_info(manifests))
+        if not is_users_readme(store.read(README)):
+            store.write(README, make_dataset_card(manifests))
         store.write(LEAKS, to_lines(list_leaks(store, manifests)))
 
 

@@ -8,6 +8,7 @@ from prep.dataset import Options
 from prep.errors import InputError
 from prep.images import UnusableImageError, as_jpeg
 from prep.prepare import list_jobs
+from prep.progress import format_size
 from prep.source import Source
 from prep.store import Store
 
@@ -89,13 +90,9 @@ def check_space(source: Source, splits: list[str], out: Store, options: Options)
     if needed > free:
         smaller = "" if _shrinks(options) else ", or make the images smaller (--max-side 500 --quality 90)"
         raise InputError(
-            f"{out} has {_format_size(free)} free, about {_format_size(needed)} are needed: "
+            f"{out} has {format_size(free)} free, about {format_size(needed)} are needed: "
             f"free some, choose another --out{smaller}"
         )
-
-
-def _format_size(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def _shrinks(options: Options) -> bool:

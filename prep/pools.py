@@ -29,7 +29,7 @@ def local_pool(num_workers: int) -> Pool[Any]:
     def run_jobs(function: Callable[[Job], Any], jobs: list[Job]) -> Iterator[tuple[Job, Any]]:
         context = multiprocessing.get_context("spawn")  # a fork would inherit the lock and threads of pyarrow
         size = max(1, min(num_workers, len(jobs)))
-        with ProcessPoolExecutor(size, context, initializer=_die_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(size, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
             futures = {pool.submit(function, job): job for job in jobs}
             try:
                 for future in as_completed(futures):
@@ -42,7 +42,7 @@ def local_pool(num_workers: int) -> Pool[Any]:
     return run_jobs
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Let this worker die with its parent; otherwise it and the next run would write the same shard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -64,7 +64,7 @@ def ray_pool(address: str) -> Pool[Any]:
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise InputError(f"--ray needs Ray ({error}): pip install 'penstock[ray]'") from error
+        raise InputError(f"--ray needs Ray ({error}): pip install -e '.[ray]'") from error
 
     def run_jobs(function: Callable[[Job], Any], jobs: list[Job]) -> Iterator[tuple[Job, Any]]:
         _connect_to_ray(address)

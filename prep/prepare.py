@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from prep.store import PARTIAL, WORK_FOLDER, Store
 from prep.tar import TarWriter, dali_index, index_name
 
 JOB = f"{WORK_FOLDER}/job.json"  # what an unfinished split is prepared from
+NOT_DECISIVE = ("passed_over", "missing", "license")  # parts of a reading that change no image and no label
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # characters that a key may not have
 
 
@@ -78,7 +79,8 @@ def rewrite_shards(
     with store.lock():
         _rewrite(chosen, manifest, pool)
         if len(chosen) == len(jobs):
-            facts = _split_facts(source, manifest.split, manifest.options)
+            # The manifest keeps its reading: a newer version of this code may describe the same reading in more words.
+            facts = replace(_split_facts(source, manifest.split, manifest.options), reading=manifest.reading)
             finalize_split(store, facts, [_read_record(job) for job in jobs])
         store.remove(WORK_FOLDER)
     finalize_dataset(out)
@@ -129,7 +131,7 @@ def _decisive_reading(job: dict[str, Any]) -> dict[str, Any]:
     The source's revision covers the rest.
     """
     reading = job.get("reading") or {}
-    return {"reading": {name: fact for name, fact in reading.items() if name not in ("passed_over", "missing")}}
+    return {"reading": {name: fact for name, fact in reading.items() if name not in NOT_DECISIVE}}
 
 
 def _describe_job(source: Source, split: str, options: Options) -> dict[str, Any]:

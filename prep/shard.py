@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from prep.dataset import Options
+from prep.dataset_card import describe_kept_readme
 from prep.errors import HelpFormatter, InputError, positive_count, print_lines, run, warn
 from prep.image_folder import ImageFolder
 from prep.ledger import describe_leaks, describe_rejects, summarize
@@ -126,6 +127,7 @@ def main() -> None:
         print_lines(summarize(manifest, out.child(split), time.monotonic() - started))
         warn(describe_rejects(out.child(split)))
     warn(describe_leaks(out))
+    warn(describe_kept_readme(out))
 
 
 def _choose_pool(arguments: argparse.Namespace) -> Pool[Any]:

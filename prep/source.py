@@ -73,7 +73,8 @@ class Source(Protocol):
         all splits, because the labels depend on all of them;
         `passed_over`: lines on candidates that were not read;
         `missing`: lines on parts that the source declares and that are absent, only with `Reading.allow_missing`;
-        `notes`: lines on anything else that matters to users of the dataset.
+        `notes`: lines on anything else that matters to users of the dataset;
+        `license`: what the source's dataset card declares about the licence, by the card's keys.
         """
         ...
 

@@ -7,8 +7,9 @@ If its rules would merge splits, or drop a file that looks like a split by its n
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from fsspec.utils import glob_translate
 
@@ -44,6 +45,7 @@ class SplitFiles:
     missing: tuple[str, ...] = ()  # parts that are absent from the dataset as a whole
     lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> parts that are absent from it
     notes: tuple[str, ...] = ()
+    license: Mapping[str, Any] = field(default_factory=dict)  # as the dataset card declares it
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def choose_files(listing: Listing, card: Card, config: str | None) -> SplitFiles
     chosen = [path for files in found.files.values() for path in files]
     missing = [*found.missing, *absent_splits(found.files, found.info.num_rows, README)]
     missing += [*unfinished_downloads(listing.paths), *partial_exports(chosen)]
-    return SplitFiles(found.files, found.info, found.config, found.passed_over, tuple(dict.fromkeys(missing)))
+    return replace(found, missing=tuple(dict.fromkeys(missing)), license=card.license)
 
 
 def _check_has_parquet(listing: Listing, paths: Sequence[str]) -> None:

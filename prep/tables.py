@@ -267,6 +267,7 @@ def _make_reading(
         "passed_over": [*passed_over, *found.passed_over],
         "missing": missing,
         "notes": notes,
+        "license": found.license,
     }
     return {key: value for key, value in kept.items() if value}
 

@@ -44,16 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         print_lines(line)
 
     # Repair, then check the repaired shards again, and all other files.
-    faults = report.faults
-    if faults and options.repair:
+    left = report
+    if options.repair and (report.faults or report.lacks_card):
         repair = Repair(layout, options.source, pool)
-        repair.repair_faults(faults)
-        faults = check_dataset(layout, options.decode, pool, repair.list_rewritten(faults)).faults
-        for line in [*repair.complaints, *(fault.line for fault in faults)] if faults else []:
+        repair.repair_faults(report.faults)
+        left = check_dataset(layout, options.decode, pool, repair.list_rewritten(report.faults))
+        lines = [*repair.complaints, *(fault.line for fault in left.faults)]
+        for line in lines if left.faults or left.lacks_card else []:
             print(f"not repaired: {one_line(line)}")
 
-    print_lines(f"{layout}: {_summarize(report, time.monotonic() - started, len(faults))}")
-    return 1 if faults else 0
+    print_lines(f"{layout}: {_summarize(report, time.monotonic() - started, len(left.faults))}")
+    return 1 if left.faults else 0
 
 
 def _summarize(report: Report, seconds: float, num_left: int) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ FAST = "not slow"  # the tests that `make check` runs
 
 if TYPE_CHECKING:
     from helpers.ranks import Ranks
+    from helpers.swift_server import SwiftServer
 
 # No test may ask the metadata service of a real machine. The networks are so small that one thread is fastest.
 os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
@@ -112,6 +114,16 @@ def ranks() -> "Iterator[Ranks]":
 
     with Ranks("helpers.tune_jobs") as warm:
         yield warm
+
+
+@pytest.fixture(scope="session")
+def server() -> "Iterator[SwiftServer]":
+    """A real S3 server."""
+    from helpers.swift_server import swift_server  # noqa: PLC0415
+
+    pytest.importorskip("swift", reason="needs an S3 server: pip install swift")
+    with tempfile.TemporaryDirectory(prefix="swift-") as folder, swift_server(Path(folder)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

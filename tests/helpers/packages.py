@@ -8,7 +8,7 @@ from importlib.util import find_spec
 OPTIONAL = frozenset(
     [
         *("braceexpand", "captum", "datasets", "fastapi", "gradio", "httpx", "nvidia.dali", "playwright"),
-        *("pytorch_grad_cam", "ray", "s3fs", "simplejpeg", "starlette", "swift", "tyro", "uvicorn", "webdataset"),
+        *("obstore", "pytorch_grad_cam", "ray", "simplejpeg", "starlette", "swift", "tyro", "uvicorn", "webdataset"),
     ]
 )
 

@@ -31,18 +31,23 @@ from loaders import (
     TrainTransform,
     World,
     build_loader,
+    open_splits,
     order,
     reader,
+    through,
+    windows,
 )
 from prep.files import write_whole
 from train.dist import all_gather_objects
 
 TRAIN, EVAL = TrainTransform(size=24), EvalTransform(size=24, resize=28)
 STATE = "state.json"
+FEW_CONNECTIONS = 8  # to the tests' S3 server: more would have to wait for so long that they are given up
 left_open: list[Iterator[Batch]] = []
 
 pa.array([0]).to_numpy()  # imports pandas, which takes a second
 torch.set_num_threads(1)
+through.CONNECTIONS = FEW_CONNECTIONS
 
 
 class PeerLostError(Exception):
@@ -74,23 +79,21 @@ def train(world: World, group: Path, *, data: list[str], loader: dict[str, Any],
     """Train from the saved state on, if there is one, and log each image; `until` None: until it is killed.
 
     As the trainer does, rank 0 saves every few batches, with what all ranks have found damaged.
+
+    Args:
+        data: the dataset, the split, and for a bucket the cache.
     """
     if loader["order"] == "blocks":
-        _make_blocks_small()
-    batches = build_loader(
-        Split(*data),
-        TRAIN,
-        loader["batch_size"],
-        world,
-        Sampling(loader["seed"], loader["order"]),
-        LoaderConfig(loader["backend"]),
-    )
+        make_blocks_small()
+    (split,) = open_splits(data[0], [data[1]], data[2] if len(data) > 2 else None, world)
+    sampling = Sampling(loader["seed"], loader["order"])
+    batches = build_loader(split, TRAIN, loader["batch_size"], world, sampling, LoaderConfig(loader["backend"]))
     state = group.parent / STATE
     if state.exists():
         batches.load_state_dict(json.loads(state.read_text()))
     with open(group / f"log-{world.rank}", "ab", buffering=0) as log:
         for number, batch in enumerate(batches, start=1):
-            entry = {"position": batch.position, "images": _describe(batches, batch)}
+            entry = {"position": batch.position, "images": describe_images(batches, batch)}
             log.write(json.dumps(entry).encode() + b"\n")
             meet()
             if number % loader["save_every"] == 0:
@@ -101,12 +104,12 @@ def train(world: World, group: Path, *, data: list[str], loader: dict[str, Any],
                 return
 
 
-def _make_blocks_small() -> None:
+def make_blocks_small() -> None:
     """Make small blocks, so that the digits have 12 groups of blocks in an epoch; with one it would be `shuffle`."""
-    order.BLOCK_IMAGES, order.GROUP_BLOCKS, reader.WINDOW_IMAGES = 16, 8, 128
+    order.BLOCK_IMAGES, order.GROUP_BLOCKS, reader.WINDOW_IMAGES, windows.WINDOW_IMAGES = 16, 8, 128, 128
 
 
-def _describe(loader: Loader, batch: Batch) -> list[list[Any]]:
+def describe_images(loader: Loader, batch: Batch) -> list[list[Any]]:
     """Return for each image its key, window, flip and label, and a digest of its pixels."""
     plan = loader.plan(batch.position)
     assert plan.rows_B.tolist() == batch.rows_B.tolist()

@@ -190,6 +190,7 @@ def run_rank(rank: int, request: dict[str, Any]) -> int:
         os.dup2(descriptor, number)
         os.close(descriptor)
     try:
+        os.environ.update(request["arguments"].pop("environment", {}))
         JOBS[request["job"]](rank, request["size"], group, **request["arguments"])
         return 0
     except SystemExit:

@@ -17,9 +17,10 @@ STARTERS = frozenset(
 SLOW_FILES = frozenset(
     [
         *("test_bare", "test_commands", "test_foreign_file_systems", "test_model_families"),
-        *("test_determinism", "test_hostile_layouts", "test_object_store", "test_ray", "test_readers", "test_roots"),
-        *("test_tables_hostile", "test_verify"),
+        *("test_determinism", "test_hostile_layouts", "test_object_store", "test_ray", "test_readers", "test_remote"),
+        *("test_roots", "test_s3", "test_stage", "test_tables_hostile", "test_verify"),
         *("test_adapter", "test_augment", "test_augment_dali", "test_launchers", "test_leaks", "test_parity"),
+        *("test_through", "test_through_failures", "test_through_training"),
         *("test_augment_backends", "test_geometry", "test_gpu_graph", "test_quarantine", "test_strips"),
         *(
             "test_blur",
@@ -30,6 +31,7 @@ SLOW_FILES = frozenset(
             "test_elastic_runs",
         ),
         *("test_evaluate", "test_evaluate_units", "test_export", "test_guard", "test_models", "test_optim"),
+        *("test_mirror", "test_mirror_store", "test_mirror_trouble"),
         *(
             "test_preemption",
             "test_resume",
@@ -39,16 +41,28 @@ SLOW_FILES = frozenset(
             "test_tuned_training",
         ),
         *("test_app_http", "test_app_queue", "test_browser", "test_cam", "test_gallery", "test_oracle"),
-        *("test_publish", "test_publish_hub", "test_served_blur"),
+        *("test_publish", "test_publish_hub", "test_served_blur", "test_staging"),
         *("test_certify", "test_gpu_model", "test_gpu_model_kernels", "test_gpu_suite", "test_gpu_suite_cases"),
         *("test_peers", "test_preparation", "test_sweeps", "test_throughput", "test_throughput_placement"),
         *("test_throughput_stages", "test_tune_measured", "test_tune_proof"),
+        *("test_nvme", "test_policy", "test_policy_run", "test_run_script", "test_setup_script", "test_spot_run"),
+        *("test_spot_stack", "test_templates"),
     ]
 )
 # Files that share one S3 server, so that one worker runs them.
 SAME_WORKER = {
     "test_ray": "object store",
     "test_object_store": "object store",
+    "test_stage": "object store",
+    "test_remote": "object store",
+    "test_s3": "object store",
+    "test_mirror": "mirror",
+    "test_mirror_store": "mirror",
+    "test_mirror_trouble": "mirror",
+    "test_through": "object store",
+    "test_through_failures": "object store",
+    "test_through_training": "object store",
+    "test_spot_run": "mirror",
     "test_app_http": "app",
     "test_app_queue": "app",
     "test_browser": "app",
@@ -56,9 +70,12 @@ SAME_WORKER = {
 # The files that take longest, in the order in which they start.
 LONGEST = (
     *("test_preemption", "test_ray", "test_object_store", "test_elastic_nodes", "test_commands", "test_bare"),
+    *("test_spot_run", "test_stage", "test_policy_run", "test_through"),
+    *("test_mirror", "test_mirror_trouble", "test_mirror_store"),
     *("test_peers", "test_throughput", "test_state", "test_app_http", "test_evaluate", "test_damaged_data"),
     *("test_launchers", "test_preparation", "test_adapter", "test_publish", "test_training_refusals"),
     *("test_app_queue", "test_parity", "test_models", "test_tune_measured", "test_certify", "test_gpu_model"),
+    *("test_run_script", "test_templates"),
 )
 
 

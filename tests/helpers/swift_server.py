@@ -3,18 +3,24 @@
 Its data is in a temporary folder, and the processes die with the one that started them, however that ends.
 """
 
+import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 KEY, SECRET = "test:tester", "testing"
-SERVERS = ("account", "container", "object", "proxy")
+SERVERS = ("account", "container", "object", "proxy")  # the proxy last
 SECONDS_TO_START = 60.0
 BUILD_RINGS = """
 import sys
@@ -89,13 +95,14 @@ use = egg:swift#dlo
 
 @dataclass(frozen=True)
 class SwiftServer:
-    """A running server."""
+    """A running server; its proxy is the process that answers to S3's requests."""
 
     endpoint: str
     folder: Path
+    proxy: subprocess.Popen[bytes]
 
     def environment(self) -> dict[str, str]:
-        """Return the settings that s3fs and botocore read; none of the user's own files is read."""
+        """Return the settings of an S3 client; none of the user's own files is read."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -107,6 +114,46 @@ class SwiftServer:
             "NO_PROXY": "127.0.0.1",
         }
 
+    def open(self, bucket: str) -> Any:
+        """Return obstore's store of a bucket, with the server's own key."""
+        from obstore.store import S3Store  # noqa: PLC0415 - an extra
+
+        keys: dict[str, Any] = {"access_key_id": KEY, "secret_access_key": SECRET, "region": "us-east-1"}
+        return S3Store(bucket, endpoint=self.endpoint, client_options={"allow_http": True}, **keys)
+
+    def make_bucket(self, name: str) -> None:
+        """Create a bucket, if it does not exist; obstore has no call for it."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        url = obstore.sign(self.open(name), "PUT", "", timedelta(minutes=5))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            opener.open(urllib.request.Request(url, method="PUT", data=b""), timeout=30).close()
+        except urllib.error.HTTPError as error:
+            if error.code != http.client.CONFLICT:  # it exists
+                raise
+
+    def empty_bucket(self, name: str) -> None:
+        """Delete all objects in a bucket."""
+        store = self.open(name)
+        for chunk in store.list():
+            store.delete([each["path"] for each in chunk])
+
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """Return the content of all objects below a prefix, by their names relative to it."""
+        store = self.open(bucket)
+        names = [each["path"] for chunk in store.list(prefix or None) for each in chunk]
+        return {name[len(prefix) :].lstrip("/"): store.get(name).bytes().to_bytes() for name in names}
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the proxy: connections are accepted, and nothing answers."""
+        self.proxy.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.proxy.send_signal(signal.SIGCONT)
+
     def num_objects(self) -> int:
         """Count all objects that were ever put, from its disk: faster than a listing."""
         return sum(name.endswith(".data") for _, _, names in os.walk(self.folder / "devices") for name in names)
@@ -117,13 +164,12 @@ def swift_server(folder: Path) -> Iterator[SwiftServer]:
     """Start one in an empty folder, wait until it answers, and end it."""
     ports: dict[str, int] = dict(zip(SERVERS, _free_ports(len(SERVERS)), strict=True))
     _write_configuration(folder, ports)
-    server = SwiftServer(f"http://127.0.0.1:{ports['proxy']}", folder)
     processes = []
     try:
         for name in SERVERS:
             processes.append(_start(name, folder))
         _wait_for(ports.values(), folder, processes)
-        yield server
+        yield SwiftServer(f"http://127.0.0.1:{ports['proxy']}", folder, processes[-1])
     finally:
         for process in processes:
             process.kill()

@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import importlib
 import json
 import os
 import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +17,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from helpers import rank_jobs
 from helpers.commands import CHECKOUT
 from helpers.rank_jobs import JOBS, run_script, take_place
 from loaders import Batch, Split, World, select
 from train import fit as trainer
-from train import run_lock, transfer, watchdog
+from train import preemption, run_lock, transfer, watchdog
 from train.arguments import parse_command
 from train.batch_augment import BatchAugment, Mix
 from train.dist import join_world
@@ -53,11 +56,81 @@ def script_held(rank: int, size: int, group: Path, *, script: str, arguments: li
         step(self, batch, sums)
         if next(taken) == STEPS_BEFORE_HOLD:
             (group / f"held-{rank}").touch()
-            while not (group / "go").exists():
-                time.sleep(0.01)
+            await_file(group / "go")
 
     Step.__call__ = hold
     run_script(rank, size, group, script=script, arguments=arguments, port=port)
+
+
+def script_mirrored(
+    rank: int, size: int, group: Path, *, held: bool, settings: dict[str, Any], **arguments: Any
+) -> None:
+    """Run train/main.py with a mirror.
+
+    Args:
+        held: wait after some steps, as `script_held` does.
+        settings: environment variables, and constants of modules such as `train.mirror_upload.FINISH_SECONDS`.
+    """
+    apply_settings(settings)
+    (script_held if held else run_script)(rank, size, group, **arguments)
+
+
+def script_on_nodes(
+    rank: int, size: int, group: Path, *, settings: dict[str, Any], nodes: str, **arguments: Any
+) -> None:
+    """Run train/main.py as if each rank had a machine of its own, with the working directory `nodes`/RANK."""
+    apply_settings(settings)
+    os.chdir(Path(nodes) / str(rank))
+    take = rank_jobs.take_place
+
+    def take_alone(rank: int, size: int, port: int) -> None:
+        take(rank, size, port)
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+
+    rank_jobs.take_place = take_alone
+    script_held(rank, size, group, **arguments)
+
+
+def fit_rivals(rank: int, size: int, group: Path, *, settings: dict[str, Any], arguments: list[str], port: int) -> None:
+    """Train one run on two machines with one mirror: the second one starts when the first has done some steps.
+
+    The first one goes on when the second one has ended.
+    """
+    apply_settings(settings)
+    take_place(0, 1, port)
+    recipe = parse_command(arguments).recipe
+    recipe = replace(recipe, run=replace(recipe.run, dir=recipe.run_dir / str(rank)))
+    step, taken = Step.__call__, count(1)
+
+    def hold(self: Step, batch: Batch, sums: Sums) -> None:
+        step(self, batch, sums)
+        if next(taken) == STEPS_BEFORE_HOLD:
+            (group / "held").touch()
+            await_file(group / "go")
+
+    if rank == 0:
+        Step.__call__ = hold
+    else:
+        await_file(group / "held")
+    with join_world("cpu") as world:
+        assert trainer.fit(recipe, world)
+    (group / "go").touch()
+
+
+def apply_settings(settings: dict[str, Any]) -> None:
+    """Set environment variables, and constants of modules by their dotted names."""
+    for name, value in settings.items():
+        module, _, constant = name.rpartition(".")
+        if module:
+            setattr(importlib.import_module(module), constant, value)
+        else:
+            os.environ[name] = value
+
+
+def await_file(path: Path) -> None:
+    """Wait until a file exists."""
+    while not path.exists():
+        time.sleep(0.01)
 
 
 def fit_recorded(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
@@ -98,6 +171,20 @@ def fit_blind(rank: int, size: int, group: Path, *, arguments: list[str], port: 
 
     if rank > 0:
         transfer.read_weights = fail
+    with join_world("cpu") as world:
+        assert trainer.fit(parse_command(arguments).recipe, world)
+
+
+def fit_advised(rank: int, size: int, group: Path, *, arguments: list[str], port: int) -> None:
+    """Train as train/main.py does; the last rank hears at the start that EC2 recommends to leave the instance."""
+    take_place(rank, size, port)
+
+    def advise(self: preemption.SpotWatch) -> preemption.SpotWatch:
+        self.notify(preemption.Reason.REBALANCE)
+        return self
+
+    if rank == size - 1:
+        preemption.SpotWatch.__enter__ = advise
     with join_world("cpu") as world:
         assert trainer.fit(parse_command(arguments).recipe, world)
 
@@ -189,4 +276,6 @@ def change_machine(flock: str, host: str | None) -> None:
 
 JOBS.update({"fit-interrupted": fit_interrupted, "fit-recorded": fit_recorded, "fit-poisoned": fit_poisoned})
 JOBS.update({"fit-blind": fit_blind, "fit-ticking": fit_ticking, "script-held": script_held})
+JOBS.update({"script-mirrored": script_mirrored, "script-on-nodes": script_on_nodes, "fit-rivals": fit_rivals})
+JOBS.update({"fit-advised": fit_advised})
 JOBS.update({"fit-killed": fit_killed, "hold-folder": hold_folder, "evaluate-newest": evaluate_newest})

@@ -31,7 +31,7 @@ FLAGS = [
     *("--device", "cpu"),
 ]
 SAVE_OFTEN = ("--run.save-every", "0.1")  # epochs: after about every second step
-TIMINGS = ("images_per_second", "data_wait_percent")
+TIMINGS = ("images_per_second", "data_wait_percent", "cached_percent")
 PATIENCE = 60.0  # seconds
 
 
@@ -63,7 +63,7 @@ class Run:
 def start(ranks: Ranks, run: Run, size: int, job: str = "script", **arguments: Any) -> Path:
     """Start train/main.py in `size` processes, or another job with its arguments; the group's folder."""
     port = free_port()
-    if job in ("script", "script-held"):
+    if job.startswith("script"):
         arguments["script"] = str(CHECKOUT / "train/main.py")
     groups = run.folder.parent / f"{run.folder.name}-{ranks.num_groups}"
     return ranks.start(job, size, groups, arguments=run.arguments, port=port, **arguments)

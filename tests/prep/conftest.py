@@ -1,21 +1,24 @@
-"""The object store that tests of preparation share."""
+"""The small disks that tests of preparation share."""
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from helpers.swift_server import SwiftServer
+from helpers.disks import Disk, make_disk
 
 
-@pytest.fixture(scope="session")
-def server() -> "Iterator[SwiftServer]":
-    """A real S3 server."""
-    from helpers.swift_server import swift_server  # noqa: PLC0415
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
+    """Make a small disk of a size such as 4m; skips where this user cannot mount."""
+    disks = []
 
-    pytest.importorskip("swift", reason="needs an S3 server: pip install swift")
-    with tempfile.TemporaryDirectory(prefix="swift-") as folder, swift_server(Path(folder)) as server:
-        yield server
+    def make(size: str) -> Disk:
+        folder = tmp_path / f"disk{len(disks)}"
+        folder.mkdir()
+        disks.append(make_disk(size, folder))
+        return disks[-1]
+
+    yield make
+    for made in disks:
+        made.holder.kill()
+        made.holder.communicate()

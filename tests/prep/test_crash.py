@@ -20,7 +20,7 @@ from helpers.datasets import SHARED_DATA, tree
 SOAK = "PENSTOCK_SOAK_KILLS" in os.environ
 NUM_KILLS = int(os.environ.get("PENSTOCK_SOAK_KILLS", "3"))
 SECONDS_TO_DIE = 20.0  # how long to wait for orphans before calling them survivors
-OF_ALL_SPLITS = ("_info.json", "leaks.jsonl")  # about all splits, so not final before the last
+OF_ALL_SPLITS = ("_info.json", "README.md", "leaks.jsonl")  # about all splits, so not final before the last
 
 
 @dataclass(frozen=True)

@@ -4,65 +4,19 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.commands import assert_clean, start_command
 from helpers.datasets import tree
+from helpers.disks import Disk
 from PIL import Image
 
 from prep.store import LocalStore
 
 SIDE, NUM_IMAGES = 256, 120
-AS_ROOT = [] if os.geteuid() == 0 else ["-r"]  # others need a user namespace to mount in
-ENTER = [] if os.geteuid() == 0 else ["-U", "--preserve-credentials"]
-HOLD = 'mount -t tmpfs -o "size=$0" tmpfs "$1" && echo mounted && exec sleep 600'
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A tmpfs in its own mount namespace, which ends with the process that holds it."""
-
-    folder: Path
-    holder: subprocess.Popen[str]
-
-    @property
-    def seen(self) -> Path:
-        """Its folder as other processes see it."""
-        return Path(f"/proc/{self.holder.pid}/root{self.folder}")
-
-    def remount(self, options: str) -> None:
-        command = ["nsenter", "-t", str(self.holder.pid), "-m", *ENTER]
-        subprocess.run([*command, "mount", "-o", f"remount,{options}", "tmpfs", self.folder], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
-    """Make a small disk of a size such as 4m; skips where this user cannot mount."""
-    holders = []
-
-    def make(size: str) -> Disk:
-        folder = tmp_path / f"disk{len(holders)}"
-        folder.mkdir()
-        try:
-            command = ["unshare", "-m", *AS_ROOT, "sh", "-c", HOLD, size, folder]
-            pipe = subprocess.PIPE
-            holder = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-        except FileNotFoundError:
-            pytest.skip("needs util-linux's unshare")
-        holders.append(holder)
-        assert holder.stdout is not None and holder.stderr is not None
-        if holder.stdout.readline() != "mounted\n":
-            pytest.skip(f"needs to mount a tmpfs: {holder.stderr.read().strip()}")
-        return Disk(folder, holder)
-
-    yield make
-    for holder in holders:
-        holder.kill()
-        holder.communicate()
 
 
 @pytest.fixture(scope="module")

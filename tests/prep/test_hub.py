@@ -73,6 +73,13 @@ def test_a_dataset_is_prepared_from_the_hub(hub: Hub, digits_source: Path, digit
     assert f"Bearer {TOKEN}" in hub.tokens
 
 
+@pytest.mark.parametrize("header", [{}, {"license": "other", "license_details": "imagenet-agreement"}])
+def test_the_licence_of_a_card_on_the_hub_is_recorded(header: dict[str, str], hub: Hub, tmp_path: Path) -> None:
+    card = _card(**header, pretty_name="B")
+    hub.repos["datasets/a/b"] = {"data/train-0.parquet": _parquet(tmp_path, "x", [b"x"]), "README.md": card}
+    assert open_parquet_dataset("a/b", Reading()).reading("train").get("license", {}) == header
+
+
 def test_a_configuration_of_the_hub_is_chosen_by_name(hub: Hub, tmp_path: Path) -> None:
     configs = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("coarse", "fine")]
     files = {f"{name}/0.parquet": _parquet(tmp_path, name, [name.encode()]) for name in ("coarse", "fine")}

@@ -22,7 +22,7 @@ from prep.errors import InputError
 from prep.object_store import ATTEMPTS, ObjectStore, open_object_store
 from prep.store import open_store
 
-s3fs: Any = pytest.importorskip("s3fs", reason="needs s3fs")
+obstore: Any = pytest.importorskip("obstore", reason="needs obstore")
 pytest.importorskip("swift", reason="needs an S3 server: pip install swift")
 
 NUM_KILLS = int(os.environ.get("PENSTOCK_SOAK_KILLS", "2"))
@@ -56,13 +56,11 @@ def staging(server: SwiftServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def bucket(staging: Path) -> Any:
-    """s3fs with an empty bucket."""
-    files = s3fs.S3FileSystem(use_listings_cache=False)
-    if files.exists(BUCKET):
-        files.rm(BUCKET, recursive=True)
-    files.mkdir(BUCKET)
-    return files
+def bucket(staging: Path, server: SwiftServer) -> SwiftServer:
+    """The server with an empty bucket."""
+    server.make_bucket(BUCKET)
+    server.empty_bucket(BUCKET)
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +94,16 @@ def _prepare(source: Path, out: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def _objects(files: Any, prefix: str) -> dict[str, bytes]:
-    return {path.removeprefix(f"{prefix}/"): files.cat_file(path) for path in files.find(prefix)}
-
-
-def test_s3_gets_the_bytes_of_a_folder(bucket: Any, local: dict[str, bytes], images: Path) -> None:
-    out = f"{BUCKET}/a/prefix"
-    result = _prepare(images, f"s3://{out}")
+def test_s3_gets_the_bytes_of_a_folder(bucket: SwiftServer, local: dict[str, bytes], images: Path) -> None:
+    out = "a/prefix"
+    result = _prepare(images, f"s3://{BUCKET}/{out}")
     assert (result.returncode, result.stderr) == (0, "")
-    assert f"s3://{out}/train: 60 images" in result.stdout
-    assert _objects(bucket, out) == local
-    bucket.rm_file(f"{out}/train/train-000003.tar")  # as a user may by mistake
-    result = _prepare(images, f"s3://{out}/")
+    assert f"s3://{BUCKET}/{out}/train: 60 images" in result.stdout
+    assert bucket.objects(BUCKET, out) == local
+    bucket.open(BUCKET).delete(f"{out}/train/train-000003.tar")  # as a user may by mistake
+    result = _prepare(images, f"s3://{BUCKET}/{out}/")
     assert (result.returncode, result.stderr) == (0, "")
-    assert _objects(bucket, BUCKET) == {f"a/prefix/{name}": content for name, content in local.items()}
+    assert bucket.objects(BUCKET) == {f"a/prefix/{name}": content for name, content in local.items()}
 
 
 def _kill_after(
@@ -129,33 +123,29 @@ def _kill_after(
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_objects(
-    bucket: Any, server: SwiftServer, local: dict[str, bytes], images: Path
+    bucket: SwiftServer, local: dict[str, bytes], images: Path
 ) -> None:
     draw = random.Random(2)
     landed = 0
     for number in range(NUM_KILLS):
-        out = f"{BUCKET}/run{number // 2}"  # two in a row
-        process = _start(images, f"s3://{out}")
-        landed += _kill_after(draw.randrange(NUM_PUTS // 2), draw.uniform(0, 0.3), process, server, number % 2 == 0)
-        left = _objects(bucket, out)
+        out = f"run{number // 2}"  # two in a row
+        process = _start(images, f"s3://{BUCKET}/{out}")
+        landed += _kill_after(draw.randrange(NUM_PUTS // 2), draw.uniform(0, 0.3), process, bucket, number % 2 == 0)
+        left = bucket.objects(BUCKET, out)
         assert all(content == local[name] for name, content in left.items() if "/.prep/" not in name)
         if number % 2 or number == NUM_KILLS - 1:
-            assert _prepare(images, f"s3://{out}").returncode == 0
-            assert _objects(bucket, out) == local
+            assert _prepare(images, f"s3://{BUCKET}/{out}").returncode == 0
+            assert bucket.objects(BUCKET, out) == local
     assert landed
 
 
 @pytest.mark.parametrize(
     ("changes", "out", "words"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, f"s3://{BUCKET}/x", "Unable to locate credentials"),
-        ({"AWS_SECRET_ACCESS_KEY": "sesame-opens"}, f"s3://{BUCKET}/x", "signature"),
-        ({}, "s3://nowhere/x", "bucket does not exist"),
-        (
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "2"},
-            f"s3://{BUCKET}/x",
-            "Could not connect to the endpoint",
-        ),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, f"s3://{BUCKET}/x", "no AWS credentials were found"),
+        ({"AWS_SECRET_ACCESS_KEY": "sesame-opens"}, f"s3://{BUCKET}/x", "check AWS_SECRET_ACCESS_KEY"),
+        ({}, "s3://nowhere/x", "check the bucket's name"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, f"s3://{BUCKET}/x", "check the network and AWS_ENDPOINT_URL"),
     ],
     ids=["no credentials", "wrong secret", "no bucket", "no server"],
 )
@@ -163,7 +153,7 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(
     changes: dict[str, str],
     out: str,
     words: str,
-    bucket: Any,
+    bucket: SwiftServer,
     images: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,34 +163,36 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(
     result = _prepare(images, out)
     assert time.monotonic() - started < 60
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"error: {out}")
+    assert result.stderr.startswith("error: ")
     assert words in result.stderr
-    assert "check the bucket, the credentials" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "sesame" not in result.stderr
     assert SECRET not in result.stderr.replace(str(images), "")
-    assert _objects(bucket, BUCKET) == {}
+    assert bucket.objects(BUCKET) == {}
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "s3://bucket/all*", "s3://bucket/[ab]", "nope://bucket/x"])
 def test_a_url_that_is_no_place_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match=r"cannot write to .*expected s3://BUCKET/PREFIX|needs the package for nope"):
+    with pytest.raises(
+        InputError, match=r"cannot write to .*expected s3://BUCKET/PREFIX|needs fsspec's package for nope"
+    ):
         open_store(url)
 
 
-def test_a_large_shard_is_put_in_parts_with_little_memory(bucket: Any) -> None:
+def test_a_large_shard_is_put_in_parts_with_little_memory(bucket: SwiftServer) -> None:
     url = f"s3://{BUCKET}/big"
     command = [sys.executable, "-c", MEASURE_PUT, url]
     result = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert result.stderr == ""
     sha256, growth_kb = result.stdout.split()
-    assert bucket.info(f"{BUCKET}/big/big.tar")["size"] == 120_000_000
-    assert "-" in bucket.info(f"{BUCKET}/big/big.tar")["ETag"]  # of parts
+    found = bucket.open(BUCKET).head("big/big.tar")
+    assert found["size"] == 120_000_000
+    assert "-" in found["e_tag"]  # of parts
     assert ObjectStore(url)._digest(f"{url}/big.tar") == sha256
     assert int(growth_kb) < 80_000
 
 
-def test_a_file_is_read_from_its_start_on(bucket: Any) -> None:
+def test_a_file_is_read_from_its_start_on(bucket: SwiftServer) -> None:
     store = open_object_store(f"s3://{BUCKET}/some")
     assert store.read("folder/a") is None
     assert store.size("folder/a") is None

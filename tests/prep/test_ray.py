@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -164,17 +163,15 @@ def test_a_cluster_writes_to_s3(
     server: SwiftServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    s3fs: Any = pytest.importorskip("s3fs", reason="needs s3fs")
+    pytest.importorskip("obstore", reason="needs obstore")
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     # The workers have their credentials from their nodes; a job of Ray's can bring them along.
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": server.environment()}})}
-    files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-    files.mkdir("photographs")
+    server.make_bucket("photographs")
     environment = {**cluster.environment, **server.environment(), **job}
     assert_clean(_start(photographs, "s3://photographs/out", environment, "--ray", "auto"))
-    written = {path.removeprefix("photographs/out/"): files.cat_file(path) for path in files.find("photographs")}
-    assert written == local
+    assert server.objects("photographs", "out") == local
 
 
 def test_a_killed_worker_loses_nothing(
