@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.config import LoaderConfig
     from loaders.loader import Loader, build_loader
+    from loaders.opening import open_splits
     from loaders.order import OrderKind, Sampling
     from loaders.plan import EvalTransform, TrainTransform
     from loaders.stats import Stats
@@ -38,6 +39,7 @@ __all__ = [
     "World",
     "build",
     "build_loader",
+    "open_splits",
     "select",
 ]
 
@@ -57,6 +59,7 @@ _MODULES = {
     "World": "loaders.world",
     "build": "loaders.adapter",
     "build_loader": "loaders.loader",
+    "open_splits": "loaders.opening",
     "select": "loaders.subset",
 }
 

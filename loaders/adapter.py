@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
 from threading import RLock
 from typing import Any, NoReturn
 
@@ -19,10 +18,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from loaders.batch import Batch, Normalize
 from loaders.config import LoaderConfig, check_arguments
 from loaders.loader import Loader, build_loader
+from loaders.opening import open_splits
 from loaders.order import Sampling
 from loaders.plan import EvalTransform, TrainTransform
 from loaders.world import check_group, join_environment
-from prep.dataset import Split
 from prep.errors import InputError
 
 DTYPES = {"uint8": torch.uint8, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -181,12 +180,14 @@ def build(
     """Build an iterable over the batches of a split, for any training loop. Each process of a run builds its own.
 
     Args:
-        root: the folder of a dataset written by `prep/shard.py`; `split` is the name of a folder in it.
+        root: the folder of a dataset written by `prep/shard.py`, or s3://BUCKET/PREFIX; `split` is the name of a
+            folder in it.
         batch_size: images per batch of this process, as in PyTorch's loaders.
         transform: by default TrainTransform() for the split `train`, EvalTransform() for any other.
         dtype: of the images: fp32, fp16 or bf16, which are normalised, or uint8; also as a torch.dtype.
         options: rank and world_size, by default those of torch.distributed or torchrun; seed, order and repeats of
-            training (`Sampling`); device (auto, cpu, cuda, cuda:N); and the fields of `LoaderConfig`.
+            training (`Sampling`); device (auto, cpu, cuda, cuda:N); cache, for a dataset in a bucket: the folder to
+            which its shards are fetched, or none; and the fields of `LoaderConfig`.
 
     Raises:
         InputError: an argument is invalid, the dataset does not exist, or this process cannot find out its rank.
@@ -194,12 +195,14 @@ def build(
     # Check the arguments, then divide the options among their owners.
     options = check_arguments(root, split, batch_size, options)
     find_dtype(dtype)
+    cache = options.pop("cache", "")
     rank, size = options.pop("rank", None), options.pop("world_size", None)
     world = join_environment(options.pop("device", "auto"), rank, size)
     sampling = Sampling(**{name: options.pop(name) for name in ("seed", "order", "repeats") if name in options})
     transform = choose_transform(split) if transform is None else transform
     config = LoaderConfig(**options)
-    loader = build_loader(Split(Path(root), split), transform, int(batch_size) * world.size, world, sampling, config)
+    (opened,) = open_splits(root, [split], cache, world)
+    loader = build_loader(opened, transform, int(batch_size) * world.size, world, sampling, config)
     return Epochs(loader, dtype, follows_group=rank is None)
 
 

@@ -36,6 +36,7 @@ STATE = (
     "position",
     "damaged",
 )  # required keys of a loader's state; newer ones are optional
+NO_CACHE = "none"  # in place of a cache's folder: read everything from the bucket
 DecodeKind = Literal["auto", "roi", "full"]
 PlacementKind = Literal["auto", "cpu", "gpu"]
 
@@ -72,6 +73,17 @@ class LoaderConfig:
             raise InputError(f"most_damaged must be at least 0, got {self.most_damaged}")
 
 
+# The dataset's place.
+
+
+def parse_root(root: str | os.PathLike[str]) -> Path | str:
+    """Return the place of a dataset: a path for a folder, text for a URL such as s3://bucket/imagenet."""
+    text = os.fspath(root)
+    if text.startswith("s3:/") and "://" not in text:  # a Path that was made of a URL
+        text = text.replace("s3:/", "s3://", 1)
+    return text if "://" in text else Path(text)
+
+
 # Cores and threads.
 
 
@@ -99,7 +111,7 @@ def check_request(split: "Split", transform: TrainTransform | EvalTransform, sam
             "decoder what to do; apply torchvision's transforms to the batches, with dtype='uint8'"
         )
     if not len(split):
-        raise InputError(f"{split.folder} contains no images: choose another dataset")
+        raise InputError(f"{split.place} contains no images: choose another dataset")
     if sampling.seed < 0:
         raise InputError(f"seed must be at least 0, got {sampling.seed}")
     if sampling.order not in get_args(OrderKind):
@@ -222,8 +234,9 @@ def check_arguments(root: object, split: object, batch_size: object, options: Ma
     if not is_kind(batch_size, 1) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
-    # The options are the fields of two dataclasses, each with the type of its default, and three of `build` itself.
+    # The options are the fields of two dataclasses, each with the type of its default, and four of `build` itself.
     defaults = {field.name: field.default for kind in (Sampling, LoaderConfig) for field in fields(kind)}
+    defaults["cache"] = None  # a path
     known = [*defaults, "device", "rank", "world_size"]
     for name, value in options.items():
         if name not in known:

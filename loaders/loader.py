@@ -29,13 +29,14 @@ from loaders.config import (
     default_num_threads,
     share_cores,
 )
-from loaders.order import Sampling
+from loaders.order import Sampling, locate
 from loaders.placement import Choice, choose_placement
 from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan, train_plan
 from loaders.prefetch import Prefetcher
 from loaders.quarantine import DecodeError, Quarantine
-from loaders.reader import EMPTY, Encoded, ReadAhead, Reader
+from loaders.reader import EMPTY, Encoded, Reader
 from loaders.stats import Counters, Stats
+from loaders.through import find_bucket_split, open_reader, warn_of_requests
 from loaders.world import World, log_once
 from prep.dataset import Split
 from prep.errors import InputError
@@ -116,6 +117,7 @@ class Loader:
         self.widths, self.heights, self.labels = (split.column(name) for name in ("width", "height", "label"))
         self.position = self.planned = 0
         self.counters, self.prefetcher = Counters(), None
+        self.reader: Reader | None = None
 
     def __len__(self) -> int:
         """Return the batches per pass; the last one is padded (evaluation) or filled from the next pass (training)."""
@@ -125,7 +127,8 @@ class Loader:
         """Yield batches: training from `position` on, without end; evaluation from 0 to the end of the split."""
         in_use = InUse(self.world.device, self.counters)
         position = self.position if self.trains else 0
-        prefetcher = Prefetcher(self._produce(position), self.config.batches_ahead, self.counters)
+        self._fill_cache(position)
+        prefetcher = Prefetcher(self._produce(position), self.config.batches_ahead, self.counters, self._interrupt)
         with prefetcher as self.prefetcher, in_use:
             for ready in self.prefetcher:
                 started = time.perf_counter()
@@ -195,12 +198,13 @@ class Loader:
 
         # Chain the steps: plans -> (read ahead ->) read -> decode. The stack closes threads and files in the end.
         with ExitStack() as stack:
-            reader = Reader(self.split, spec.num_threads, self.config.batches_ahead, self.counters)
+            self.reader = reader = open_reader(self.split, spec.num_threads, self.config.batches_ahead, self.counters)
             stack.enter_context(reader)
+            stack.callback(setattr, self, "reader", None)  # its buffers are free then
             plans = self._plans(position)
             if self.trains and self.sampling.order == "blocks":
-                # ReadAhead passes the plans through, and starts to read the window of each and the next window.
-                plans = stack.enter_context(ReadAhead(self.split, self.sampling, self.world)).follow(plans)
+                # It passes the plans through, and starts to read the window of each and the next window.
+                plans = stack.enter_context(reader.read_ahead(self.sampling, self.batch_size, self.world)).follow(plans)
             yield from self.backend(spec, reader.release, self.counters).decode(reader.read(plans))
 
     def _complete(self, item: Pixels, spec: BackendSpec) -> Ready:
@@ -237,6 +241,33 @@ class Loader:
             height_hint=height_hint,
         )
 
+    # A split in a bucket (loaders/through.py).
+
+    def _fill_cache(self, position: int) -> None:
+        """Start to fetch the shards into the cache, in the order in which this epoch needs them."""
+        bucket = find_bucket_split(self.split)
+        if bucket is None or not self.backend.reads:
+            return
+        if self.trains and not bucket.has_cache and self.world.rank == 0:
+            warn_of_requests(len(self.split), self.sampling, self.world)
+        num_images = len(self.split)
+        rows_N = np.arange(num_images)
+        if self.trains:
+            end = (position // num_images + 1) * num_images
+            _, rows_N = locate(self.sampling, np.arange(position, end), num_images)
+        bucket.fill(self.split.column("shard")[rows_N])
+
+    def _interrupt(self) -> None:
+        """End the reader's waiting for a bucket that does not answer."""
+        reader = self.reader  # another thread may remove it
+        if reader is not None:
+            reader.interrupt()
+
+    def describe_wait(self) -> str:
+        """Return what the loader waits for and since when, if a bucket does not answer; else an empty text."""
+        reader = self.reader  # another thread may remove it
+        return reader.describe_wait() if reader is not None else ""
+
     # The state and the statistics.
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,7 +285,7 @@ class Loader:
         for name, ours in self._identity().items():
             if saved[name] != ours:
                 raise InputError(
-                    f"the saved position belongs to {name} {saved[name]}, but {self.split.folder} is read with "
+                    f"the saved position belongs to {name} {saved[name]}, but {self.split.place} is read with "
                     f"{name} {ours}"
                 )
         self.quarantine.add_keys(state["damaged"])

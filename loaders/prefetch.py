@@ -4,7 +4,7 @@ import atexit
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from loaders.stats import Counters
 
 T = TypeVar("T")
-SECONDS_BETWEEN_CHECKS = 0.1  # how often a producer with a full queue checks whether it should stop
+SECONDS_BETWEEN_CHECKS = 0.1  # of a producer with a full queue, whether it should stop; of `_stop`, whether it has
 
 
 class Prefetcher(Generic[T]):
@@ -24,8 +24,20 @@ class Prefetcher(Generic[T]):
     threads and CUDA streams that it holds belong to that thread.
     """
 
-    def __init__(self, items: Generator[T, None, None], depth: int, counters: Counters) -> None:
-        self.items, self.counters = items, counters
+    def __init__(
+        self,
+        items: Generator[T, None, None],
+        depth: int,
+        counters: Counters,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare the thread.
+
+        Args:
+            interrupt: is called when the consumer stops, and again until the thread has ended, so that the generator
+                does not wait any longer, whatever it begins meanwhile.
+        """
+        self.items, self.counters, self.interrupt = items, counters, interrupt
         # Each entry is an item; or an error that ends the stream; or (None, None), the normal end.
         self.queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self.stopped = threading.Event()
@@ -44,7 +56,9 @@ class Prefetcher(Generic[T]):
 
     def _stop(self) -> None:
         self.stopped.set()
-        self.thread.join()
+        while self.thread.is_alive():
+            self.interrupt()
+            self.thread.join(SECONDS_BETWEEN_CHECKS)
 
     @property
     def num_ready(self) -> int:

@@ -97,14 +97,14 @@ class Quarantine:
     def _name_images(self, rows: list[int]) -> list[str]:
         shards = self.split.column("shard")
         named = zip(rows, self.split.keys(rows), strict=True)
-        return [f"{key} in {self.split.shard_paths[shards[row]]}" for row, key in named]
+        return [f"{key} in {self.split.name_shard(shards[row])}" for row, key in named]
 
     def _describe_excess(self) -> str:
         listed, more = self._name_images(self.rows[:MAX_LISTED].tolist()), len(self.rows) - MAX_LISTED
         rest = f" and {more} more" if more > 0 else ""
         return (
             f"cannot decode {'; '.join(listed)}{rest}: more than the {self.most} damaged images with which a run may "
-            f"continue (loader.most_damaged); `python prep/verify.py {self.split.folder} --repair` repairs files"
+            f"continue (loader.most_damaged); `python prep/verify.py {self.split.place} --repair` repairs files"
         )
 
 

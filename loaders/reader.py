@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -37,6 +37,7 @@ SPARE_DESCRIPTORS = 256  # open files that everything else in this process may n
 WINDOW_IMAGES = BLOCK_IMAGES * GROUP_BLOCKS  # 4,096 images: the order `blocks` shuffles within such a window
 LARGEST_GAP_BYTES = 1 << 20  # a gap up to this size is read too (tar headers, images of other windows): one long read
 CHUNK_BYTES = 1 << 20  # size of one read of `ReadAhead`
+NOT_OPEN = -1  # in place of a descriptor
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Reader:
         self.num_threads, self.batches_ahead = num_threads, batches_ahead
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
         _allow_open_files(len(split.shard_paths))
-        self.descriptors = _open_files(split.shard_paths)
+        self.descriptors = self._open_shards()
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-read")
         self.free: list[np.ndarray] = []
 
@@ -76,7 +77,19 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.threads.shutdown(wait=True, cancel_futures=True)
         for descriptor in self.descriptors:
-            os.close(descriptor)
+            if descriptor != NOT_OPEN:
+                os.close(descriptor)
+
+    def read_ahead(self, sampling: Sampling, batch_size: int, world: World) -> "Ahead":
+        """Return what reads the windows of the order `blocks` ahead, for this reader's plans."""
+        return ReadAhead(self.split, sampling, world)
+
+    def interrupt(self) -> None:
+        """End waiting for a storage that does not answer, from another thread; a disk always answers."""
+
+    def describe_wait(self) -> str:
+        """Return what the reader waits for and since when, if its storage does not answer; else an empty text."""
+        return ""
 
     def read(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Encoded]]:
         """Yield each plan with its encoded images, in order. The backend must pass every `Encoded` to `release`."""
@@ -104,11 +117,18 @@ class Reader:
         for i in np.flatnonzero(plan.damaged_B):
             images[i] = black_jpeg()
 
+        return plan, Encoded(images, buffer), self._submit(rows_B, sizes_B, images)
+
+    def _submit(self, rows_B: np.ndarray, sizes_B: np.ndarray, images: list[np.ndarray]) -> list[Future[None]]:
+        """Start reading the images of rows, except those of size 0, in the threads."""
         # Read in the order of the disk, each thread a contiguous part of it.
         in_disk_order = np.lexsort((self.offsets[rows_B], self.shards[rows_B]))
         parts = np.array_split(in_disk_order[sizes_B[in_disk_order] > 0], self.num_threads)
-        futures = [self.threads.submit(self._read_images, rows_B[part], [images[i] for i in part]) for part in parts]
-        return plan, Encoded(images, buffer), futures
+        return [self.threads.submit(self._read_images, rows_B[part], [images[i] for i in part]) for part in parts]
+
+    def _open_shards(self) -> list[int]:
+        """Return a file descriptor for each shard."""
+        return open_files(self.split.shard_paths)
 
     def _find_buffer(self, size_bytes: int) -> np.ndarray:
         """Return a free buffer that is large enough, or a new one."""
@@ -161,7 +181,7 @@ def black_jpeg() -> np.ndarray:
     return np.frombuffer(encoded.getvalue(), np.uint8)
 
 
-def _open_files(paths: list[Path]) -> list[int]:
+def open_files(paths: list[Path]) -> list[int]:
     """Return file descriptors; if one file cannot be opened, close the others and raise InputError."""
     descriptors: list[int] = []
     try:
@@ -185,6 +205,20 @@ def _allow_open_files(num_files: int) -> None:
         if hard != resource.RLIM_INFINITY and wanted > hard:
             raise InputError(f"{num_files} shards need {wanted} open files, the limit is {hard}: raise `ulimit -Hn`")
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Ahead(Protocol):
+    """Reads ahead of the plans that pass through `follow`; a context manager."""
+
+    def __enter__(self) -> "Ahead": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def follow(self, plans: Iterable[Plan]) -> Iterator[Plan]:
+        """Yield the same plans."""
+        ...
 
 
 class ReadAhead:
@@ -245,14 +279,16 @@ class ReadAhead:
                 start += num_bytes
 
 
-def merge_runs(shards_B: np.ndarray, offsets_B: np.ndarray, sizes_B: np.ndarray) -> np.ndarray:
-    """Return the fewest byte ranges that contain all B images: int64 [runs, 3], shard, start, stop.
+def merge_runs(
+    shards_B: np.ndarray, offsets_B: np.ndarray, sizes_B: np.ndarray, gap_bytes: int = LARGEST_GAP_BYTES
+) -> np.ndarray:
+    """Return the fewest byte ranges that contain all B images: int64 [runs, 3], shard, start, stop, in this order.
 
-    Two images belong to one range if they are at most LARGEST_GAP_BYTES apart in the same shard.
+    Two images belong to one range if they are at most `gap_bytes` apart in the same shard.
     """
     order_B = np.lexsort((offsets_B, shards_B))
     shards_B, starts_B = shards_B[order_B].astype(np.int64), offsets_B[order_B].astype(np.int64)
     stops_B = starts_B + sizes_B[order_B]
-    breaks = (np.diff(shards_B) != 0) | (starts_B[1:] - stops_B[:-1] > LARGEST_GAP_BYTES)
+    breaks = (np.diff(shards_B) != 0) | (starts_B[1:] - stops_B[:-1] > gap_bytes)
     firsts, lasts = np.r_[0, np.flatnonzero(breaks) + 1], np.r_[np.flatnonzero(breaks), len(shards_B) - 1]
     return np.stack([shards_B[firsts], starts_B[firsts], stops_B[lasts]], axis=1)

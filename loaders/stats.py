@@ -19,6 +19,9 @@ class Counters:
     read_bytes: int = 0
     decode_seconds: float = 0.0
     copy_seconds: float = 0.0
+    remote_images: int = 0
+    remote_bytes: int = 0
+    cached_share: float = 1.0
 
     def sums(self) -> dict[str, Any]:
         """Return the fields that `Stats` has too."""
@@ -41,6 +44,9 @@ class Stats:
     queue_depth: int  # batches ready now
     batches_ahead: int  # batches planned and not yet consumed now
     num_damaged: int  # images known now that cannot be decoded
+    remote_images: int = 0  # of the images read, those that came from the bucket and not from the cache
+    remote_bytes: int = 0
+    cached_share: float = 1.0  # share of the split's bytes in the cache now; 1 for a dataset in a folder
 
     @property
     def bytes_per_second(self) -> float:
@@ -49,5 +55,6 @@ class Stats:
 
     def since(self, before: "Stats") -> "Stats":
         """Return the sums of the interval between the two; fields that describe the present keep their value."""
-        sums = ("num_batches", "read_bytes", *(f.name for f in dataclasses.fields(self) if "seconds" in f.name))
+        counts = ("num_batches", "read_bytes", "remote_images", "remote_bytes")
+        sums = (*counts, *(f.name for f in dataclasses.fields(self) if "seconds" in f.name))
         return dataclasses.replace(self, **{name: getattr(self, name) - getattr(before, name) for name in sums})

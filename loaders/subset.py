@@ -27,6 +27,10 @@ class Subset(Split):
         return len(self.rows_N)
 
     @property
+    def place(self) -> str:
+        return self.split.place
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.split.class_names[label] for label in self.labels)
 
@@ -39,11 +43,24 @@ class Subset(Split):
         values_N = self.split.column(name)[self.rows_N]
         return np.searchsorted(self.labels, values_N).astype(values_N.dtype) if name == "label" else values_N
 
+    def name_shard(self, shard: int) -> str:
+        return self.split.name_shard(shard)
+
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self.split.keys(self.rows_N[np.asarray(rows, dtype=np.int64)])
 
+    def sha256_of_rows(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        return self.split.sha256_of_rows(self.rows_N[np.asarray(rows, dtype=np.int64)])
+
     def rows_of(self, keys: Sequence[str]) -> list[int]:
         return np.searchsorted(self.rows_N, self.split.rows_of(keys)).tolist()
+
+
+def find_whole(split: Split) -> Split:
+    """Return the split that a subset is a part of, at any depth; else the split itself."""
+    while isinstance(split, Subset):
+        split = split.split
+    return split
 
 
 def select(split: Split, fraction: float = 1.0, classes: Sequence[str] = ()) -> Split:

@@ -93,6 +93,11 @@ class WorldError(RankError):
     """This process cannot find out its rank, or has no device; the other processes may be fine."""
 
 
+def make_machine_error(line: str, world: World) -> InputError:
+    """Return an error that the processes of one machine find: its first process prints the line."""
+    return RankError(line) if world.local_rank == 0 else InputError(line)
+
+
 def join_environment(device: "str | torch.device", rank: int | None = None, size: int | None = None) -> World:
     """Return this process's rank, the number of processes, and its device.
 

@@ -17,12 +17,13 @@ from typing import Annotated, Any
 import tyro
 
 from prep.errors import InputError
-from train.config import OptimConfig, Recipe, RunConfig
+from train.config import DataConfig, OptimConfig, Recipe, RunConfig
 from train.recipe import DEFAULT_RECIPE, RECIPES
 
 # `from` is a keyword of Python, so the field has another name than its flag. The annotation is set here, since
 # train/config.py is also used without tyro.
 RENAMED = {"run.start-from": "run.from"}
+DataConfig.__annotations__["root"] = Annotated[str | Path, tyro.conf.arg(metavar="PATH|URL")]
 RunConfig.__annotations__["start_from"] = Annotated[Path | None, tyro.conf.arg(name="from")]
 
 

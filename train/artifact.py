@@ -15,10 +15,13 @@ from torch import nn
 
 from loaders import EvalTransform
 from loaders.batch import Normalize
+from loaders.config import parse_root
 from loaders.subset import find_classes
-from prep.dataset import MANIFEST, Manifest, Origin, read_manifest
+from prep.dataset import MANIFEST, STAGING_FOLDER, Manifest, Origin, parse_manifest, read_manifest
 from prep.errors import InputError
 from prep.preprocess import PATTERN, draw_pattern
+from prep.remote import Remote
+from prep.staging import find_splits
 from train.checkpoint import EMA, MODEL
 from train.config import DataConfig, Recipe
 from train.model import size_options
@@ -59,7 +62,7 @@ class Provenance:
     accuracy: Accuracy | None  # None: never evaluated
 
 
-def trace(meta: dict[str, Any], which: Which, num_classes: int, data: Path | None, scores: Path | None) -> Provenance:
+def trace(meta: dict[str, Any], which: Which, num_classes: int, data: str | None, scores: Path | None) -> Provenance:
     """Return what is known about a checkpoint.
 
     Args:
@@ -90,9 +93,21 @@ def trace(meta: dict[str, Any], which: Which, num_classes: int, data: Path | Non
     return Provenance(recipe, which, meta["clock"], meta["commit"], names, source, accuracy)
 
 
-def _find_manifest(data: DataConfig, root: Path | None) -> Manifest | None:
-    folder = (root or data.root) / data.train
-    return read_manifest(folder) if root or (folder / MANIFEST).is_file() else None
+def _find_manifest(data: DataConfig, root: str | None) -> Manifest | None:
+    """Return the manifest of the training data: of a given dataset, else of the one on this machine, if it is there."""
+    if root is not None:
+        place = parse_root(root)
+        return read_manifest(place / data.train) if isinstance(place, Path) else _read_from_bucket(place, data.train)
+    if data.folder is None:
+        return None
+    folder = data.folder / data.train
+    paths = [path for path in (folder / STAGING_FOLDER / MANIFEST, folder / MANIFEST) if path.is_file()]
+    return parse_manifest(paths[0].read_bytes(), str(paths[0])) if paths else None
+
+
+def _read_from_bucket(url: str, split: str) -> Manifest:
+    (found,) = find_splits(Remote(url), [split])
+    return found.manifest
 
 
 def _choose_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:

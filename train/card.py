@@ -152,6 +152,6 @@ def _describe_data(facts: Provenance) -> str:
 def _show_recipe(recipe: Recipe) -> str:
     """Return what was trained, not where and how fast: JSON with one line per section."""
     fields = recipe.to_dict()
-    data = {name: value for name, value in fields["data"].items() if name != "root"}
+    data = {name: value for name, value in fields["data"].items() if name not in ("root", "cache")}
     shown = {name: value for name, value in fields.items() if name not in NOT_COMPARED} | {"data": data}
     return "{\n " + ",\n ".join(f'"{name}": {json.dumps(value)}' for name, value in shown.items()) + "\n}"

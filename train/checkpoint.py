@@ -9,11 +9,12 @@ To resume, run the same command again: the newest complete checkpoint (all files
 import copy
 import json
 import shutil
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,9 @@ from train.versions import describe_commit, describe_versions
 META, MODEL, EMA, OPTIMIZER = "meta.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
 PARTIAL = ".partial-"
 SCORES = ("top1", "ema_top1")  # the best checkpoint by each of these metrics is kept
+
+Named = TypeVar("Named")
+AfterSave = Callable[[Path], Collection[Path]]
 
 
 @dataclass
@@ -62,10 +66,11 @@ class Saver:
     Args:
         folder: of the checkpoints.
         keep: number of newest checkpoints to keep, besides the best.
+        after: is called in the thread with each checkpoint that is on disk; returns those that must not be deleted yet.
     """
 
-    def __init__(self, folder: Path, keep: int, world: World) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, world: World, after: AfterSave = lambda path: ()) -> None:
+        self.folder, self.keep, self.after = folder, keep, after
         self.writes = world.rank == 0
         self.thread = ThreadPoolExecutor(1, "penstock-saver")
         self.pending: Future[None] | None = None
@@ -100,9 +105,14 @@ class Saver:
         if pending is not None:
             pending.result()
 
+    def delete_others(self) -> None:
+        """Delete what the last save had to spare, because it was in use."""
+        if self.writes:
+            prune(self.folder, self.keep)
+
     def _write(self, snapshot: Snapshot, facts: dict[str, Any]) -> None:
-        write_checkpoint(self.folder, snapshot, facts)
-        prune(self.folder, self.keep)
+        path = write_checkpoint(self.folder, snapshot, facts)
+        prune(self.folder, self.keep, self.after(path))
 
 
 def take_snapshot(state: TrainState) -> Snapshot:
@@ -154,30 +164,33 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) ->
     return final
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all checkpoints except the `keep` newest (at least one) and the best; delete remains of killed saves."""
+def prune(folder: Path, keep: int, spared: Collection[Path] = ()) -> None:
+    """Delete the checkpoints that `choose_kept` does not choose, except `spared`; and remains of killed saves."""
     paths = list_checkpoints(folder)
-    kept = {*paths[-max(1, keep) :], *find_best(paths)}
+    kept = {*choose_kept({path: _read_scores(path) for path in paths}, keep), *spared}
     for path in [*paths, *folder.glob(f"{PARTIAL}*")]:
         if path not in kept:
             shutil.rmtree(path)
 
 
-def find_best(paths: list[Path]) -> set[Path]:
-    """Return the best checkpoint by each of SCORES, among those that have it; of equal ones the oldest."""
-    best = set()
+def choose_kept(scores: Mapping[Named, Mapping[str, float]], keep: int) -> set[Named]:
+    """Return which checkpoints to keep: the `keep` newest (at least one), and the best by each of SCORES.
+
+    Args:
+        scores: the metrics of each checkpoint, oldest first; of equally good ones the oldest is kept.
+    """
+    kept = {*list(scores)[-max(1, keep) :]}
     for name in SCORES:
-        scores = {path: score for path in paths if (score := _read_score(path, name)) is not None}
-        if scores:
-            best.add(max(scores, key=lambda path: scores[path]))
-    return best
+        if having := [each for each in scores if name in scores[each]]:
+            kept.add(max(having, key=lambda each: scores[each][name]))
+    return kept
 
 
-def _read_score(path: Path, name: str) -> float | None:
+def _read_scores(path: Path) -> dict[str, float]:
     try:
-        return read_meta(path)["metrics"].get(name)
+        return read_meta(path)["metrics"]
     except (OSError, ValueError, KeyError):
-        return None  # damaged
+        return {}  # damaged
 
 
 def _describe(snapshot: Snapshot, facts: dict[str, Any], digests: dict[str, str]) -> bytes:

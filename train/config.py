@@ -5,12 +5,13 @@ Needs neither torch nor timm, so that the command line can be parsed at once. Th
 
 import dataclasses
 import math
+import re
 import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loaders.config import LoaderConfig
+from loaders.config import NO_CACHE, LoaderConfig, parse_root
 from loaders.order import OrderKind
 from loaders.plan import EvalTransform, TrainTransform, sizes
 from prep.errors import InputError
@@ -44,13 +45,24 @@ SpotKind = Literal["auto", "on", "off"]
 class DataConfig:
     """The prepared dataset."""
 
-    root: Path = Path("data/imagenet")  # written by prep/shard.py
+    root: str | Path = Path("data/imagenet")  # written by prep/shard.py; or s3://bucket/imagenet, with a cache
+    cache: str = ""  # for a bucket: folder on a local disk to which its shards are fetched; or none
     train: str = "train"  # split to train on
     validation: str = "validation"  # split to evaluate on
     fraction: float = 1.0  # share of each class's training images, for quick experiments
     classes: tuple[str, ...] = ()  # names, numbers or ranges such as 0-99, renumbered from 0; none: all
     repeats: int = 1  # repeated augmentation (arXiv 1902.05509): how often each drawn image comes, in other windows
     order: OrderKind = "shuffle"  # or blocks, for storage that is slow at random reads
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", parse_root(self.root))  # a Path, or the text of a URL
+
+    @property
+    def folder(self) -> Path | None:
+        """The dataset's folder on this machine: of a bucket, the cache; None without one."""
+        if isinstance(self.root, Path):
+            return self.root
+        return Path(self.cache) if self.cache not in ("", NO_CACHE) else None
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ class RunConfig:
     """The run folder, and how often a run logs, evaluates and saves."""
 
     dir: Path | None = None  # default: runs/RECIPE
+    mirror: str | None = None  # s3://BUCKET/runs/NAME: a copy of the folder, from which any machine resumes the run
     log_every: int = 12_800  # images
     evaluate_every: float = 1.0  # epochs
     save_every: float = 0.5  # epochs
@@ -137,6 +150,19 @@ class RunConfig:
                 raise InputError(f"run.{name} must be more than 0 epochs (inf: never), got {getattr(self, name)}")
         if not self.hang_minutes > 0:
             raise InputError(f"run.hang_minutes must be more than 0 (inf: never end the run), got {self.hang_minutes}")
+        if self.mirror is not None:
+            check_mirror_url(self.mirror, "run.mirror")
+
+
+def check_mirror_url(url: str, name: str) -> None:
+    """Check that a URL names a run in S3.
+
+    Raises:
+        InputError: it does not; the message leaves out what may be a password or a signature.
+    """
+    if not re.fullmatch(r"s3://[\w.-]+(/[^/\s?#]+)*/?", url):
+        shown = re.sub("//[^/]*@", "//***@", re.split("[?#]", url)[0])
+        raise InputError(f"{name} must be a URL such as s3://BUCKET/runs/NAME, got {shown!r}")
 
 
 @dataclass(frozen=True)
@@ -254,12 +280,11 @@ class Recipe:
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
         """Return the recipe that `to_dict` described, also after a round trip through JSON."""
         recipe = _from_dict(cls, fields)
-        data = replace(recipe.data, root=Path(recipe.data.root))
         start_from = recipe.run.start_from and Path(recipe.run.start_from)
         run = replace(recipe.run, dir=recipe.run.dir and Path(recipe.run.dir), start_from=start_from)
         loader = replace(recipe.loader, tuned=recipe.loader.tuned and Path(recipe.loader.tuned))
         model = replace(recipe.model, init=recipe.model.init and Path(recipe.model.init))
-        return replace(recipe, data=data, run=run, loader=loader, model=model)
+        return replace(recipe, run=run, loader=loader, model=model)
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:

@@ -5,13 +5,14 @@ The only file of the trainer that uses torch.distributed. In order:
 * joining: `join_world`, which torchrun's environment describes, and how a process ends when another one is lost
 * DistributedDataParallel: `wrap_ddp`, `no_sync`, `broadcast_buffers`
 * collectives: `barrier`, `all_reduce_sum`, `all_gather_objects`, `broadcast_from_rank0`, `broadcast_tensors`,
-  `gather_to_rank0`, `AsyncMax`
+  `gather_to_rank0`, `resolve_on_rank0`, `resolve_on_every_node`, `AsyncMax`
 * heartbeats, which need no collective: `Heartbeats`, `PeerWatch`
 """
 
 import inspect
 import itertools
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -31,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from loaders import World
 from loaders.quarantine import explain_shortage
 from loaders.world import WorldError, join_environment
-from prep.errors import InputError, RankError
+from prep.errors import InputError, RankError, describe_os_error
 
 # A process of an NCCL world is lost if it has sent no heartbeat for LOST_SECONDS (`PeerWatch`), whatever the others
 # are doing. It sends one every SIGN_SECONDS from a separate thread, also while it compiles or reads.
@@ -265,6 +266,20 @@ def resolve_on_rank0(resolve: Callable[[], T], world: World) -> T:
         raise outcome
     assert outcome is not None
     return outcome
+
+
+def resolve_on_every_node(resolve: Callable[[], object], world: World) -> None:
+    """Call a function on the first rank of each node; if it fails on any of them, raise InputError on every rank."""
+    faults = []
+    if world.local_rank == 0:
+        try:
+            resolve()
+        except (InputError, OSError) as error:
+            fault = describe_os_error(error) if isinstance(error, OSError) else error
+            faults.append(f"{socket.gethostname()}: {fault}")
+    faults = all_gather_objects(faults, world)
+    if faults:
+        raise InputError(faults[0])
 
 
 class AsyncMax:

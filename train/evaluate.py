@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loaders.config import parse_root
 from loaders.plan import EvalTransform
 from prep.calibration import expected_calibration_error
 from prep.errors import InputError, run
-from train.config import Recipe
+from train.config import DataConfig, Recipe
 
 if TYPE_CHECKING:
     from loaders import Split, World
@@ -30,7 +31,10 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="train/evaluate.py", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--data", type=Path, help="prepared dataset (default: the one it was trained on)")
+    parser.add_argument("--data", help="prepared dataset: a folder, or a URL (default: the one it was trained on)")
+    parser.add_argument(
+        "--cache", default="", metavar="DIR", help="of a dataset in a bucket, as --data.cache in training"
+    )
     parser.add_argument("--split", help="default: the recipe's validation split")
     parser.add_argument("--model", choices=("ema", "model", "both"), default="both", help="default: both")
     parser.add_argument("--size", type=int, help="pixels of the square that the model sees (default: the recipe's)")
@@ -48,7 +52,7 @@ def main() -> None:
     """Evaluate; print one JSON object on rank 0."""
     arguments = parse_arguments()
 
-    from loaders import LoaderConfig, Split, select  # noqa: PLC0415
+    from loaders import LoaderConfig, open_splits, select  # noqa: PLC0415
     from train.dist import join_world, resolve_on_rank0  # noqa: PLC0415
     from train.loader_settings import agree_on_placement  # noqa: PLC0415
     from train.predictions import write_tables  # noqa: PLC0415
@@ -62,7 +66,8 @@ def main() -> None:
         recipe = replace(recipe, evaluation=choose_transform(recipe.evaluation, arguments.size, arguments.resize))
 
         # Open the split, and check that the results can be written.
-        complete_split = Split(arguments.data or recipe.data.root, arguments.split or recipe.data.validation)
+        root, cache = find_data(recipe.data, arguments.data, arguments.cache)
+        (complete_split,) = open_splits(root, [arguments.split or recipe.data.validation], cache, world)
         split = select(complete_split, classes=recipe.data.classes)
         make_folder(arguments.out)
 
@@ -77,6 +82,14 @@ def main() -> None:
             if arguments.out is not None:
                 write_tables(arguments.out, split, predictions, summary)
             print(json.dumps(summary, indent=1))
+
+
+def find_data(usual: DataConfig, data: str | None, cache: str) -> tuple[str | Path, str]:
+    """Return the dataset and its cache: as given, else those of the training."""
+    if data is None:
+        return usual.root, cache or usual.cache
+    root = parse_root(data)
+    return root, cache or (usual.cache if root == usual.root else "")
 
 
 def find_newest(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new, empty or an earlier export")
     parser.add_argument("--model", choices=("ema", "model"), default="ema", help="which weights (default: ema)")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="scores.json of train/evaluate.py")
-    parser.add_argument("--data", type=Path, help="prepared dataset (default: the one it was trained on, if it exists)")
+    parser.add_argument("--data", help="prepared dataset, folder or URL (default: the one it was trained on, if here)")
     return parser.parse_args()
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     write_export(out, model.to(memory_format=torch.contiguous_format).eval(), facts)  # pyright: ignore[reportCallIssue]
     print(f"{arguments.model} of {path}: {arguments.out}{' (the earlier export was replaced)' if replaces else ''}")
     if facts.class_names is None:
-        print(f"without class names and source: {recipe.data.root} does not exist here; --data DIR gives another path")
+        print(f"without class names and source: {recipe.data.root} is not here; --data gives another path")
     if facts.accuracy is None:
         print("without accuracy: this checkpoint was not evaluated; --scores FILE adds results of train/evaluate.py")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loaders import Batch, Loader, Sampling, Split, World, build_loader, select
+from loaders import Batch, Loader, Sampling, World, build_loader, open_splits, select
 from loaders.placement import Choice
 from loaders.subset import Subset
 from prep.errors import InputError
@@ -24,6 +24,7 @@ from train.dist import all_gather_objects, barrier, resolve_on_rank0
 from train.loader_settings import apply_tuned_on_every_rank, keep_tuned_file
 from train.logger import RunLogger, log_augmented, log_mistakes
 from train.metrics import DataWaitWarning, Meter, Sums, train_metrics, validation_metrics
+from train.mirror_upload import Mirror
 from train.model import build_model
 from train.optim import build_optimizer, peak_lr
 from train.origin import check_origin_flags, hash_classes
@@ -48,6 +49,7 @@ class Run:
     saver: Saver
     watchdog: Watchdog
     notices: Notices
+    mirror: Mirror
 
     def __post_init__(self) -> None:
         # `meter` and `data_wait` measure the training loader from here on.
@@ -59,13 +61,15 @@ def fit(recipe: Recipe, world: World) -> bool:
 
     Returns:
         True if the run is finished. False if a signal or spot notice asked it to stop early: it has saved, and
-        the same call resumes it.
+        the same call resumes it. Also False if the mirror lacks a part of it: the same call uploads it.
 
     Raises:
-        InputError: the data, the recipe or the run folder cannot be used as they are, or the loss is not finite.
+        InputError: the data, the recipe, the run folder or the mirror cannot be used as they are, another run has taken
+            over the mirror, or the loss is not finite.
     """
     # Refuse what cannot work before anything is read or written.
     check_recipe(recipe, world)
+    mirror = Mirror(recipe, world)
     set_precision(recipe.speed)
 
     # Open the data. Rank 0 chooses the loader's settings for all ranks, so that all decode in the same way.
@@ -77,26 +81,34 @@ def fit(recipe: Recipe, world: World) -> bool:
 
     # Lock the run folder, so that no other run starts or resumes in it. Other commands may read its checkpoints.
     with RunLock(recipe.run_dir, world) as lock, ExitStack() as stack:
-        # Build the model and the optimizer; load the checkpoint that rank 0 finds. Write the recipe into the folder.
+        # Fetch the newest checkpoint from the mirror, if the folder has none that is newer.
+        stack.enter_context(mirror)
+        mirror.fetch(lock)
+
+        # Build the model and the optimizer; load the checkpoint that rank 0 finds. From then on mirror and folder are
+        # this run's: another one that uses the mirror stops, and the recipe is written into the folder.
         start = resolve_on_rank0(lambda: decide_start(recipe, epoch_size, lock), world)
         state, sums, start = start_state(recipe, training, start)
+        mirror.claim(state.clock)
         claim_run_folder(recipe, tuned_file, world)
         step = Step(recipe, state, total_images, world)
 
-        # Start logging, saving, the watchdog and the handlers of signals and spot notices; the stack
+        # Start logging, saving, the watchdog, the handlers of signals and spot notices, and uploading; the stack
         # closes them in reverse order.
         logger = stack.enter_context(RunLogger(recipe, state.clock, epoch_size, world, training.placement, start))
-        saver = stack.enter_context(Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world))
-        watchdog = stack.enter_context(Watchdog(recipe.run.hang_minutes, recipe.run_dir, world))
+        saver = stack.enter_context(Saver(recipe.run_dir / CHECKPOINTS, recipe.run.keep, world, mirror.offer))
+        minutes, loaders = recipe.run.hang_minutes, (training, validation)
+        watchdog = stack.enter_context(Watchdog(minutes, recipe.run_dir, world, loaders, mirror.put_hang))
         notices = stack.enter_context(Notices(recipe.run.spot, world))
-        run = Run(step, training, validation, start, logger, saver, watchdog, notices)
+        run = Run(step, training, validation, start, logger, saver, watchdog, notices, mirror)
 
         # Print what this run is and where it starts. A finished run ends here.
         remove_marker(recipe.run_dir)
+        mirror.start(notices.record)
         print_start(run, total_images)
         if state.clock >= total_images and not start.owes_evaluation:
             logger.print(f"{recipe.run_dir} is finished: nothing left to train")
-            return True
+            return end_run(run, is_trained=True)
 
         # A new run that starts from given weights: save them now. After this their files are not needed again.
         if start.from_weights is not None:
@@ -131,17 +143,14 @@ def fit(recipe: Recipe, world: World) -> bool:
             if is_last or is_due(recipe.run.evaluate_every * epoch_size, before, state.clock):
                 log_augmented(logger, step, batch)
                 owes_evaluation = not evaluate_and_save(run, sums)
-            elif notices.agreed() or is_due(recipe.run.save_every * epoch_size, before, state.clock):
+            elif (
+                notices.agreed()
+                or notices.should_save
+                or is_due(recipe.run.save_every * epoch_size, before, state.clock)
+            ):
                 save(run, sums, metrics={}, owes_evaluation=False)
 
-        # Wait for the last save. A run that leaves early marks its folder, so that a script can start it again.
-        saver.wait()
-        is_finished = state.clock >= total_images and not owes_evaluation
-        if not is_finished:
-            write_marker(recipe.run_dir, notices.reason, state.clock, world)
-        barrier(world)  # torchrun ends the others when one exits with an error status, and 75 is one
-        logger.print(describe_end(recipe, state.clock, None if is_finished else notices.reason))
-    return is_finished
+        return end_run(run, is_trained=state.clock >= total_images and not owes_evaluation)
 
 
 # Before the loop.
@@ -178,7 +187,7 @@ def check_length(recipe: Recipe, training: Loader) -> None:
             remedies.append(f"--data.fraction {math.ceil(1000 * batch_size / available) / 1000:g}")
         raise InputError(
             f"an epoch must have at least one batch of {batch_size} images, and has {num_images}, of {available:,} in "
-            f"{parent.folder}{' in the chosen classes' if recipe.data.classes else ''}: "
+            f"{parent.place}{' in the chosen classes' if recipe.data.classes else ''}: "
             f"give {' or '.join(remedies) or 'more images, or start fewer processes'}"
         )
 
@@ -201,9 +210,9 @@ def check_length(recipe: Recipe, training: Loader) -> None:
 def open_loaders(recipe: Recipe, placement: Choice, world: World) -> tuple[Loader, Loader]:
     """Open the training and the validation loader, over splits of the same classes; both decode on the same side."""
     data = recipe.data
-    splits = [Split(data.root, name) for name in (data.train, data.validation)]
+    splits = open_splits(data.root, (data.train, data.validation), data.cache, world)
     if splits[0].class_names != splits[1].class_names:
-        raise InputError(f"{splits[0].folder} and {splits[1].folder} have different classes: prepare them together")
+        raise InputError(f"{splits[0].place} and {splits[1].place} have different classes: prepare them together")
     splits = [select(splits[0], data.fraction, data.classes), select(splits[1], classes=data.classes)]
     sampling = Sampling(recipe.seed, data.order, data.repeats)
     training, validation = (
@@ -287,13 +296,6 @@ def describe_run(recipe: Recipe, training: Loader, total_images: int, clock: int
         f"classes, batch {recipe.batch_size} ({shares}), {recipe.optim.name}, "
         f"peak lr {lr:g}, {recipe.describe_epochs()} = {total_images:,} images{resumed}; {training.placement}"
     )
-
-
-def describe_end(recipe: Recipe, clock: int, reason: Reason | None) -> str:
-    """Return one line that describes how a run ended; `reason` is None for a finished run."""
-    if reason:
-        return f"{reason.name}: saved at image {clock:,} in {recipe.run_dir}; the same command resumes from there"
-    return f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs"
 
 
 # The parts of the loop.
@@ -386,6 +388,9 @@ def run_validation(run: Run) -> dict[str, float]:
 def save(run: Run, sums: Sums, metrics: dict[str, float], owes_evaluation: bool) -> None:
     """Save a checkpoint. Every rank must call it."""
     run.watchdog.beat(run.step.state.clock, "saving")
+    if run.notices.should_save:
+        run.logger.print(f"EC2 recommends to leave this instance: saving at image {run.step.state.clock:,}, going on")
+        run.notices.should_save = False
     # The log goes to disk before the checkpoint: a run that resumes from it must find all earlier entries.
     run.logger.sync()
     run.saver.save(run.step.state, gather_facts(run, sums, metrics, owes_evaluation))
@@ -413,3 +418,55 @@ def gather_facts(run: Run, sums: Sums, metrics: dict[str, float], owes_evaluatio
         "classes_sha256": hash_classes(training.split.class_names),
         "origin": run.start.origin,
     }
+
+
+# After the loop.
+
+
+def end_run(run: Run, is_trained: bool) -> bool:
+    """Wait for the last save and for the mirror; return whether the run is finished. Every rank must call it.
+
+    A run that is not finished marks its folder, so that a script can start it again: before the upload, which may be
+    killed. A run that is trained to its end is finished when the mirror has all of it.
+
+    Raises:
+        InputError: another run has taken over the mirror.
+    """
+    # Save, and mark the folder.
+    recipe, world, clock = run.step.recipe, run.step.world, run.step.state.clock
+    run.saver.wait()
+    reason = run.notices.reason
+    if is_trained:
+        reason = Reason.NOT_UPLOADED if recipe.run.mirror else Reason.NONE
+    if reason not in (Reason.NONE, Reason.TAKEN_OVER):
+        write_marker(recipe.run_dir, reason, clock, world)
+
+    # Upload. A notice that comes now leaves less time for it.
+    def leaves() -> bool:
+        run.watchdog.beat(clock, "uploading")
+        return bool(run.notices.agreed())
+
+    try:
+        is_uploaded = run.mirror.finish(leaves, with_marker=not is_trained)
+    except InputError:
+        remove_marker(recipe.run_dir)  # or a script would take the mirror back
+        raise
+    is_finished = is_trained and is_uploaded
+    if is_uploaded:
+        run.saver.delete_others()
+    if is_finished:
+        remove_marker(recipe.run_dir)
+    barrier(world)  # torchrun ends the others when one exits with an error status, and 75 is one
+    run.logger.print(describe_end(recipe, clock, Reason.NONE if is_finished else reason, is_uploaded))
+    return is_finished
+
+
+def describe_end(recipe: Recipe, clock: int, reason: Reason, is_uploaded: bool) -> str:
+    """Return one line that describes how a run ended; `reason` is NONE for a finished run."""
+    mirror = recipe.run.mirror
+    if reason == Reason.NONE:
+        return f"finished: {recipe.run_dir} holds the checkpoints, metrics.jsonl and TensorBoard's logs"
+    if reason == Reason.NOT_UPLOADED:
+        return f"trained to the end, but {mirror} does not have all of it: the same command uploads the rest"
+    also = "" if mirror is None else f" and in {mirror}" if is_uploaded else f", not all of it in {mirror}"
+    return f"{reason.name}: saved at image {clock:,} in {recipe.run_dir}{also}; the same command resumes from there"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import platform
 import sys
@@ -236,6 +237,8 @@ def _format_metric(name: str, value: float) -> str:
         return f"{value:,} images"
     if name == "num_damaged":
         return f"{value:,} damaged" if value else ""
+    if name == "cached_percent":
+        return f"cache {math.floor(value)}%"
     words = name.replace("_percent", "").replace("_", " ").replace("top", "top-")
     is_percent = "top" in name or name.endswith("_percent")
     return f"{words} {value:.2f}%" if is_percent else f"{words} {value:.4g}"

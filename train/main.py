@@ -8,21 +8,25 @@ Torch and DALI are imported only when the command line has been parsed, so that 
 at once.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import sys
 from typing import TYPE_CHECKING
 
 from prep.errors import InputError, run
-from train.arguments import Command, parse_command
 from train.config import Recipe
 
 if TYPE_CHECKING:
     from loaders import World
+    from train.arguments import Command
 
 
 def main() -> None:
     """Parse the command line, join the processes, train."""
+    from train.arguments import parse_command  # noqa: PLC0415 - here a missing tyro becomes one line
+
     command = parse_command(sys.argv[1:])
     if command.dry_run:
         dry_run(command)
@@ -58,7 +62,7 @@ def dry_run(command: Command) -> None:
     print(describe_batch(recipe, world), describe_length(recipe), sep="\n", file=sys.stderr)
 
 
-def describe_batch(recipe: Recipe, world: "World") -> str:
+def describe_batch(recipe: Recipe, world: World) -> str:
     """Return one line: processes, the images of each, in how many parts they go through the network, and the rate."""
     from train.optim import peak_lr  # noqa: PLC0415
 
@@ -74,10 +78,13 @@ def describe_batch(recipe: Recipe, world: "World") -> str:
 def describe_length(recipe: Recipe) -> str:
     """Return one line: images and optimizer steps of an epoch and of the run, if the data is there."""
     from loaders import Split, select  # noqa: PLC0415
+    from prep.dataset import MANIFEST  # noqa: PLC0415
 
     data = recipe.data
     try:
-        num_images = len(select(Split(data.root, data.train), data.fraction, data.classes))
+        if data.folder is None or (data.folder != data.root and not (data.folder / data.train / MANIFEST).is_file()):
+            raise InputError(f"{data.root} is in a bucket, and not all of it is in a cache")
+        num_images = len(select(Split(data.folder, data.train), data.fraction, data.classes))
     except InputError as error:
         return f"{recipe.name}: {recipe.describe_epochs()}; the number of steps is not known: {error}"
     steps = math.ceil(round(recipe.epochs * num_images) / recipe.batch_size)

@@ -3,6 +3,7 @@
 Also the warning that training waits for its loader (`DataWaitWarning`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from train.validate import Scores
 MOST_WAIT_PERCENT = 5.0  # share of its time that training may wait for data without a warning
 SMALLER = "smaller images (prep/shard.py --max-side 500 --quality 90)"
 GPU_DECODING = f"decoding on the GPU: --loader.placement cpu, another --loader.hw-decoder-load, or {SMALLER}"
+NETWORK = "and the other images come from the bucket one by one: `prep/stage.py` before training avoids this"
 # The loader's clock that ran longest, and the bottleneck with its remedies.
 REMEDIES = {
     "read_seconds": "storage: copy the shards to a local NVMe, or give --data.order blocks",
@@ -76,13 +78,17 @@ class Meter:
         self.before = self.loader.stats()
 
     def read_rates(self) -> dict[str, float]:
-        """Return images/s over all processes, this process's data wait, and the damaged images that it knows of."""
+        """Return images/s over all processes, this process's data wait, and the damaged images that it knows of.
+
+        And the share of the split's bytes in the cache, while images come from a bucket.
+        """
         stats = self.loader.stats().since(self.before)
         self.restart()
         return {
             "images_per_second": stats.num_batches * self.loader.batch_size / stats.seconds,
             "data_wait_percent": 100 * stats.wait_seconds / stats.seconds,
             "num_damaged": stats.num_damaged,
+            **({"cached_percent": 100 * stats.cached_share} if stats.remote_images else {}),
             **self._read_memory(),
         }
 
@@ -142,4 +148,7 @@ def find_remedy(interval: Stats, side: DecoderSide) -> str:
     if side == "gpu" and interval.read_seconds < interval.wait_seconds:
         # A GPU decodes after the producer has queued its work: the producer's clocks do not show that time.
         return GPU_DECODING
-    return REMEDIES[max(REMEDIES, key=lambda name: getattr(interval, name))]
+    slowest = max(REMEDIES, key=lambda name: getattr(interval, name))
+    if slowest == "read_seconds" and interval.remote_images:
+        return f"the network: the cache is at {math.floor(100 * interval.cached_share)}%, {NETWORK}"
+    return REMEDIES[slowest]

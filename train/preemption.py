@@ -2,8 +2,10 @@
 
 * `Notices` records the reasons to leave and makes all ranks agree on one. The trainer asks once per step, saves and
   leaves. A signal that comes again while it saves changes nothing, except for a second Ctrl-C.
-* `SpotWatch` asks EC2's metadata service whether the spot instance is about to end, two minutes ahead.
+* `SpotWatch` asks EC2's metadata service whether the spot instance is about to end, two minutes ahead; and whether EC2
+  recommends to leave it because that is likely (rebalance), which can come earlier: the run saves once and goes on.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html (IMDSv2: a token first)
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
 * `watch_launcher` ends a process when its torchrun has ended. It would otherwise continue unnoticed and hold its GPU,
   with no process left to end or restart it: torchrun starts its processes in separate sessions, so if it is killed by
   SIGKILL or by the out-of-memory killer, they get no signal, neither from torchrun nor from a terminal that is closed.
@@ -35,7 +37,9 @@ LEFT_EARLY = os.EX_TEMPFAIL  # exit status of a run that left early and can be r
 
 # The metadata service: environment variable of its address, and the default.
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254"
-TOKEN, NOTICE = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+TOKEN, INSTANCE_ID = "/latest/api/token", "/latest/meta-data/instance-id"
+NOTICE = "/latest/meta-data/spot/instance-action"
+REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 POLL_SECONDS = 5.0  # as EC2 advises
 ANSWER_SECONDS = 2.0  # to wait for an answer: the service is on the machine itself
 
@@ -48,10 +52,13 @@ class Reason(IntEnum):
     """The reason to leave early; of several, the largest counts."""
 
     NONE = 0
-    SIGINT = 1
-    SIGHUP = 2
-    SIGTERM = 3
-    SPOT_NOTICE = 4
+    REBALANCE = 1  # a reason to save once, not to leave
+    NOT_UPLOADED = 2  # trained to its end, which the mirror does not have yet
+    SIGINT = 3
+    SIGHUP = 4
+    SIGTERM = 5
+    SPOT_NOTICE = 6
+    TAKEN_OVER = 7  # by a run that was started later with the same mirror
 
 
 class Notices:
@@ -59,10 +66,12 @@ class Notices:
 
     def __init__(self, spot: SpotKind, world: World) -> None:
         self.reason = Reason.NONE  # the same on every rank
-        self.own_reason = Reason.NONE  # known to this process alone
+        self.own_reasons = [Reason.NONE]  # known to this process alone
+        self.was_advised = False  # of a rebalance recommendation, on every rank
+        self.should_save = False  # because of it; the trainer sets it back
         self.was_interrupted = False  # by Ctrl-C
         self.largest = AsyncMax(world)
-        self.spot = SpotWatch(spot if world.local_rank == 0 else "off", self._on_spot_notice)
+        self.spot = SpotWatch(spot if world.local_rank == 0 else "off", self.record)
         self.stack = ExitStack()
 
     def __enter__(self) -> "Notices":
@@ -83,22 +92,25 @@ class Notices:
 
         A notice that one rank got is agreed on at the next call or the one after it, without waiting.
         """
-        if not self.reason:
-            self.reason = Reason(self.largest.ask(self.own_reason))
+        if self.reason:
+            return self.reason
+        found = Reason(self.largest.ask(max(self.own_reasons)))
+        if found != Reason.REBALANCE:
+            self.reason = found
+        elif not self.was_advised:
+            self.was_advised = self.should_save = True
         return self.reason
+
+    def record(self, reason: Reason) -> None:
+        """Record a reason that this process knows. May be called from any thread, and by a signal handler."""
+        self.own_reasons.append(reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self.was_interrupted:
                 signal.default_int_handler(number, frame)  # a second Ctrl-C ends the process at once
             self.was_interrupted = True
-        self._record(Reason[signal.Signals(number).name])
-
-    def _on_spot_notice(self) -> None:
-        self._record(Reason.SPOT_NOTICE)
-
-    def _record(self, reason: Reason) -> None:
-        self.own_reason = max(self.own_reason, reason)
+        self.record(Reason[signal.Signals(number).name])
 
 
 def write_marker(run_dir: Path, reason: Reason, clock: int, world: World) -> None:
@@ -117,13 +129,14 @@ def remove_marker(run_dir: Path) -> None:
 
 
 class SpotWatch:
-    """Calls `notify` once, from a separate thread, when the instance is about to end. Use as a context manager.
+    """Watches whether this instance is about to end, in a separate thread. Use as a context manager.
 
     Args:
         kind: auto watches if there is a metadata service; on warns if there is none, and keeps asking.
+        notify: is called once with REBALANCE, if EC2 recommends that, and once with SPOT_NOTICE.
     """
 
-    def __init__(self, kind: SpotKind, notify: Callable[[], None], poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(self, kind: SpotKind, notify: Callable[[Reason], None], poll_seconds: float = POLL_SECONDS) -> None:
         self.kind, self.notify, self.poll_seconds = kind, notify, poll_seconds
         self.stopped = threading.Event()
 
@@ -140,11 +153,14 @@ class SpotWatch:
             if self.kind == "auto":
                 return
             log.warning("no EC2 metadata service answers at %s: a spot notice would not be seen yet", find_endpoint())
-        while not has_notice():
-            if self.stopped.wait(self.poll_seconds):
+        waiting = {Reason.REBALANCE: REBALANCE, Reason.SPOT_NOTICE: NOTICE}
+        while Reason.SPOT_NOTICE in waiting:
+            for reason in [each for each, path in waiting.items() if ask_metadata(path) is not None]:
+                del waiting[reason]
+                if not self.stopped.is_set():
+                    self.notify(reason)
+            if self.stopped.wait(self.poll_seconds if waiting else 0):
                 return
-        if not self.stopped.is_set():
-            self.notify()
 
 
 def find_endpoint() -> str:
@@ -157,10 +173,15 @@ def find_token() -> str | None:
     return _request("PUT", TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
 
 
-def has_notice() -> bool:
-    """Return True if this instance has received a termination notice."""
+def ask_metadata(path: str) -> str | None:
+    """Return what the metadata service says under a path; None if it has nothing there or does not answer."""
     token = find_token()
-    return token is not None and _request("GET", NOTICE, {"X-aws-ec2-metadata-token": token}) is not None
+    return None if token is None else _request("GET", path, {"X-aws-ec2-metadata-token": token})
+
+
+def find_instance_id() -> str | None:
+    """Return the id of this EC2 instance; None elsewhere."""
+    return ask_metadata(INSTANCE_ID)
 
 
 def _request(method: str, path: str, headers: dict[str, str]) -> str | None:

@@ -12,18 +12,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from loaders import World
+from loaders import Loader, World
 from train.config import HANG
 from train.dist import Heartbeats
 
 PULSE_SECONDS = 1.0  # the longest pulse: the wait in one turn of the publishing or the watching thread
 PULSES_TO_SILENCE = 5  # without a new heartbeat, until a process is silent: stopped, dead or cut off
+WAITS = "waiting for the bucket"  # in a heartbeat, in place of what the trainer does
 WRITE_SECONDS = 5.0  # to write hang.txt; the disk itself may hang
 
 
@@ -46,10 +47,24 @@ class LastSeen:
 
 
 class Watchdog:
-    """Ends this process when its trainer has sent no heartbeat for `minutes`. Use as a context manager."""
+    """Ends this process when its trainer has sent no heartbeat for `minutes`. Use as a context manager.
 
-    def __init__(self, minutes: float, run_dir: Path, world: World) -> None:
-        self.minutes, self.run_dir = minutes, run_dir
+    While a loader waits for a bucket that does not answer, no rank counts: the loader's patience ends that wait.
+
+    Args:
+        loaders: of the trainer.
+        after: is called with the path of hang.txt when it is written, a few seconds before the process ends.
+    """
+
+    def __init__(
+        self,
+        minutes: float,
+        run_dir: Path,
+        world: World,
+        loaders: Sequence[Loader] = (),
+        after: Callable[[Path], None] = lambda path: None,
+    ) -> None:
+        self.minutes, self.run_dir, self.loaders, self.after = minutes, run_dir, loaders, after
         self.pulse = min(PULSE_SECONDS, 60 * minutes / 10)
         self.own = Heartbeat()
         self.published = Heartbeats("watchdog", world)
@@ -73,7 +88,8 @@ class Watchdog:
         with suppress(RuntimeError):  # the store has ended; the other processes will end soon
             for count in itertools.count():
                 # The count changes at every write. So others see that the process lives, even if its trainer waits.
-                self.published.write(json.dumps([count, asdict(self.own)]))
+                waits = WAITS if self._is_loader_waiting() else self.own.doing
+                self.published.write(json.dumps([count, asdict(replace(self.own, doing=waits))]))
                 for rank, line in enumerate(self.published.read_all()):
                     if line != self.seen[rank].line:
                         self.seen[rank] = LastSeen(line, Heartbeat(**json.loads(line)[1]), time.monotonic())
@@ -84,10 +100,21 @@ class Watchdog:
         """Count own pulses without progress. Not time: a process that was stopped and resumed has not hung."""
         num_still, before = 0, self.own
         while not self.stopped.wait(self.pulse):
-            num_still = num_still + 1 if self.own is before else 0
+            is_still = self.own is before and not self._is_any_rank_waiting()
+            num_still = num_still + 1 if is_still else 0
             before = self.own
             if num_still * self.pulse >= 60 * self.minutes:
                 self._end()
+
+    def _is_loader_waiting(self) -> bool:
+        return any(loader.describe_wait() for loader in self.loaders)
+
+    def _is_any_rank_waiting(self) -> bool:
+        """Return True if this rank's loader, or that of a rank that is not silent, waits for its bucket."""
+        if self._is_loader_waiting():
+            return True
+        silent_since = time.monotonic() - PULSES_TO_SILENCE * self.pulse
+        return any(seen.heartbeat.doing == WAITS and seen.at >= silent_since for seen in self.seen)
 
     def _end(self) -> None:
         # Find out which rank the others wait for.
@@ -111,6 +138,7 @@ class Watchdog:
             file.write(f"{line}\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+        self.after(self.run_dir / HANG)
 
 
 def describe_hang(heartbeats: Sequence[Heartbeat], silent: Sequence[int]) -> str:

@@ -51,6 +51,23 @@ def test_the_producers_error_reaches_the_consumer_after_the_items_before_it(
     assert not prefetcher.thread.is_alive()
 
 
+def test_a_wait_that_begins_after_the_stop_is_interrupted_too() -> None:
+    waits, was_interrupted = [threading.Event()], []
+
+    def items() -> Generator[int, None, None]:
+        was_interrupted.append(waits[-1].wait(PATIENCE_SECONDS))
+        waits.append(threading.Event())
+        was_interrupted.append(waits[-1].wait(PATIENCE_SECONDS))
+        yield 0
+
+    def interrupt() -> None:
+        waits[-1].set()
+
+    with Prefetcher(items(), 1, Counters(), interrupt):
+        pass
+    assert was_interrupted == [True, True]
+
+
 @pytest.mark.parametrize("num_taken", [0, 1, 7])
 def test_leaving_early_with_a_full_queue_stops_the_producer(num_taken: int) -> None:
     closed = threading.Event()

@@ -13,8 +13,18 @@ import torch
 from helpers.commands import run_command
 from helpers.ranks import Ended, Ranks
 
-from loaders import Batch, EvalTransform, Loader, LoaderConfig, Sampling, Split, TrainTransform, World, build_loader
-from loaders import loader as loader_module
+from loaders import (
+    Batch,
+    EvalTransform,
+    Loader,
+    LoaderConfig,
+    Sampling,
+    Split,
+    TrainTransform,
+    World,
+    build_loader,
+    through,
+)
 from loaders.backends import BACKENDS
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
@@ -185,7 +195,7 @@ def test_a_released_buffer_may_be_overwritten_at_once(
             buffers[id(encoded.buffer)] = encoded  # kept alive, so that no other gets its id
             super().release(encoded)
 
-    monkeypatch.setattr(loader_module, "Reader", Destroying)
+    monkeypatch.setattr(through, "Reader", Destroying)
     _assert_same(undisturbed, list(islice(build_loader(split, TRAIN, 16, config=LoaderConfig(backend)), 30)))
     assert 1 <= len(buffers) <= 12  # all 30 batches passed through these
 

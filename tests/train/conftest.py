@@ -3,11 +3,16 @@
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from helpers.ranks import Ranks
 from helpers.sharing import build_once
 from helpers.train_runs import Run, finish
+
+if TYPE_CHECKING:
+    from helpers.mirror_runs import Bucket
+    from helpers.swift_server import SwiftServer
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,16 @@ def calm(trainers: Ranks, digits: Path, shared_folder: Path) -> Callable[[int], 
         return Run(digits, folder / "run")
 
     return train
+
+
+@pytest.fixture
+def bucket(server: "SwiftServer", monkeypatch: pytest.MonkeyPatch) -> "Bucket":
+    """An empty bucket for mirrors of runs; this process can use it too."""
+    from helpers.mirror_runs import BUCKET, Bucket  # noqa: PLC0415
+
+    settings = {**server.environment(), "AWS_SESSION_TOKEN": "planted-secret-of-the-session"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    server.make_bucket(BUCKET)
+    server.empty_bucket(BUCKET)
+    return Bucket(server, settings)

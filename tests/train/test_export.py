@@ -201,7 +201,7 @@ def test_the_card_says_what_was_measured_and_where_the_data_is_from(
     _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     fields = yaml.safe_load(front)
     assert (fields["library_name"], fields["license"]) == ("timm", "apache-2.0")
-    source = Manifest.from_json((recipe.data.root / "train" / "manifest.json").read_text()).source
+    source = Manifest.from_json((Path(recipe.data.root) / "train" / "manifest.json").read_text()).source
     (result,) = fields["model-index"][0]["results"]
     assert result["dataset"]["name"] == source.name
     assert [metric["value"] for metric in result["metrics"]] == [45.0, 85.0]

@@ -136,6 +136,18 @@ def test_an_owed_evaluation_is_logged_once_when_a_kill_comes_before_its_save(
     assert_same_end(run, calm(1))
 
 
+def test_a_recommendation_to_leave_is_followed_by_one_save(trainers: Ranks, digits: Path, tmp_path: Path) -> None:
+    # Nothing else saves before the end.
+    run = Run(digits, tmp_path / "run", ("--run.keep", "9", "--run.save-every", "inf", "--run.evaluate-every", "inf"))
+    group = start(trainers, run, 2, "fit-advised")
+    assert_ended(trainers.wait(PATIENCE), 0)
+    first, last = run.checkpoints
+    clock = read_meta(first)["clock"]
+    assert 0 < clock < read_meta(last)["clock"]
+    (line,) = [each for each in (group / "stdout-0").read_text().splitlines() if "recommends" in each]
+    assert line == f"EC2 recommends to leave this instance: saving at image {clock:,}, going on"
+
+
 def test_a_second_ctrl_c_interrupts_and_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Notices("off", World()) as notices:
