@@ -2,18 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+# The extras of pyproject.toml in .venv. A GPU machine needs fewer: make env EXTRAS=cu13,s3
+INSTALLED := $(shell cat .venv/.extras 2>/dev/null || echo app,cu12,dev)
+EXTRAS ?= $(INSTALLED)
 # Two workers; each takes one file after another, the longest first (tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: env demo check test soak clean
+.PHONY: env always demo check test soak clean
 
 env: .venv/.installed
 
+# Other extras need a new environment: the packages of cu12 and cu13 own the same folder.
+ifneq ($(EXTRAS),$(INSTALLED))
+.venv/.installed: always
+always:
+CLEAR := --clear
+endif
+
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(CLEAR) .venv
+	@echo $(EXTRAS) > .venv/.extras
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[app,cu12,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: env
@@ -42,9 +53,12 @@ test: env
 # The same tests with many more cases, and tests that are too long for `make test`.
 soak: env
 	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/prep/test_crash.py tests/prep/test_verify.py
+	PENSTOCK_SOAK_STAGE_KILLS=20 PENSTOCK_SOAK_STAGE_STOPPED=30 $(BIN)/pytest tests/prep/test_stage.py
 	PENSTOCK_SOAK_LAYOUTS=2000 $(BIN)/pytest tests/prep/test_hostile_layouts.py tests/prep/test_tables_hostile.py
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/loaders/test_harm.py tests/loaders/test_elastic.py
 	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/train/test_resume.py
+	PENSTOCK_SOAK_MIRROR_KILLS=10 $(BIN)/pytest tests/train/test_mirror.py
+	PENSTOCK_SOAK_SPOT_KILLS=10 $(BIN)/pytest tests/cloud/test_spot_run.py
 	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/serve/test_oracle.py tests/serve/test_cam.py
 	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/train/test_optim.py tests/train/test_resume.py
 	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/train/test_models.py tests/test_model_families.py
