@@ -1,6 +1,7 @@
 """`python benchmarks/pictures.py [RECORD ...] [--out DIR]`: draw records, as PNG files and in the terminal.
 
-feeding: one bar per peer; throughput: the time of a batch by thread; sweeps: images/s by threads and by stored size.
+feeding: one bar per peer; throughput: the time of a batch by thread; sweeps: images/s by threads and by stored size;
+cost: dollars of a recipe by machine.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drawing.shown import SHOWN, Bar, Picture, Stack, name_pictures
+from drawing.shown import SHOWN, Bar, Picture, Spend, Stack, name_pictures
 from reports.reading import PICTURES, RECORDS, Record, read_record, read_records
 
 from prep.errors import InputError, run
@@ -73,11 +74,14 @@ def draw_record(record: Record, folder: Path, console: "Console") -> list[Path]:
 
 
 def draw_marks(picture: Picture) -> "Figure":
-    """Return the figure of a picture: bars, stacked bars or a curve."""
+    """Return the figure of a picture: bars, stacked bars, dollars or a curve."""
     from drawing.bars import draw_bars, draw_stacks  # noqa: PLC0415  (matplotlib)
     from drawing.curves import draw_curve  # noqa: PLC0415
+    from drawing.spends import draw_spends  # noqa: PLC0415
 
     kind = type(picture.marks[0])
+    if kind is Spend:
+        return draw_spends(picture)
     return draw_bars(picture) if kind is Bar else draw_stacks(picture) if kind is Stack else draw_curve(picture)
 
 

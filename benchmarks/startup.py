@@ -4,11 +4,17 @@ DIR's images are listed repeatedly under new keys, and their shards linked under
 --images images: the index, the manifest and the number of files are as large as ImageNet's, only the bytes are not.
 Each measurement is a separate process that opens the split and then waits for the first batch, alternately at the start
 of an epoch and at 90% of it. One JSON record goes to stdout, one line per position to stderr.
+
+With --bucket URL it measures instead the seconds from the command to the first batch: from a folder, and through a
+cache from the bucket, to which the dataset is uploaded; the cache is full, or empty. FILE of --out keeps the other
+measurement, if it has one.
 """
 
 import argparse
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from record import describe_default_placement, describe_origin, label_source, print_progress, publish, summarize
+from reports.reading import read_record
 
 from prep.errors import InputError, run
 from prep.files import sha256_of
@@ -24,9 +31,11 @@ from prep.files import sha256_of
 if TYPE_CHECKING:
     from prep.dataset import Split
 
+WHAT = "startup"
 IMAGENET_IMAGES, IMAGES_PER_SHARD = 1_281_167, 2000
 LEAST_REPETITIONS = 5
 BATCH_SIZE = 64
+STAGE = Path(__file__).parents[1] / "prep" / "stage.py"
 MOMENTS = {"start": 0.0, "90%": 0.9}  # positions, as shares of an epoch
 
 
@@ -40,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", type=int, default=IMAGENET_IMAGES, metavar="N", help=f"default: {IMAGENET_IMAGES}")
     add("--repetitions", type=int, default=LEAST_REPETITIONS, help="measurements per position, at least 5 (default: 5)")
     add("--out", type=Path, metavar="FILE", help="also write the record to this file")
+    add("--bucket", metavar="URL", help="measure the start from this bucket (s3://bucket/prefix, which must be empty)")
     add("--measure", nargs=2, metavar=("DIR", "SHARE"), help=argparse.SUPPRESS)  # one measurement, in a child process
+    add("--measure-command", nargs=2, metavar=("DIR|URL", "CACHE"), help=argparse.SUPPRESS)  # the same
     return parser.parse_args()
 
 
@@ -48,7 +59,7 @@ def enlarge(split: "Split", num_images: int, root: Path) -> None:
     """Write a split of `num_images` rows below `root`, with as many shards, over the files of a small split."""
     import numpy as np  # noqa: PLC0415
 
-    from prep.dataset import MANIFEST, SAMPLES, encode_samples  # noqa: PLC0415
+    from prep.dataset import LEDGER, MANIFEST, SAMPLES, encode_samples  # noqa: PLC0415
 
     folder = root / "train"
     folder.mkdir()
@@ -78,6 +89,7 @@ def enlarge(split: "Split", num_images: int, root: Path) -> None:
     (folder / SAMPLES).write_bytes(index)
     facts = {"num_images": num_images, "shards": tuple(shards), "samples_sha256": sha256_of(index)}
     (folder / MANIFEST).write_text(dataclasses.replace(split.manifest, **facts).to_json())
+    (folder / LEDGER).symlink_to((split.folder / LEDGER).resolve())
 
 
 def measure_start(root: Path, share: float) -> dict[str, float]:
@@ -94,10 +106,22 @@ def measure_start(root: Path, share: float) -> dict[str, float]:
     return {"open_seconds": opened - started, "first_batch_seconds": time.perf_counter() - opened}
 
 
+def run_command(*command: str | Path) -> str:
+    """Run a Python script in a new process; return its output.
+
+    Raises:
+        InputError: it failed; with its last line.
+    """
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2] or f"a measurement ended with status {done.returncode}"
+        raise InputError(last.removeprefix("error: "))
+    return done.stdout
+
+
 def measure_in_process(root: Path, share: float) -> dict[str, float]:
     """Run one measurement in a new process, which imports everything before its clock starts."""
-    command = [sys.executable, __file__, "--data", str(root), "--measure", str(root), str(share)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(run_command(__file__, "--data", root, "--measure", root, str(share)))
 
 
 def measure_moments(root: Path, repetitions: int) -> dict[str, Any]:
@@ -109,14 +133,105 @@ def measure_moments(root: Path, repetitions: int) -> dict[str, Any]:
     return {name: {key: summarize([run[key] for run in each]) for key in each[0]} for name, each in runs.items()}
 
 
+# From a bucket.
+
+
+def measure_command(root: str, cache: str) -> dict[str, float]:
+    """Return the times, in seconds since 1970, at which the split was open and at which the first batch was there."""
+    from loaders import TrainTransform, World, build_loader, open_splits  # noqa: PLC0415
+
+    (split,) = open_splits(root, ["train"], cache, World())
+    opened = time.time()
+    next(iter(build_loader(split, TrainTransform(), BATCH_SIZE)))
+    return {"opened": opened, "first_batch": time.time()}
+
+
+def measure_commands(root: Path, url: str, repetitions: int) -> dict[str, Any]:
+    """Return a summary of the seconds since the command for each state of the cache; the states alternate.
+
+    Args:
+        root: the dataset, on this machine and below the URL.
+    """
+    full, empty = root / "full", root / "empty"
+    run_command(STAGE, url, "--to", full)
+    places = {"a folder": (str(root), ""), "a full cache": (url, str(full)), "an empty cache": (url, str(empty))}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in places}
+    for _ in range(repetitions):
+        for name, words in places.items():
+            shutil.rmtree(empty, ignore_errors=True)
+            started = time.time()
+            times = json.loads(run_command(__file__, "--data", ".", "--measure-command", *words))
+            runs[name].append({f"{moment}_seconds": at - started for moment, at in times.items()})
+    return {name: {key: summarize([run[key] for run in each]) for key in each[0]} for name, each in runs.items()}
+
+
+def upload(root: Path, url: str) -> None:
+    """Put the files of a dataset below a URL.
+
+    Raises:
+        InputError: there is something.
+    """
+    from prep.remote import Remote  # noqa: PLC0415
+
+    remote = Remote(url)
+    if remote.list():
+        raise InputError(f"{url} is not empty: choose another --bucket")
+    for path in sorted(root.glob("*/*")):
+        remote.put(f"{path.parent.name}/{path.name}", path.resolve())
+
+
+def measure_bucket(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Upload the large dataset, measure; return the part of the record that describes it."""
+    from prep.dataset import Split  # noqa: PLC0415
+
+    split = Split(arguments.data, "train")
+    with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
+        enlarge(split, arguments.images, Path(temporary))
+        upload(Path(temporary), arguments.bucket)
+        before = os.getloadavg()[0]
+        starts = measure_commands(Path(temporary), arguments.bucket, arguments.repetitions)
+        index = Path(temporary, "train", "samples.arrow").stat().st_size
+    for name, each in starts.items():
+        print_progress(f"{name}: first batch {each['first_batch_seconds']['median']:.2f} s after the command")
+    source = split.manifest.source.name
+    return {
+        "dataset": {"name": source, "label": label_source(source), "num_images": arguments.images},
+        "index_bytes": index,
+        "load_average": [before, os.getloadavg()[0]],  # of the machine, before and after; its own is 1 to 2
+        "starts": starts,
+        **describe_origin("benchmarks/startup.py"),
+    }
+
+
+def read_kept(out: Path | None) -> dict[str, Any]:
+    """Return the record in a file, of which this measurement replaces its own part; a new one without a file.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    if out is None or not out.exists():
+        return {"what": WHAT}
+    record = read_record(out, out.parent)
+    if record.what != WHAT:
+        raise InputError(f"{out} is a record of {record.what}: choose another --out")
+    return record.content
+
+
 def main() -> None:
     """Write the large dataset, measure, publish the record."""
     arguments = parse_arguments()
     if arguments.measure:
         print(json.dumps(measure_start(Path(arguments.measure[0]), float(arguments.measure[1]))))
         return
+    if arguments.measure_command:
+        print(json.dumps(measure_command(*arguments.measure_command)))
+        return
     if arguments.repetitions < LEAST_REPETITIONS:
         raise InputError(f"--repetitions must be at least {LEAST_REPETITIONS}, got {arguments.repetitions}")
+    kept = read_kept(arguments.out)
+    if arguments.bucket:
+        publish({**kept, "bucket": measure_bucket(arguments)}, arguments.out)
+        return
 
     from prep.dataset import Split  # noqa: PLC0415
 
@@ -127,7 +242,7 @@ def main() -> None:
         moments = measure_moments(Path(temporary), arguments.repetitions)
     source = split.manifest.source.name
     record = {
-        "what": "startup",
+        **kept,
         "dataset": {"name": source, "label": label_source(source), "num_images": arguments.images},
         "moments": moments,
         "placement": describe_default_placement(),

@@ -7,13 +7,14 @@ from helpers.commands import CHECKOUT, Measured, measure_hiding
 from helpers.packages import OPTIONAL, is_installed
 
 COMMANDS = (
-    *("prep/shard.py", "prep/verify.py", "prep/adopt.py", "prep/digits.py"),
-    *("train/main.py", "train/evaluate.py", "train/export.py", "train/curves.py"),
+    *("prep/shard.py", "prep/verify.py", "prep/adopt.py", "prep/digits.py", "prep/stage.py"),
+    *("train/main.py", "train/evaluate.py", "train/export.py", "train/curves.py", "train/mirror.py"),
     *("serve/gradcam_viz.py", "serve/report.py", "serve/publish.py", "serve/app.py"),
     *("benchmarks/throughput.py", "benchmarks/prove_verdict.py", "benchmarks/peers.py", "benchmarks/preparation.py"),
     *("benchmarks/startup.py", "benchmarks/sweeps.py", "benchmarks/results.py", "benchmarks/pictures.py"),
     *("benchmarks/serving.py", "benchmarks/gpu_suite.py", "benchmarks/gpu_pack.py", "benchmarks/gpu_model.py"),
-    *("benchmarks/certify.py", "benchmarks/prove_tuning.py", "benchmarks/ingredients.py"),
+    *("benchmarks/certify.py", "benchmarks/prove_tuning.py", "benchmarks/ingredients.py", "benchmarks/cost.py"),
+    "benchmarks/staging.py",
 )
 NEEDED = {"train/main.py": "tyro"}  # generates the command line
 MAX_CPU_SECONDS = 1.0
@@ -21,7 +22,7 @@ MAX_CPU_SECONDS = 1.0
 SLOW_TO_IMPORT = frozenset(
     [
         *("torch", "torchvision", "timm", "nvidia.dali", "captum", "gradio", "matplotlib", "sklearn", "tensorboard"),
-        *("datasets", "pandas", "pyarrow.dataset", "ray", "s3fs", "webdataset"),
+        *("datasets", "pandas", "pyarrow.dataset", "ray", "webdataset"),
     ]
 )
 

@@ -1,8 +1,9 @@
 """Draw bars: contenders with spread, in groups; and each thread's time per batch, stacked."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from drawing.shown import Bar, Picture, Stack
+from drawing.shown import Bar, Picture, Spend, Stack
 from drawing.style import ACCENT, FAINT, GREY, INK, SHADES, new_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def draw_bars(picture: Picture) -> Figure:
     return figure
 
 
-def place(bars: list[Bar]) -> tuple[list[float], dict[float, str]]:
+def place(bars: Sequence[Bar | Spend]) -> tuple[list[float], dict[float, str]]:
     """Return the row of each bar, and the rows of the groups' headings."""
     rows, headings, row, last = [], {}, 0.0, None
     for bar in bars:

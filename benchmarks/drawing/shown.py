@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from reports.dollars import SHOWN_STORED, describe_longest, format_hours, group_shown
 from reports.quoted import OURS
 from reports.races import rate_of, sort_by_rate
 from reports.rates import SPENT
@@ -65,13 +66,31 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Spend:
+    """The dollars of a run on one machine."""
+
+    label: str
+    running: float  # training and evaluation, on demand
+    start: float  # boot, environment and staging, on demand
+    spot: float  # all of it on the spot market, with reclaims
+    hours: str  # on demand
+    binds: str
+    group: str  # the stored form, which is a heading above its first row
+
+    @property
+    def on_demand(self) -> float:
+        """The dollars of all of it, on demand."""
+        return self.running + self.start
+
+
+@dataclass(frozen=True)
 class Picture:
     """A title, a subtitle with the machine and the images, and marks of one kind."""
 
     name: str  # suffix to the record's name: "" or "-threads"
     title: str
     subtitle: str
-    marks: tuple[Bar, ...] | tuple[Stack, ...] | tuple[Point, ...]
+    marks: tuple[Bar, ...] | tuple[Stack, ...] | tuple[Point, ...] | tuple[Spend, ...]
     axis: str = ""  # label of the points' x axis
     unit: str = ""  # of that axis
     cores: int = 0  # of the machine, if the x axis is threads
@@ -150,10 +169,36 @@ def _images(content: dict[str, Any]) -> str:
     return f"{data['num_images']:,} images of {data['name']}"
 
 
+def show_cost(content: dict[str, Any]) -> Iterator[Picture]:
+    """Yield the picture of what the first recipe costs by machine, one group per stored form."""
+    recipe, groups = group_shown(content)
+    spends = [
+        _spend(f"{name}, {content['machines'][name].partition(',')[0]}", forms[form], words)
+        for form, words in SHOWN_STORED.items()
+        for name, forms in groups.items()
+        if form in forms
+    ]
+    top1 = content["recipes"][recipe]["published"].partition(",")[0]
+    reclaims = f"{content['reclaims']} reclaim{'s' * (content['reclaims'] != 1)}"
+    subtitle = (
+        f"to a published top-1 of {top1}; computed from prices, records and publications, not measured on EC2\n"
+        f"blue: training and evaluation; grey: boot, environment, staging; orange: all of it on spot, with {reclaims}"
+    )
+    yield Picture("", f"What {recipe} costs on EC2", subtitle, tuple(spends))
+
+
+def _spend(label: str, row: dict[str, Any], group: str) -> Spend:
+    offer = row["on_demand"]
+    start = row["start_hours"] * offer["dollars_per_hour"]
+    hours = format_hours(offer["hours"])
+    return Spend(label, offer["dollars"] - start, start, row["spot"]["dollars"], hours, describe_longest(row), group)
+
+
 SHOWN: dict[str, Callable[[dict[str, Any]], Iterator[Picture]]] = {
     "feeding": show_peers,
     "throughput": show_batch,
     "sweeps": show_sweeps,
+    "cost of a recipe": show_cost,
 }
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from drawing.shown import Bar, Picture, Point, Stack
+from drawing.shown import Bar, Picture, Point, Spend, Stack
 from reports.words import format_number
 from rich.console import Console
 from rich.text import Text
@@ -48,11 +48,14 @@ def print_picture(picture: Picture, console: Console) -> None:
     console.print()
 
 
-def describe_mark(mark: Bar | Stack | Point, picture: Picture) -> Row:
+def describe_mark(mark: Bar | Stack | Point | Spend, picture: Picture) -> Row:
     """Return a mark's name, lengths and figures."""
     if isinstance(mark, Stack):
         figures = ", ".join(f"{name} {value:.1f}" for name, value in mark.parts.items())
         return Row("", mark.label, mark.parts, mark.period, f"{figures} of {mark.period:.1f}", "", True)
+    if isinstance(mark, Spend):
+        figures = f"{mark.on_demand:.2f} $, spot {mark.spot:.2f} $, {mark.hours}"
+        return Row(mark.group, mark.label, {"": mark.on_demand}, mark.on_demand, figures, mark.binds, False)
     figures = f"{format_number(mark.median)} ({format_number(mark.low)} to {format_number(mark.high)})"
     if isinstance(mark, Point):
         return Row("", f"{mark.x:,.0f} {picture.unit}", {"": mark.median}, mark.median, figures, mark.label, True)

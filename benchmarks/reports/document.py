@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from drawing.shown import name_pictures
+from reports.dollars import describe_cost
 from reports.gpu_model import describe_model
 from reports.ingredients import describe_ingredients
 from reports.phases import describe_phases
 from reports.plain import describe_plainly
 from reports.proofs import describe_certificates, describe_proof
-from reports.races import describe_feeding, describe_preparation, describe_serving, describe_startup
+from reports.races import describe_feeding, describe_preparation, describe_serving, describe_staging, describe_startup
 from reports.rates import describe_sweeps, describe_throughput
 from reports.reading import Record, Records
 from reports.suite import describe_suite
@@ -22,12 +23,14 @@ KINDS: dict[str, tuple[str, Describe]] = {
     "sweeps": ("Loader rate by threads and by stored size", describe_sweeps),
     "throughput": ("Throughput of each stage, and the bottleneck", describe_throughput),
     "throughput of a recipe": ("A recipe, resolution by resolution", describe_phases),
+    "cost of a recipe": ("A recipe on EC2, in dollars", describe_cost),
     "proof of the verdict": ("Tests of the verdict", describe_proof),
     "loader settings": ("Tuned settings", describe_settings),
     "tuning": ("Tests of tuning", describe_tuning),
     "certificates": ("Certificates", describe_certificates),
     "startup": ("Start-up", describe_startup),
     "preparation": ("Preparation, compared with other writers", describe_preparation),
+    "staging": ("Staging from S3, compared with other programs", describe_staging),
     "gpu model": ("A ResNet-50's training step on a GPU, without data", describe_model),
     "ingredients": ("Ingredients of a recipe, on a proxy", describe_ingredients),
     "serving": ("Latency of the app", describe_serving),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from reports.dollars import COST, write_cost
 from reports.races import rate_of, sort_by_rate
 from reports.reading import Records
 from reports.recipes import GPU_MODEL, SMALL_SIZES, write_short
@@ -217,6 +218,7 @@ def _describe_gpu(content: dict[str, Any]) -> str:
 # The text of each marker, and the record or records that it is written from.
 QUOTES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "recipes": ((SMALL_SIZES, GPU_MODEL), write_short),
+    "cost": (COST, write_cost),
     "gpu": (GPU, write_gpu),
     "gpu-machine": (GPU, _describe_gpu),
     "peers": (PEERS, write_peers),

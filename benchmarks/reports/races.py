@@ -1,4 +1,4 @@
-"""Sections of benchmarks/RESULTS.md on races: feeding and preparation, compared with peers; also start-up, serving."""
+"""Sections of benchmarks/RESULTS.md on races with peers: feeding, preparation, staging; also start-up, serving."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -103,6 +103,29 @@ def _preparation_row(name: str, each: dict[str, Any], num_images: int) -> list[s
     ]
 
 
+LOOPBACK = "the bucket is on a server on this machine, which shares its cores"
+
+
+def describe_staging(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the cost of copying a dataset from S3, for each program."""
+    yield from (f"{content['dataset']['bytes'] / 1e9:.2f} GB. Median (min to max).", "")
+    rows = []
+    for name, each in content["programs"].items():
+        ratios = [
+            f"{format_number(found['median'])} × {its}" for its, found in each.get("cpu_compared_with", {}).items()
+        ]
+        figures = (
+            format_spread(each["cpu_seconds_per_gb"]),
+            ", ".join(ratios),
+            format_spread(each["megabytes_per_second"]),
+        )
+        rows.append([name, *figures, each["what"], each["version"]])
+    yield from make_table(("", "CPU s per GB", "compared with", "MB/s", "command", "version"), rows)
+    yield from list_unable(content)
+    yield from list_origin(content)
+    yield from list_method(content)
+
+
 def describe_startup(content: dict[str, Any]) -> Iterator[str]:
     """Yield the seconds to open a split and the seconds to its first batch."""
     yield from (f"A dataset of {format_dataset(content['dataset'])}, repeated under new keys.", "")
@@ -111,6 +134,21 @@ def describe_startup(content: dict[str, Any]) -> Iterator[str]:
         for moment, each in content["moments"].items()
     ]
     yield from make_table(("position in an epoch", "to open, s", "from opening to the first batch, s"), rows)
+    yield from list_origin(content)
+    if "bucket" in content:
+        yield from describe_bucket_starts(content["bucket"])
+
+
+def describe_bucket_starts(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the seconds from the command to the first batch, for each state of the cache of a bucket."""
+    size, (before, after) = f"{content['index_bytes'] / 1e6:,.0f} MB", content["load_average"]
+    yield f"From the command to the first batch, imports included; the sample index has {size}; {LOOPBACK}. The load"
+    yield from (f"average of the machine was {before:.1f} before and {after:.1f} after.", "")
+    rows = [
+        [name, format_spread(each["opened_seconds"]), format_spread(each["first_batch_seconds"])]
+        for name, each in content["starts"].items()
+    ]
+    yield from make_table(("from", "until the split is open, s", "until the first batch, s"), rows)
     yield from list_origin(content)
 
 

@@ -54,6 +54,9 @@ def test_preparation_and_start_up_stand_there(write: Callable[[Path], str]) -> N
                 row_of(section, contender, f"{rate['median']:,.0f} ({rate['min']:,.0f} to {rate['max']:,.0f})")
     for moment, each in recorded.read("startup.json")["moments"].items():
         row_of(text, moment, f"{each['first_batch_seconds']['median']:.2f} (")
+    for name, each in recorded.read("startup.json")["bucket"]["starts"].items():
+        spread = importlib.import_module("reports.words").format_spread
+        row_of(text, name, spread(each["opened_seconds"]), spread(each["first_batch_seconds"]))
 
 
 def test_the_apps_answer_stands_there(write: Callable[[Path], str]) -> None:
