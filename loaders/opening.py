@@ -42,7 +42,7 @@ def open_splits(
         cache: for a bucket: the folder to which its shards are fetched, or `none`. Empty or None for a folder.
 
     Raises:
-        InputError: there is no such dataset, or the cache cannot be used for it.
+        InputError: the dataset does not exist, or the cache cannot be used for it.
     """
     # A folder.
     root = parse_root(root)

@@ -33,7 +33,7 @@ from prep.staging import RemoteSplit, repair_command
 CONNECTIONS = 128  # images read at once: an answer of S3 takes 20 to 60 ms
 ATTEMPTS = 3  # to read an image whose bytes do not match
 SECONDS_BETWEEN_LOOKS = 1.0  # for shards that have come into the cache
-# Dollars for a GET request: S3 Standard in us-east-1, https://aws.amazon.com/s3/pricing/, seen in 2026-11.
+# Dollars for a GET request, S3 Standard in us-east-1, as known in 2026-11 (https://aws.amazon.com/s3/pricing/).
 DOLLARS_PER_REQUEST = 0.0004 / 1000
 
 
@@ -57,7 +57,7 @@ class BucketSplit(Split):
             cache: its folder on this machine; None if nothing is kept there.
             found: the split in the bucket.
             content: its sample index.
-            filler: fetches the shards into the cache; None if another process does, or if there is no cache.
+            filler: fetches the shards into the cache; None if another process does that, or without a cache.
             warns: print a line when S3 does not answer; one process of a machine does.
         """
         self.url, self.has_cache, self.manifest = url, cache is not None, found.manifest

@@ -47,7 +47,7 @@ class Report:
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    lacks_card: bool = False  # --repair writes it, but that is no fault
+    lacks_card: bool = False  # --repair writes it, but that is not a fault
     num_splits: int = 0
     num_shards: int = 0
     num_images: int = 0

@@ -140,7 +140,7 @@ class Remote:
         patience: shared by the stores of one transfer; by default one of its own.
 
     Raises:
-        InputError: the URL is not of this form, obstore is missing, or there are no credentials. No request is made.
+        InputError: the URL is not of this form, obstore is missing, or no credentials are found. No request is made.
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
@@ -339,7 +339,7 @@ class Remote:
                 raise self._explained(error, action, url) from None
 
     def _is_worth_waiting(self, error: BaseException) -> bool:
-        # The metadata service, which gives the credentials, may be late as well; but at the start there is no role.
+        # The metadata service gives the credentials, and may be late too. If S3 never answered, there is no role.
         return is_transient(error) or (self.patience.was_reached and is_about_credentials(str(error)))
 
     def _is_unlisted(self, path: str) -> bool:

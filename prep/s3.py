@@ -5,7 +5,6 @@ It reads no profiles of ~/.aws: they come through boto3 where that is installed.
 """
 
 import configparser
-import http.client
 import os
 import re
 import ssl
@@ -16,11 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prep.errors import InputError
+from prep.metadata import ENDPOINT, ask_metadata
 from prep.s3_errors import EXPORT, MAX_CHARACTERS, SECRETS, explain_no_credentials, hide_secrets
 
 INSTALL = "pip install -e '.[s3]'"
-IMDS = "http://169.254.169.254"  # the default of AWS_EC2_METADATA_SERVICE_ENDPOINT
-IMDS_SECONDS = 2.0  # to wait for an answer: the service is on the machine itself
 DEFAULT_REGION = "us-east-1"
 # obstore's own retries, of dropped connections and of 5xx: short, because `prep.remote` waits longer and says so.
 RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
@@ -110,7 +108,7 @@ def find_settings(purpose: str = "read") -> dict[str, Any]:
 
     # The region, and the address of the metadata service (obstore has another name for the variable).
     settings["region"] = find_region(getattr(provider, "config", {}).get("region"))
-    if metadata := os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
+    if metadata := os.environ.get(ENDPOINT):
         settings["metadata_endpoint"] = metadata
     return settings
 
@@ -122,7 +120,7 @@ def check_environment(needs_role: bool) -> None:
         needs_role: the environment names no credentials, so that they have to be those of the instance's role.
 
     Raises:
-        InputError: a variable cannot be used, or there are no credentials.
+        InputError: a variable cannot be used, or no credentials are found.
     """
     for name in IN_HEADERS:
         if not re.fullmatch(r"[!-~]*", os.environ.get(name, "")):
@@ -148,7 +146,7 @@ def read_certificates() -> bytes | None:
     if not path:
         return None
     try:
-        ssl.create_default_context(cafile=path)  # obstore ignores what is no certificate
+        ssl.create_default_context(cafile=path)  # obstore ignores what is not a certificate
         return Path(path).read_bytes()
     except OSError as error:
         cause = "no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
@@ -180,7 +178,7 @@ def find_region(of_profile: str | None = None) -> str:
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or of_profile
     if named or find_endpoint() is not None or is_metadata_disabled():
         return named or DEFAULT_REGION
-    return ask_metadata("/latest/meta-data/placement/region") or DEFAULT_REGION
+    return find_own_region() or DEFAULT_REGION
 
 
 def has_credentials() -> bool:
@@ -238,25 +236,6 @@ def is_profile_there(name: str) -> bool:
 
 
 @cache
-def ask_metadata(path: str) -> str | None:
-    """Return the text of an answer of EC2's metadata service (IMDSv2); None if there is no such service.
-
-    It uses no proxy, since the service is on this machine. The answer is kept for the life of the process.
-    """
-    address = urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or IMDS)
-    try:
-        token = _request(address.netloc, "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-        return token and _request(address.netloc, "GET", path, {"X-aws-ec2-metadata-token": token})
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-
-
-def _request(host: str, method: str, path: str, headers: dict[str, str]) -> str | None:
-    connection = http.client.HTTPConnection(host, timeout=IMDS_SECONDS)
-    try:
-        connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        return text if answer.status == http.client.OK else None
-    finally:
-        connection.close()
+def find_own_region() -> str | None:
+    """Return the region of this EC2 instance; None elsewhere. The answer is kept for the life of the process."""
+    return ask_metadata("/latest/meta-data/placement/region")

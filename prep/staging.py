@@ -83,10 +83,10 @@ def _explain_no_split(remote: Remote, names: list[str]) -> str:
         return f"{remote} holds no prepared split, no folder in it has a {MANIFEST}: it has {list_some(names)}"
     parent = remote.url.rpartition("/")[0]
     try:
-        beside = Remote(parent, remote.patience).folders() if remote.prefix else []
+        siblings = Remote(parent, remote.patience).folders() if remote.prefix else []
     except (InputError, RemoteError):  # the policy may not allow it
-        beside = []
-    return f"{remote} holds nothing: {f'{parent} has {list_some(beside)}' if beside else 'check the prefix'}"
+        siblings = []
+    return f"{remote} holds nothing: {f'{parent} has {list_some(siblings)}' if siblings else 'check the prefix'}"
 
 
 def read_remote_manifest(remote: Remote, split: str) -> RemoteSplit | None:

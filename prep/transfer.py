@@ -168,7 +168,7 @@ class Transfer:
             self.ranges.put((fetch, start, min(start + RANGE_BYTES, size)))
 
     def _fetch_ranges(self) -> None:
-        """Fetch and write ranges until there are no more; the work of one thread."""
+        """Fetch and write the queued ranges, until None comes; the work of one thread."""
         while item := self.ranges.get():
             fetch, start, stop = item
             try:

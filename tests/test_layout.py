@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "loaders", "train", "prep", "serve"},
 }
 # Every package may import these.
-FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess", "weights", "blur")
+FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess", "weights", "blur", "metadata")
 FLOOR = {f"prep.{name}" for name in FLOOR_FILES}
 NETWORKS = "prep.blur"  # the only module of the floor that needs torch
 DATA = FLOOR | {"prep.dataset", "prep.remote", "prep.staging"}  # the format, object storage, and what a cache holds

@@ -13,7 +13,7 @@ more. It may be suspended after this look, and write when another start has long
   can neither change nor mix with what another start saved, and a checkpoint always finds the log that it expects.
 * A claim holds the clock from which its start trains. Whatever a lower number has beyond that clock is superseded,
   whenever it appeared: it is never chosen, and deleted when the newest start next saves.
-* The logs beside `checkpoints/` are for people and for TensorBoard, and no checkpoint needs them. A late writer may
+* The logs next to `checkpoints/` are for people and for TensorBoard, and no checkpoint needs them. A late writer may
   replace metrics.jsonl there by an older one; the next save repairs it.
 
 So a run always continues from the newest whole checkpoint of one unbroken history. What a suspended start saves after

@@ -11,7 +11,6 @@
   SIGKILL or by the out-of-memory killer, they get no signal, neither from torchrun nor from a terminal that is closed.
 """
 
-import http.client
 import json
 import logging
 import os
@@ -25,23 +24,21 @@ from contextlib import ExitStack, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType, TracebackType
-from urllib.parse import urlsplit
 
 from loaders import World
 from prep.errors import InputError
 from prep.files import write_whole
+from prep.metadata import ask_metadata, find_endpoint, find_token
 from train.config import CONTINUE, SpotKind
 from train.dist import AsyncMax
 
 LEFT_EARLY = os.EX_TEMPFAIL  # exit status of a run that left early and can be resumed
 
-# The metadata service: environment variable of its address, and the default.
-ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254"
-TOKEN, INSTANCE_ID = "/latest/api/token", "/latest/meta-data/instance-id"
+# Paths of the metadata service.
+INSTANCE_ID = "/latest/meta-data/instance-id"
 NOTICE = "/latest/meta-data/spot/instance-action"
 REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 POLL_SECONDS = 5.0  # as EC2 advises
-ANSWER_SECONDS = 2.0  # to wait for an answer: the service is on the machine itself
 
 LOOK_SECONDS = 0.5  # between looks at this process's parent
 LAUNCHERS = ("python", "torch", "accelerate")  # in the command line of torchrun, however it was started
@@ -163,40 +160,9 @@ class SpotWatch:
                 return
 
 
-def find_endpoint() -> str:
-    """Return the address of the metadata service."""
-    return os.environ.get(*ENDPOINT)
-
-
-def find_token() -> str | None:
-    """Return a token for the next request; None if no metadata service answers."""
-    return _request("PUT", TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-
-
-def ask_metadata(path: str) -> str | None:
-    """Return what the metadata service says under a path; None if it has nothing there or does not answer."""
-    token = find_token()
-    return None if token is None else _request("GET", path, {"X-aws-ec2-metadata-token": token})
-
-
 def find_instance_id() -> str | None:
     """Return the id of this EC2 instance; None elsewhere."""
     return ask_metadata(INSTANCE_ID)
-
-
-def _request(method: str, path: str, headers: dict[str, str]) -> str | None:
-    """Return the text of an answer with status 200, else None. Uses no proxy, since the service is on this machine."""
-    address = urlsplit(find_endpoint())
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=ANSWER_SECONDS)
-    try:
-        connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        return text if answer.status == http.client.OK else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
 
 
 # A lost torchrun.

@@ -29,18 +29,6 @@ def upload(server: SwiftServer, folder: Path, url: str) -> None:
         remote.put(name, content)
 
 
-def find_proxy(server: SwiftServer) -> int:
-    """Return the process id of the server's proxy, which answers all requests."""
-    configuration = str(server.folder / "etc" / "proxy-server.conf").encode()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if configuration in path.read_bytes().split(b"\0"):
-                return int(path.parent.name)
-        except OSError:  # it has ended
-            continue
-    raise AssertionError("no proxy")
-
-
 def list_processes(word: str) -> list[int]:
     """Return the processes of this machine with a word among their arguments."""
     found = []

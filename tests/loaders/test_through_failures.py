@@ -1,6 +1,5 @@
 """Reading from a bucket that does not answer or is damaged; caches and datasets that cannot be used."""
 
-import os
 import re
 import signal
 import threading
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.buckets import find_proxy, upload, using
+from helpers.buckets import upload, using
 from helpers.datasets import prepare_folder, tree
 from helpers.swift_server import SwiftServer
 from helpers.through import BATCH_SIZE, OTHER_RANK, URL, iterating, make_loader, open_digits
@@ -72,35 +71,34 @@ def test_a_server_that_stops_is_waited_out(
     plain = build_loader(Split(digits, "train"), TrainTransform(24), 8, config=LoaderConfig("reference"))
     with iterating(loader) as ours, iterating(plain) as theirs:
         assert next(ours).images_BCHW.equal(next(theirs).images_BCHW)
-        proxy = find_proxy(server)
-        os.kill(proxy, signal.SIGSTOP)
-        try:
-            threading.Thread(target=lambda: (waits.wait(60), os.kill(proxy, signal.SIGCONT)), daemon=True).start()
+        with server.stopped():
+            threading.Thread(target=_continue_proxy, args=(server, waits), daemon=True).start()
             for _ in range(10):
                 assert next(ours).images_BCHW.equal(next(theirs).images_BCHW)
-        finally:
-            os.kill(proxy, signal.SIGCONT)
     assert re.fullmatch(
         rf"waiting since \S+: {URL}/train/train-\d+.tar: no answer, .*; giving up after 600 s", lines[0]
     )
     assert re.fullmatch(r"S3 answers again, after \d+ s", lines[-1])
 
 
+def _continue_proxy(server: SwiftServer, waits: threading.Event) -> None:
+    """Let a stopped server answer again, once a client waits for it."""
+    waits.wait(60)
+    server.proxy.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_loader_that_waits_for_a_server_can_be_closed(server: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = threading.Event()
     monkeypatch.setattr(through, "warn", lambda _: waits.set())
-    loader, proxy = make_loader(open_digits("none")), find_proxy(server)
-    os.kill(proxy, signal.SIGSTOP)
-    try:
+    loader = make_loader(open_digits("none"))
+    with server.stopped():
         with Prefetcher(loader._produce(0), 1, Counters(), loader._interrupt) as prefetcher:
             assert waits.wait(60)
             assert re.fullmatch(rf"waiting since \S+: {URL}/train/.*", loader.describe_wait())
             started = time.monotonic()
         assert time.monotonic() - started < 60  # not the 600 s of its patience
         assert not prefetcher.thread.is_alive()
-    finally:
-        os.kill(proxy, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from prep.errors import InputError
 from prep.remote import Patience, Remote, RemoteError
-from prep.s3 import ask_metadata, find_region, find_settings, is_object_name, open_bucket, split_url
+from prep.s3 import find_own_region, find_region, find_settings, is_object_name, open_bucket, split_url
 from prep.s3_errors import describe_error, find_code, hide_secrets
 from prep.store import open_store
 
@@ -44,7 +44,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("AWS_CONFIG_FILE", raising=False)
     monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE", raising=False)
-    ask_metadata.cache_clear()
+    find_own_region.cache_clear()
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_the_region_is_that_of_the_instance(serve: Serve, monkeypatch: pytest.Mo
     assert find_region() == "us-east-2"
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    ask_metadata.cache_clear()
+    find_own_region.cache_clear()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert find_region() == "us-east-1"
     assert len(imds.requests) == 2
@@ -209,7 +209,7 @@ def test_a_machine_without_any_credentials_is_told_what_to_do(serve: Serve, monk
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
     monkeypatch.setenv(IMDS, serve(play_imds({REGION: "us-east-1"})).url)  # an instance without a role
     assert "(no credentials): no AWS credentials were found: " in _refusal(asked)
-    ask_metadata.cache_clear()
+    find_own_region.cache_clear()
     monkeypatch.setenv(IMDS, "http://127.0.0.1:9")  # no instance
     assert "(no credentials): no AWS credentials were found: " in _refusal(asked)
 

@@ -260,18 +260,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     assert landed
 
 
-def _proxy_of(server: SwiftServer) -> int:
-    """Return the process id of Swift's proxy."""
-    configuration = str(server.folder / "etc" / "proxy-server.conf").encode()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if configuration in path.read_bytes().split(b"\0"):
-                return int(path.parent.name)
-        except OSError:  # it has ended
-            continue
-    raise AssertionError("no proxy")
-
-
 def test_a_server_that_stops_is_waited_out_and_that_is_said(
     remote: Remote, server: SwiftServer, held: tuple[threading.Event, threading.Event], prepared: Path, tmp_path: Path
 ) -> None:
@@ -280,16 +268,13 @@ def test_a_server_that_stops_is_waited_out_and_that_is_said(
     assert process.stderr is not None
     assert held[0].wait(60)
     lines = []
-    os.kill(_proxy_of(server), signal.SIGSTOP)
-    try:
+    with server.stopped():
         held[1].set()
         stopped = time.monotonic()
         while not (lines and lines[-1].startswith("stage ") and " ETA " in lines[-1] and "waiting since " in lines[-1]):
             lines.append(process.stderr.readline())
             assert lines[-1], "the command ended"
         time.sleep(max(0.0, SECONDS_STOPPED - (time.monotonic() - stopped)))
-    finally:
-        os.kill(_proxy_of(server), signal.SIGCONT)
     lines += process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 0, lines
     assert any("S3 answers again, after " in line for line in lines)

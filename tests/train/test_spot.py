@@ -10,7 +10,8 @@ from helpers.imds import INSTANCE, Instance, metadata_service
 from helpers.train_runs import await_that
 
 from loaders import World
-from train.preemption import ENDPOINT, Notices, Reason, SpotWatch, find_instance_id
+from prep.metadata import ENDPOINT
+from train.preemption import Notices, Reason, SpotWatch, find_instance_id
 
 PATIENCE = 20.0  # seconds
 
@@ -19,7 +20,7 @@ PATIENCE = 20.0  # seconds
 def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
     """A spot instance with a metadata service of this test."""
     with metadata_service() as instance:
-        monkeypatch.setenv(ENDPOINT[0], instance.url)
+        monkeypatch.setenv(ENDPOINT, instance.url)
         yield instance
 
 
@@ -82,7 +83,7 @@ def test_off_asks_nothing(instance: Instance) -> None:
 
 
 def test_auto_gives_up_where_there_is_no_metadata_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENDPOINT[0], "http://127.0.0.1:9")
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     with SpotWatch("auto", refuse):
         for thread in threading.enumerate():
             if thread.name == "penstock-spot":
@@ -91,7 +92,7 @@ def test_auto_gives_up_where_there_is_no_metadata_service(monkeypatch: pytest.Mo
 
 
 def test_on_warns_where_there_is_no_metadata_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENDPOINT[0], "http://127.0.0.1:9")
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     warned = threading.Event()
     monkeypatch.setattr(logging.getLogger("penstock"), "warning", lambda *_: warned.set())
     with SpotWatch("on", refuse, poll_seconds=0.01):
