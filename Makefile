@@ -19,7 +19,7 @@ always:
 CLEAR := --clear
 endif
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt prep/_transcode.c loaders/_read.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(CLEAR) .venv
 	@echo $(EXTRAS) > .venv/.extras
@@ -56,6 +56,7 @@ soak: env
 	PENSTOCK_SOAK_STAGE_KILLS=20 PENSTOCK_SOAK_STAGE_STOPPED=30 $(BIN)/pytest tests/prep/test_stage.py
 	PENSTOCK_SOAK_LAYOUTS=2000 $(BIN)/pytest tests/prep/test_hostile_layouts.py tests/prep/test_tables_hostile.py
 	PENSTOCK_SOAK_HARM=400 PENSTOCK_SOAK_ELASTIC=20 $(BIN)/pytest tests/loaders/test_harm.py tests/loaders/test_elastic.py
+	PENSTOCK_SOAK_SPLICES=20 PENSTOCK_SOAK_SPLICE_HARM=400 $(BIN)/pytest tests/loaders/test_splice_photographs.py tests/loaders/test_splice_harm.py
 	PENSTOCK_SOAK_TRAIN_KILLS=20 $(BIN)/pytest tests/train/test_resume.py
 	PENSTOCK_SOAK_MIRROR_KILLS=10 $(BIN)/pytest tests/train/test_mirror.py
 	PENSTOCK_SOAK_SPOT_KILLS=10 $(BIN)/pytest tests/cloud/test_spot_run.py

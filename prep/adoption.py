@@ -10,12 +10,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import LEDGER, MANIFEST, REJECTED, SAMPLES, Manifest, Origin
+from prep.dataset import LEDGER, MANIFEST, REJECTED, SAMPLES, Manifest, Origin, Shard
 from prep.errors import InputError
-from prep.files import replace_file, sync_folder, unfinished_name
+from prep.files import replace_file, sha256_of, sync_folder, unfinished_name
 from prep.finalize import SplitFacts, finalize_dataset, finalize_split, find_manifest
 from prep.pools import Pool
 from prep.progress import Meter
+from prep.segments import encode_segments
 from prep.store import PARTIAL, WORK_FOLDER, LocalStore
 from prep.tar_index import TarJob, index_tar, read_record
 from prep.tar_sample import ANY, Fields
@@ -68,7 +69,7 @@ def read_class_names(path: Path) -> Names:
 def adopt_split(adoption: Adoption, out: LocalStore, pool: Pool[TarJob]) -> bool:
     """Index tars as a split of `out`, or continue where an earlier run stopped; return True if it was complete before.
 
-    In a complete split only links and indexes are restored, if the tars were moved or an index was lost.
+    In a complete split only links, indexes and segments are restored, if the tars were moved or a file was lost.
 
     Raises:
         InputError: parts are missing, a tar or label is unusable, or the folder holds anything else.
@@ -111,7 +112,7 @@ def check_folder(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> N
     # An unfinished split, of prep/shard.py or of this command, or other files.
     if store.size(f"{WORK_FOLDER}/job.json") is not None:
         raise InputError(f"{store} was begun by prep/shard.py: choose another --out or delete it")
-    ours = {LEDGER, SAMPLES, *(job.index_name for job in jobs)}
+    ours = {LEDGER, SAMPLES, *(job.index_name for job in jobs), *(job.segments_name for job in jobs)}
     links = {job.name for job in jobs if _is_linked(job)}
     unfinished = _list_unfinished(jobs, store)
     for name in store.names():
@@ -123,7 +124,8 @@ def check_folder(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> N
 
 def _list_unfinished(jobs: list[TarJob], store: LocalStore) -> list[str]:
     """Return the names of files that a killed run left unfinished."""
-    ours = {LEDGER, SAMPLES, MANIFEST, *(job.index_name for job in jobs), *(job.name for job in jobs)}
+    of_jobs = [name for job in jobs for name in (job.name, job.index_name, job.segments_name)]
+    ours = {LEDGER, SAMPLES, MANIFEST, *of_jobs}
     return [name for name in store.names() if unfinished_name(name) in ours]
 
 
@@ -158,22 +160,51 @@ def _rejected_tars(store: LocalStore) -> set[str]:
 
 
 def _restore_split(jobs: list[TarJob], manifest: Manifest, pool: Pool[TarJob]) -> None:
-    """Restore the missing indexes and links of a complete split.
+    """Restore the missing indexes, segments and links of a complete split.
 
     Raises:
         InputError: a tar that had to be read again has changed.
     """
     shards = {shard.name: shard for shard in manifest.shards}
     listed = [job for job in jobs if job.name in shards]
-    _index_tars([job for job in listed if job.store.size(job.index_name) is None], manifest.split, pool)
+    _index_tars([job for job in listed if _lacks_files(job, shards[job.name])], manifest.split, pool)
     for job in listed:
-        if (record := read_record(job)) and record["shard"]["composite_sha256"] != shards[job.name].composite_sha256:
-            job.store.remove(job.index_name)
-            raise InputError(
-                f"{job.path} has changed since it was adopted: fetch it again, or delete {job.store} and run again"
-            )
+        if record := read_record(job):
+            _restore_segments(job, record["shard"], shards[job.name])
         _link(job)
     sync_folder(jobs[0].store.folder)
+
+
+def _lacks_files(job: TarJob, shard: Shard) -> bool:
+    return job.store.size(job.index_name) is None or (
+        bool(shard.segments_sha256) and job.store.size(job.segments_name) is None
+    )
+
+
+def _restore_segments(job: TarJob, found: dict[str, Any], shard: Shard) -> None:
+    """Write the segments of a tar that was read again, if its split has them.
+
+    Raises:
+        InputError: the tar has changed.
+    """
+    content = _read_segments(job, found)
+    has_changed = bool(shard.segments_sha256) and sha256_of(content) != shard.segments_sha256
+    if found["composite_sha256"] != shard.composite_sha256 or has_changed:
+        job.store.remove(job.index_name)
+        raise InputError(
+            f"{job.path} has changed since it was adopted: fetch it again, or delete {job.store} and run again"
+        )
+    if shard.segments_sha256:
+        job.store.write(job.segments_name, content)
+
+
+def _read_segments(job: TarJob, found: dict[str, Any]) -> bytes:
+    """Return the SHARD.seg of a tar that was read; `index_tar` wrote it only if an image has segments."""
+    if not found["segments_sha256"]:
+        return encode_segments([None] * found["num_images"])
+    content = job.store.read(job.found_segments_name)
+    assert content is not None
+    return content
 
 
 def _index_tars(jobs: list[TarJob], split: str, pool: Pool[TarJob]) -> None:
@@ -213,6 +244,7 @@ def _finalize(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> None
     usable = [(job, record["shard"]) for job, record in zip(jobs, records, strict=True) if record["columns"]["key"]]
     for job, _ in usable:
         _link(job)
+    _write_segments(usable)
     sync_folder(store.folder)
 
     # The revision is a digest of the tars; the reading says what was left out.
@@ -224,6 +256,18 @@ def _finalize(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> None
         reading["missing"] = missing
     facts = SplitFacts(adoption.tars.split, Origin(ADOPTED, revision), None, class_names, reading)
     finalize_split(store, facts, records)
+
+
+def _write_segments(usable: list[tuple[TarJob, dict[str, Any]]]) -> None:
+    """Write the segments of all tars if an image of any has some, and note their digests in the tars' facts."""
+    has_segments = any(shard["segments_sha256"] for _, shard in usable)
+    for job, shard in usable:
+        if has_segments:
+            content = _read_segments(job, shard)
+            job.store.write(job.segments_name, content)
+            shard["segments_sha256"] = sha256_of(content)
+        else:
+            job.store.remove(job.segments_name)  # of an earlier run, before the tars were changed
 
 
 def _find_short(jobs: list[TarJob], records: list[dict[str, Any]], num_expected: dict[str, int]) -> list[str]:

@@ -24,12 +24,26 @@ from prep.dataset import (
 )
 from prep.dataset_card import is_users_readme, make_dataset_card
 from prep.errors import InputError, one_line
-from prep.faults import CLEAN, DATASET, INDEX, PREPARE, STAGE, Cure, Fault, Remedy, Report, shard_cure, split_cure
+from prep.faults import (
+    CLEAN,
+    DATASET,
+    INDEX,
+    PREPARE,
+    SEGMENTS,
+    STAGE,
+    Cure,
+    Fault,
+    Remedy,
+    Report,
+    shard_cure,
+    split_cure,
+)
 from prep.files import sha256_of
 from prep.finalize import DATASET_FILES, TIMM_INFO, list_leaks, timm_info
 from prep.ledger import LEAKS, count_events, to_lines
 from prep.pools import Pool
 from prep.progress import Meter
+from prep.segments import segments_name
 from prep.shard_check import ShardCheck, ShardReport, check_shard
 from prep.store import Store, open_store
 from prep.tar import index_name
@@ -194,7 +208,8 @@ def _open_samples(split: OpenedSplit, manifest: Manifest) -> pa.Table | None:
 
 def _note_other_files(split: OpenedSplit, manifest: Manifest, names: list[str]) -> None:
     tars = {shard.name for shard in manifest.shards}
-    known = SPLIT_FILES | tars | {index_name(name) for name in tars}
+    segments = {segments_name(shard.name) for shard in manifest.shards if shard.segments_sha256}
+    known = SPLIT_FILES | tars | {index_name(name) for name in tars} | segments
     split.notes += [
         one_line(f"{split.store}/{name} does not belong to the split") for name in names if name not in known
     ]
@@ -219,6 +234,8 @@ def find_contradictions(manifest: Manifest, table: pa.Table | None, ledger: byte
         wrong.append("the ledger has other counts")
     if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
         wrong.append("two shards have the same name")
+    if len({bool(shard.segments_sha256) for shard in manifest.shards}) > 1:
+        wrong.append("only some of its shards have segments")
     return wrong
 
 
@@ -302,6 +319,11 @@ def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None
         split.add_fault(name, wrong, shard_cure(manifest), name)
     if found.index:
         split.add_fault(job.index_name, found.index, INDEX, name)
+    if found.segments:
+        cure = split_cure(manifest) if job.rows is None else SEGMENTS
+        split.add_fault(job.segments_name, found.segments, cure, name)
+    if found.contradiction:
+        split.add_fault(job.segments_name, found.contradiction, PREPARE, name)
     if found.rows:
         more = f" (and {len(found.rows) - 1:,} more)" if len(found.rows) > 1 else ""
         split.add_fault(name, f"does not agree with {SAMPLES}: {found.rows[0]}{more}", PREPARE, name)

@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 
 from prep.errors import InputError
 from prep.files import sha256_of
+from prep.segments import segments_name
 
 FORMAT_VERSION = 2
+FORMAT_WITH_SEGMENTS = 3  # each shard has a SHARD.seg; otherwise as format 2
 MANIFEST, SAMPLES, LEDGER = "manifest.json", "samples.arrow", "ledger.jsonl"
 WORK_FOLDER = ".prep"  # in a split's folder while it is being written; removed when it is complete
 STAGING_FOLDER = ".staging"  # the same while `prep/stage.py` fetches it; holds the manifest until all shards are there
@@ -54,6 +56,7 @@ class Options:
     max_side: int | None = None  # pixels of the longer side at most
     short_side: int | None = None  # pixels of the shorter side at most
     quality: int | None = None  # of JPEGs that are re-encoded because that makes them smaller
+    restarts: bool = False  # transcode JPEGs so that they have segments: prep/segments.py
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Shard:
     num_images: int
     size_bytes: int
     composite_sha256: str  # of the tar with the data of each file in it replaced by its own SHA-256
+    segments_sha256: str = ""  # of its SHARD.seg; empty in format 2, which has none
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,22 @@ class Manifest:
         """Number of images of the source that were left out; the ledger says why."""
         return self.findings.get(REJECTED, 0)
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether each shard has a file of segments, SHARD.seg."""
+        return all(shard.segments_sha256 for shard in self.shards)
+
     def to_json(self) -> str:
         """Return the file's text, with a digest of the rest of it; the digests of all other files are in it too.
 
-        An empty `reading` is left out, so that a manifest from before this key is written as it was.
+        Keys that are newer than format 2 are left out where they are empty, so that an older manifest is written as it
+        was.
         """
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "reading" or value}
+        newer = [(fields["options"], "restarts"), *((shard, "segments_sha256") for shard in fields["shards"])]
+        for part, name in newer:
+            if part and not part[name]:
+                del part[name]
         digest = sha256_of(json.dumps(fields, sort_keys=True).encode())
         return json.dumps({**fields, "manifest_sha256": digest}, indent=1, sort_keys=True) + "\n"
 
@@ -194,12 +208,13 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
     try:
         text = content.decode()
         version = json.loads(text).get("format_version")
-        if version == FORMAT_VERSION:
+        if version in (FORMAT_VERSION, FORMAT_WITH_SEGMENTS):
             return Manifest.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name} is damaged ({error}): delete its folder and prepare it again") from error
     raise InputError(
-        f"{name} has format {version}, this version of Penstock reads format {FORMAT_VERSION}: prepare it again"
+        f"{name} has format {version}, this version of Penstock reads formats {FORMAT_VERSION} and "
+        f"{FORMAT_WITH_SEGMENTS}: prepare it again"
     )
 
 
@@ -236,6 +251,10 @@ class Split:
     def name_shard(self, shard: int) -> str:
         """Return the path of a shard, or its URL in a bucket, for messages."""
         return str(self.shard_paths[shard])
+
+    def segments_path(self, shard: int) -> Path:
+        """Return the path of a shard's SHARD.seg, which exists if `manifest.has_segments`."""
+        return self.folder / segments_name(self.manifest.shards[shard].name)
 
     def column(self, name: str) -> np.ndarray:
         """Return an integer column of the sample index, one value per image."""

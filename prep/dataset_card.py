@@ -53,7 +53,7 @@ def make_dataset_card(manifests: Mapping[str, Manifest]) -> bytes:
         "---",
         f"# WebDataset shards of {', '.join(sources) or 'no split'}",
         "",
-        f"Prepared by Penstock, format {FORMAT_VERSION}: {_describe_members(manifests.values())}",
+        f"Prepared by Penstock, format {_name_formats(manifests.values())}: {_describe_members(manifests.values())}",
         "`samples.arrow` is the index of a split; `manifest.json` has its class names and digests.",
         "",
         _table_row(TABLE_HEAD),
@@ -115,6 +115,11 @@ def _quote_source(manifest: Manifest) -> str:
     return "adopted tars" if manifest.options is None else one_line(f"`{manifest.source.name}`")
 
 
+def _name_formats(manifests: Iterable[Manifest]) -> str:
+    versions = {manifest.format_version for manifest in manifests} or {FORMAT_VERSION}
+    return " and ".join(map(str, sorted(versions)))
+
+
 def _describe_members(manifests: Iterable[Manifest]) -> str:
     if any(manifest.options is None for manifest in manifests):
         return "the adopted tars are as they were, with the samples that `ledger.jsonl` lists as rejected."
@@ -140,7 +145,8 @@ def _list_flags(options: Options | None) -> str:
     if options is None:
         return "prep/adopt.py"
     given = {flag: getattr(options, name) for name, flag in FLAGS.items()}
-    return " ".join(f"`{flag} {value}`" for flag, value in given.items() if value is not None) or "-"
+    texts = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+    return " ".join(f"`{text}`" for text in [*texts, *(["--restarts"] if options.restarts else [])]) or "-"
 
 
 def _table_row(cells: Iterable[str]) -> str:

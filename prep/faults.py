@@ -13,6 +13,7 @@ class Remedy(Enum):
     USER = auto()  # only the user can repair it; the line says how
     CLEAN = auto()  # remove the files left by an interrupted run
     INDEX = auto()  # write DALI's index again from its tar
+    SEGMENTS = auto()  # write the list of a shard's segments again from its tar
     SHARD = auto()  # write a shard again from the source
     SPLIT = auto()  # write all shards again, and with them the manifest, sample index and ledger
     DATASET = auto()  # write the files next to the splits again from the splits' manifests
@@ -57,6 +58,7 @@ class Report:
 
 CLEAN = Cure(Remedy.CLEAN, "run prep/shard.py (or prep/adopt.py) again as before, or --repair removes it")
 INDEX = Cure(Remedy.INDEX, "--repair writes it again from its tar")
+SEGMENTS = Cure(Remedy.SEGMENTS, INDEX.advice)
 DATASET = Cure(Remedy.DATASET, "--repair writes it again from the splits")
 STAGE = Cure(Remedy.USER, "run the same prep/stage.py command again")
 PREPARE = Cure(Remedy.USER, "delete its folder and prepare it again")

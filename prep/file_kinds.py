@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = _suffixes(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .jpe
 # Files with these suffixes are not images. Any other file is opened if it matters.
 OTHER_SUFFIXES = _suffixes(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .html .log .ini .py .ipynb .sh .m .mat .npy .npz .pkl .pt"
-    " .pth .h5 .hdf5 .parquet .arrow .tar .tgz .gz .bz2 .xz .zst .zip .7z .rar .db .pdf .mp4 .avi .mov .idx .lock"
+    " .pth .h5 .hdf5 .parquet .arrow .tar .tgz .gz .bz2 .xz .zst .zip .7z .rar .db .pdf .mp4 .avi .mov .idx .seg .lock"
 )
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 

@@ -12,11 +12,24 @@ from typing import Any
 import pyarrow as pa
 
 from prep.card import README
-from prep.dataset import LEDGER, MANIFEST, SAMPLES, Manifest, Options, Origin, Shard, encode_samples, parse_manifest
+from prep.dataset import (
+    FORMAT_VERSION,
+    FORMAT_WITH_SEGMENTS,
+    LEDGER,
+    MANIFEST,
+    SAMPLES,
+    Manifest,
+    Options,
+    Origin,
+    Shard,
+    encode_samples,
+    parse_manifest,
+)
 from prep.dataset_card import is_users_readme, make_dataset_card
 from prep.errors import InputError
 from prep.files import sha256_of
 from prep.ledger import LEAKS, count_events, find_duplicates, find_leaks, to_lines
+from prep.segments import Segments
 from prep.store import Store
 
 TIMM_INFO = "_info.json"
@@ -31,6 +44,7 @@ class ShardContents:
     # Columns of the sample index, and each image's row in the source.
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     components: list[list[tuple[str, int, int, str]]] = field(default_factory=list)  # for DALI's index
+    segments: list[Segments | None] = field(default_factory=list)  # of each image
     ledger: list[dict[str, Any]] = field(default_factory=list)
     source_size_bytes: int = 0
 
@@ -99,6 +113,7 @@ def finalize_split(store: Store, facts: SplitFacts, records: Iterable[dict[str, 
         samples_sha256=sha256_of(samples),
         shards=tuple(shards),
         reading=facts.reading,
+        format_version=FORMAT_WITH_SEGMENTS if all(shard.segments_sha256 for shard in shards) else FORMAT_VERSION,
     )
 
     # Write the manifest last: a split that has one is complete.

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from prep.dataset import Options
+from prep.errors import InputError
 from prep.file_kinds import describe_no_image
 from prep.jpeg import (
     Bytes,
@@ -21,7 +22,9 @@ from prep.jpeg import (
     shrink,
     target_size,
 )
-from prep.ledger import EXIF_ORIENTATION, PROGRESSIVE, REPAIRED, SUSPECT, TRAILING_BYTES
+from prep.ledger import EXIF_ORIENTATION, NO_RESTARTS, PROGRESSIVE, REPAIRED, SUSPECT, TRAILING_BYTES
+from prep.restarts import add_restarts, decode_as_stored
+from prep.segments import Segments
 
 # ImageNet's largest is about 30 megapixels; more than this is a decompression bomb (Pillow's own bound).
 MAX_PIXELS = 89_478_485
@@ -45,6 +48,7 @@ class StoredImage:
     width: int
     height: int
     findings: tuple[tuple[str, str], ...] = ()
+    segments: Segments | None = None  # with `options.restarts`; None if it has none
 
 
 def as_jpeg(data: Bytes, options: Options) -> StoredImage:
@@ -56,6 +60,7 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
 
     Raises:
         UnusableImageError: the bytes are empty, are not an image, have too many pixels, or are damaged.
+        InputError: `options.restarts`, and there is nothing to transcode with.
     """
     if not data:
         raise UnusableImageError("0 bytes")
@@ -69,7 +74,7 @@ def as_jpeg(data: Bytes, options: Options) -> StoredImage:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 return _store_by_pillow(image, data, header, options)
-    except (UnusableImageError, ModuleNotFoundError):  # a missing decoder says nothing about the image
+    except (UnusableImageError, InputError, ModuleNotFoundError):  # a missing program says nothing about the image
         raise
     except UnsupportedJpegError as error:
         raise UnusableImageError(str(error)) from error
@@ -102,11 +107,22 @@ def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], opt
     """Keep a JPEG or make it smaller; check that it decodes, and add what its header and the decoder report."""
     _check_pixels(header.size)
     size, target, complaint = header.size, target_size(*header.size, options), ""
+    decoded = segments = None
     # Decode once in any case: to make it smaller, or to check it.
     if target != size or (options.quality and can_shrink(data, header, options.quality)):
         data, size, complaint = shrink(data, header, target, options.quality)
+    elif options.restarts:
+        decoded = decode_as_stored(data)
+        complaint = decoded[1]
     elif options.decode_check or header.is_cut:
         _, complaint = decode(data, "GRAY")  # grey reads every code too, and costs less than colours
+
+    # Transcode what will be stored.
+    if options.restarts:
+        restarted = add_restarts(data, decoded)
+        data, segments = restarted.data, restarted.segments
+        if restarted.obstacle:
+            findings.append((NO_RESTARTS, restarted.obstacle))
 
     # List the findings.
     if header.is_progressive:
@@ -115,7 +131,7 @@ def _store(data: Bytes, header: JpegHeader, findings: list[tuple[str, str]], opt
         findings.append((TRAILING_BYTES, f"{header.trailing_bytes:,} bytes after the end of the image"))
     if complaint:
         findings.append((SUSPECT, complaint))
-    return StoredImage(data, *size, tuple(findings))
+    return StoredImage(data, *size, tuple(findings), segments)
 
 
 def _check_pixels(size: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -100,26 +101,41 @@ def _find_end(data: Bytes, scan: int) -> int:
 
 
 def _find_markers(data: Bytes) -> tuple[list[int], int]:
-    """Return the markers before the first scan, and the scan's offset (ITU-T T.81, B.1.1.4).
+    """Return the markers before the first scan, and the scan's offset.
 
     Raises:
         UnsupportedJpegError: its frame header has values that no decoder supports.
         ValueError: the bytes are not a JPEG, or have no scan.
     """
+    markers, scan = [], 0
+    for marker, position in walk_markers(data):
+        if marker == START_OF_SCAN[1]:
+            scan = position
+        else:
+            markers.append(marker)
+        if marker in START_OF_FRAME:
+            _check_frame(data, position)
+    return markers, scan
+
+
+def walk_markers(data: Bytes) -> Iterator[tuple[int, int]]:
+    """Yield each marker of a JPEG with its offset, up to and with that of the first scan (ITU-T T.81, B.1.1.4).
+
+    Raises:
+        ValueError: the bytes are not a JPEG, or have no scan.
+    """
     if data[:2] != START_OF_IMAGE:
         raise ValueError("not a JPEG")
-    markers, position = [], 2
+    position = 2
     while position + SEGMENT.size <= len(data):
         start, marker, length = SEGMENT.unpack_from(data, position)
         if start != 0xFF or marker == 0xFF:  # fill bytes
             position += 1
-        elif marker == START_OF_SCAN[1]:
-            return markers, position
-        else:
-            markers.append(marker)
-            if marker in START_OF_FRAME:
-                _check_frame(data, position)
-            position += 2 + length
+            continue
+        yield marker, position
+        if marker == START_OF_SCAN[1]:
+            return
+        position += 2 + length
     raise ValueError("no scan")
 
 

@@ -13,12 +13,14 @@ from prep.store import Store
 LEAKS = "leaks.jsonl"  # next to the split folders: images that are in several splits
 REPAIRED, PROGRESSIVE, EXIF_ORIENTATION = "repaired", "progressive", "exif_orientation"
 TRAILING_BYTES, SUSPECT, DUPLICATE = "trailing_bytes", "suspect", "duplicate"
+NO_RESTARTS = "no_restarts"
 MEANINGS = {  # in the order of the summary
     REPAIRED: "converted to RGB JPEG",
     REJECTED: "left out",
     SUSPECT: "kept: damaged data that still decodes",
     DUPLICATE: "kept: the same bytes as an earlier image",
     PROGRESSIVE: "kept: hardware decoders accept only baseline JPEGs",
+    NO_RESTARTS: "kept without segments: could not be transcoded",
     EXIF_ORIENTATION: "kept, orientation ignored, as in torchvision",
     TRAILING_BYTES: "kept: bytes after the end of the image",
 }
@@ -90,6 +92,8 @@ def summarize(manifest: Manifest, store: Store, seconds: float) -> str:
     before, after = (size / manifest.num_images for size in (manifest.source_size_bytes, manifest.size_bytes))
     if before != after:
         lines.append(f"  {before:,.0f} bytes per image before, {after:,.0f} after")
+    if manifest.options and manifest.options.restarts:
+        lines.append(f"  {manifest.num_images - manifest.findings.get(NO_RESTARTS, 0):,} images with restart markers")
     # Findings, in the order of MEANINGS.
     findings = [(event, manifest.findings[event]) for event in MEANINGS if event in manifest.findings]
     lines += [f"  {count:>9,} {event:<17} {MEANINGS[event]}" for event, count in findings]

@@ -13,6 +13,7 @@ from prep.source import Source
 from prep.store import Store
 
 OVERHEAD_BYTES = 2000  # per image: two tar headers, padding, the label's block, and its row in both indexes
+SEGMENTS_BYTES = 1500  # per image, with restarts: its part of SHARD.seg
 IMAGES_SAMPLED = 32  # to estimate by how much images shrink
 
 
@@ -102,7 +103,8 @@ def _shrinks(options: Options) -> bool:
 def _estimate_missing_bytes(source: Source, split: str, store: Store, options: Options) -> float:
     jobs = list_jobs(source, split, store, options)
     missing = sum(job.num_rows for job in jobs if store.size(job.name) is None)
-    return missing * (source.size_bytes[split] / source.num_rows[split] + OVERHEAD_BYTES)
+    overhead = OVERHEAD_BYTES + SEGMENTS_BYTES * options.restarts
+    return missing * (source.size_bytes[split] / source.num_rows[split] + overhead)
 
 
 def _measure_shrinking(source: Source, split: str, options: Options) -> float:

@@ -1,8 +1,8 @@
 """Prepare a split: find the missing shards, write them in a pool of workers, finalize the split.
 
 Writing one shard is a pure function of (source, range of rows, options), so any worker can write any shard. A shard is
-a tar of KEY.jpg and KEY.cls, DALI's index next to it, and a record of its contents. The tar gets its name last: if it
-exists, the other two are complete.
+a tar of KEY.jpg and KEY.cls, DALI's index and (with restarts) the images' segments next to it, and a record of its
+contents. The tar gets its name last: if it exists, the others are complete.
 """
 
 import hashlib
@@ -15,11 +15,13 @@ from typing import Any
 
 from prep.dataset import REJECTED, Manifest, Options, Shard
 from prep.errors import InputError
+from prep.files import sha256_of
 from prep.finalize import ShardContents, SplitFacts, finalize_dataset, finalize_split, find_manifest
 from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import SUSPECT, entry
 from prep.pools import Pool
 from prep.progress import Meter
+from prep.segments import encode_segments, segments_name
 from prep.source import Item, Source
 from prep.store import PARTIAL, WORK_FOLDER, Store
 from prep.tar import TarWriter, dali_index, index_name
@@ -104,7 +106,8 @@ def check_folder(source: Source, split: str, store: Store, options: Options) -> 
     else:
         return
 
-    # Compare it with what is wanted now.
+    # Compare it with what is wanted now. It may be older than the option `restarts`.
+    found = {"restarts": False, **found}
     found, wanted = ({**each, **_decisive_reading(each)} for each in (found, wanted))
     if not found["reading"]:  # it may be older than this key
         wanted["reading"] = {}
@@ -204,7 +207,8 @@ def _is_complete(job: "ShardJob", manifest: Manifest) -> bool:
     size_bytes = {shard.name: shard.size_bytes for shard in manifest.shards}.get(job.name)
     if size_bytes is None:  # every row of it was rejected
         return True
-    return job.store.size(job.name) == size_bytes and job.store.size(job.index_name) is not None
+    others = [job.index_name, *([job.segments_name] if manifest.has_segments else [])]
+    return job.store.size(job.name) == size_bytes and all(job.store.size(name) is not None for name in others)
 
 
 def _remove_unfinished(store: Store) -> None:
@@ -264,12 +268,16 @@ class ShardJob:
         return index_name(self.name)
 
     @property
+    def segments_name(self) -> str:
+        return segments_name(self.name)
+
+    @property
     def record_name(self) -> str:
         return f"{WORK_FOLDER}/{self.name}.json"
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write a shard's tar, index and record; each appears under its name only when it is complete."""
+    """Write a shard's tar, index, segments and record; each appears under its name only when it is complete."""
     file = job.store.create(job.name)
     try:
         # Fill the tar, still under a temporary name.
@@ -277,10 +285,14 @@ def write_shard(job: ShardJob) -> None:
         contents = _fill_tar(tar, job)
         tar.finish()
 
-        # Publish index, record and tar, in this order. No reader accepts a tar without samples, so none is published.
-        shard = Shard(job.name, len(contents.components), file.size_bytes, tar.composite_sha256)
+        # Publish the tar last. No reader accepts a tar without samples, so none is published.
+        segments = encode_segments(contents.segments) if job.options.restarts else b""
+        digests = tar.composite_sha256, sha256_of(segments) if segments else ""
+        shard = Shard(job.name, len(contents.components), file.size_bytes, *digests)
         if shard.num_images:
             job.store.write(job.index_name, dali_index(contents.components))
+        if shard.num_images and segments:
+            job.store.write(job.segments_name, segments)
         job.store.write(job.record_name, json.dumps(contents.to_record(shard)).encode())
         if shard.num_images:
             job.store.publish(file, job.name)
@@ -312,6 +324,7 @@ def _add_sample(tar: TarWriter, contents: ShardContents, row: int, key: str, ima
     label_offset = tar.add(f"{key}.cls", label.encode(), hashlib.sha256(label.encode()).digest())
     size = len(image.data)
     contents.components.append([("jpg", offset, size, f"{key}.jpg"), ("cls", label_offset, len(label), f"{key}.cls")])
+    contents.segments.append(image.segments)
     contents.add_row((key, offset, size, int(label), image.width, image.height, sha256.hexdigest(), row))
 
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prep.checks import Layout
-from prep.dataset import MANIFEST, Manifest, parse_manifest
+from prep.checks import Layout, read_samples_table
+from prep.dataset import MANIFEST, SAMPLES, Manifest, parse_manifest
 from prep.errors import InputError, describe_os_error
 from prep.faults import Fault, Remedy, is_hub_id
 from prep.finalize import finalize_dataset, find_manifest
 from prep.pools import Pool
 from prep.prepare import check_folder, list_jobs, rewrite_shards
 from prep.resolve import open_source
+from prep.segments import encode_segments, find_segments, segments_name
 from prep.shard_check import index_samples
 from prep.source import Reading, Source
 from prep.split_names import SPLIT_FOLDERS
@@ -142,6 +143,8 @@ def _repair_without_source(store: Store, faults: list[Fault]) -> None:
                 store.remove(WORK_FOLDER)
         elif fault.remedy is Remedy.INDEX:
             _write_index(store, fault.shard)
+        elif fault.remedy is Remedy.SEGMENTS:
+            _write_segments(store, fault.shard)
 
 
 def _write_index(store: Store, name: str) -> None:
@@ -149,3 +152,21 @@ def _write_index(store: Store, name: str) -> None:
     with store.open(name) as file:
         content = index_samples(read_samples(TarStream(file, f"{store}/{name}")))
     store.write(index_name(name), content)
+
+
+def _write_segments(store: Store, name: str) -> None:
+    """Write a shard's segments again from its tar, which is undamaged, as is the sample index."""
+    # The rows of its images.
+    shards, table = _read_manifest(store).shards, read_samples_table(store.read(SAMPLES) or b"")
+    assert table is not None
+    number = [shard.name for shard in shards].index(name)
+    start = sum(shard.num_images for shard in shards[:number])
+    images = table.slice(start, shards[number].num_images).select(["offset", "size"]).to_pylist()
+
+    # The segments of each.
+    found = []
+    with store.open(name) as file:
+        for image in images:
+            file.seek(image["offset"])
+            found.append(find_segments(file.read(image["size"])))
+    store.write(segments_name(name), encode_segments(found))

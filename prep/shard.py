@@ -18,6 +18,7 @@ from prep.out_folder import check_out, check_space
 from prep.pools import Pool, local_pool, ray_pool
 from prep.prepare import check_folder, prepare_split
 from prep.resolve import open_source
+from prep.restarts import find_transcoder
 from prep.source import Reading, Source
 from prep.store import open_store
 
@@ -66,6 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="shrink larger images to this shorter side",
     )
     add("--quality", type=_quality, metavar="Q", help="re-encode with this JPEG quality if that saves bytes")
+    add("--restarts", action="store_true", help="write JPEGs again, without loss, so that training reads parts of them")
     add("--no-decode-check", action="store_true", help="do not decode each image in full to check it")
     add("--strict", action="store_true", help="stop at the first shard with a damaged image")
     return parser.parse_args(arguments)
@@ -106,7 +108,10 @@ def main() -> None:
         arguments.max_side,
         arguments.short_side,
         arguments.quality,
+        arguments.restarts,
     )
+    if options.restarts:
+        find_transcoder()
 
     # Open the source, choose the splits, and find every reason to stop before anything is written.
     check_out(arguments.source, arguments.out)

@@ -1,4 +1,4 @@
-"""Check one shard, in a worker: compare its tar with the manifest, the sample index and DALI's index, in one pass.
+"""Check one shard, in a worker: compare its tar with the manifest, the sample index and the files next to it.
 
 Damaged bytes can make any reader raise any error, so nothing is raised here: everything is reported. If a tar is
 damaged, `describe_damage` reads it again and says which images are affected, else which byte outside of the images.
@@ -14,8 +14,11 @@ import pyarrow as pa
 
 from prep.dataset import Shard
 from prep.errors import describe_os_error
+from prep.files import sha256_of
 from prep.images import UnusableImageError, describe_undecodable
 from prep.jpeg import decode
+from prep.segment_check import compare_segments
+from prep.segments import Segments, find_segments, segments_name
 from prep.store import Store
 from prep.tar import (
     BLOCK,
@@ -50,6 +53,10 @@ class ShardCheck:
     def index_name(self) -> str:
         return index_name(self.shard.name)
 
+    @property
+    def segments_name(self) -> str:
+        return segments_name(self.shard.name)
+
 
 @dataclass
 class ShardReport:
@@ -57,6 +64,8 @@ class ShardReport:
 
     tar: str = ""
     index: str = ""
+    segments: str = ""  # is damaged or missing
+    contradiction: str = ""  # undamaged segments and an undamaged tar contradict each other
     rows: list[str] = field(default_factory=list)  # the sample index contradicts an undamaged tar
     undecodable: list[str] = field(default_factory=list)
     composite_sha256: str = ""  # of the tar as it was read
@@ -83,9 +92,10 @@ def check_shard(job: ShardCheck) -> ShardReport:
 def _check_files(job: ShardCheck, report: ShardReport) -> None:
     # Compare the samples with the rows of the index, and hash the tar.
     rows = _read_rows(job.rows)
+    segments: list[Segments | None] = [None] * len(rows)
     with job.store.open(job.shard.name) as file:
         reader = TarStream(file, job.shard.name)
-        samples = _compare_samples(job, reader, rows, report)
+        samples = _compare_samples(job, reader, rows, segments, report)
         reader.ends_in_zeros()  # reads to the end, wherever the comparison stopped
     report.composite_sha256 = reader.composite_sha256
 
@@ -97,12 +107,28 @@ def _check_files(job: ShardCheck, report: ShardReport) -> None:
             report.tar = describe_damage(file, reader.size_bytes, job.shard, rows, num_classes)
         return
 
-    # The tar is undamaged, so DALI's index can be compared with it.
+    # The tar is undamaged, so the files next to it can be compared with it: DALI's index, and the segments.
     index = job.store.read(job.index_name)
     if index is None:
         report.index = "is missing"
     elif index != index_samples(samples):
         report.index = "is not the index of its tar"
+    if job.shard.segments_sha256:
+        _check_segments(job, rows, segments, report)
+
+
+def _check_segments(job: ShardCheck, rows: list[Row], segments: list[Segments | None], report: ShardReport) -> None:
+    # Without the sample index it is not known which images of the tar are the split's.
+    content, digest = job.store.read(job.segments_name), job.shard.segments_sha256
+    if job.rows is None:
+        is_whole = content is not None and sha256_of(content) == digest
+        report.segments = "" if is_whole else "is missing" if content is None else "does not match its manifest"
+        return
+    wrong, can_be_written = compare_segments(content, digest, segments, [row["key"] for row in rows])
+    if can_be_written:
+        report.segments = wrong
+    else:
+        report.contradiction = wrong
 
 
 def index_samples(samples: Iterable[TarSample]) -> bytes:
@@ -114,8 +140,14 @@ def _read_rows(rows: bytes | None) -> list[Row]:
     return pa.ipc.open_file(pa.BufferReader(rows)).read_all().to_pylist() if rows is not None else []
 
 
-def _compare_samples(job: ShardCheck, reader: TarStream, rows: list[Row], report: ShardReport) -> list[TarSample]:
-    """Compare each sample of a tar with its row; return the samples without their data."""
+def _compare_samples(
+    job: ShardCheck, reader: TarStream, rows: list[Row], segments: list[Segments | None], report: ShardReport
+) -> list[TarSample]:
+    """Compare each sample of a tar with its row; return the samples without their data.
+
+    Args:
+        segments: is filled with those of the rows' images, if the split has them.
+    """
     samples: list[TarSample] = []
     unmatched = {row["offset"]: i for i, row in enumerate(rows)}
     try:
@@ -124,6 +156,8 @@ def _compare_samples(job: ShardCheck, reader: TarStream, rows: list[Row], report
             for component in sample.components:
                 if (i := unmatched.pop(component.offset, None)) is not None:
                     _compare_image(job, rows[i], sample, component, report)
+                    if job.shard.segments_sha256:
+                        segments[i] = find_segments(component.data or b"")
                     if i in job.decoded:
                         _check_decoding(rows[i], component, report)
     except ModuleNotFoundError:

@@ -34,7 +34,7 @@ from prep.staging import (
     write_dataset_files,
     write_index,
 )
-from prep.transfer import Fetch, Transfer
+from prep.transfer import Fetch, Transfer, make_fetch
 
 CONNECTIONS = 64
 
@@ -106,8 +106,11 @@ def stage(remote: Remote, splits: Sequence[RemoteSplit], first: list[str], optio
     splits = [split for split in splits if not is_whole(split, folder)]
     if not splits:
         return f"{whole}: nothing to fetch"
-    fetches = [Fetch(shard, folder / split.name) for split in splits for shard in list_missing(split, folder)]
-    needed = sum(measure_missing_bytes(split, remote, folder) for split in splits)
+    there = {name: size for split in splits for name, size in remote.list(split.name).items()}
+    fetches = [
+        make_fetch(shard, folder / split.name, there) for split in splits for shard in list_missing(split, folder)
+    ]
+    needed = sum(measure_missing_bytes(split, there, folder) for split in splits)
     free = shutil.disk_usage(folder).free
     missing = f"{format_size(needed)} in {len(fetches):,} shards"
     if needed > free:
@@ -123,7 +126,7 @@ def stage(remote: Remote, splits: Sequence[RemoteSplit], first: list[str], optio
         write_index(split, remote, folder)
         if not list_missing(split, folder):
             finish_split(folder / split.name)
-    size_bytes = sum(fetch.shard.size_bytes for fetch in fetches)
+    size_bytes = sum(fetch.size_bytes for fetch in fetches)
     with ByteMeter("stage", size_bytes) as meter, Transfer(remote, options.connections, meter) as transfer:
         wrong = fetch_shards(transfer, _sort_shards(fetches, first))
     if wrong:

@@ -1,15 +1,16 @@
 """Copy a prepared dataset from a bucket to a folder: what the bucket has, what is missing here, and the index files.
 
 While a split is copied, its manifest is in `SPLIT/.staging`; the sample index and the ledger are complete before the
-first shard. A shard has its name only when it is whole and verified. Last of all the manifest gets its name, and
-`.staging` is removed: then the folder holds byte for byte what prep wrote. `prep/transfer.py` fetches the shards.
+first shard. A shard has its name only when it is whole and verified, and the files next to it are there. Last of all
+the manifest gets its name, and `.staging` is removed: then the folder holds byte for byte what prep wrote.
+`prep/transfer.py` fetches the shards.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from prep.files import replace_file, sha256_of, sync_folder, unfinished_name, wr
 from prep.finalize import DATASET_FILES, TIMM_INFO, finalize_dataset, timm_info
 from prep.ledger import LEAKS
 from prep.remote import Remote, RemoteError
+from prep.segments import segments_name
 from prep.store import LocalStore
 from prep.tar import index_name
 
@@ -160,7 +162,7 @@ def write_index(split: RemoteSplit, remote: Remote, folder: Path) -> None:
 
     # Two processes may do this at the same time: they write the same bytes.
     digests = {SAMPLES: split.manifest.samples_sha256, LEDGER: split.manifest.ledger_sha256}
-    missing = {name: digest for name, digest in digests.items() if not _matches(target / name, digest)}
+    missing = {name: digest for name, digest in digests.items() if not matches(target / name, digest)}
     sizes = remote.list(split.name) if missing else {}
     for name, digest in missing.items():
         path = f"{split.name}/{name}"
@@ -176,7 +178,8 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _matches(path: Path, digest: str) -> bool:
+def matches(path: Path, digest: str) -> bool:
+    """Return True if a file is there and has a SHA-256."""
     content = _read(path)
     return content is not None and sha256_of(content) == digest
 
@@ -216,20 +219,33 @@ def is_whole(split: RemoteSplit, folder: Path) -> bool:
 
 
 def list_missing(split: RemoteSplit, folder: Path) -> list[Shard]:
-    """Return the shards that are not on this machine; one with its name and its size, and with its index, is."""
+    """Return the shards that are not on this machine.
+
+    One is if it has its name and its size, and if the files next to it are there.
+    """
     return [shard for shard in split.manifest.shards if not _is_here(shard, folder / split.name)]
 
 
 def _is_here(shard: Shard, target: Path) -> bool:
-    return _size(target / shard.name) == shard.size_bytes and (target / index_name(shard.name)).is_file()
+    names = list_names_next_to(shard)
+    return _size(target / shard.name) == shard.size_bytes and all((target / name).is_file() for name in names)
 
 
-def measure_missing_bytes(split: RemoteSplit, remote: Remote, folder: Path) -> int:
-    """Return the room on the disk that the missing files of a split need."""
+def list_names_next_to(shard: Shard) -> list[str]:
+    """Return the names of the files that belong to a shard's tar."""
+    return [index_name(shard.name), *([segments_name(shard.name)] if shard.segments_sha256 else [])]
+
+
+def measure_missing_bytes(split: RemoteSplit, there: Mapping[str, int], folder: Path) -> int:
+    """Return the room on the disk that the missing files of a split need.
+
+    Args:
+        there: the sizes of the split's objects in the bucket, by name.
+    """
     sizes = {f"{split.name}/{shard.name}": shard.size_bytes for shard in split.manifest.shards}
-    indexes = {f"{split.name}/{index_name(shard.name)}" for shard in split.manifest.shards}
-    others = indexes | {f"{split.name}/{name}" for name in (SAMPLES, LEDGER, MANIFEST)}
-    sizes |= {name: size for name, size in remote.list(split.name).items() if name in others}
+    others = {name for shard in split.manifest.shards for name in list_names_next_to(shard)}
+    others = {f"{split.name}/{name}" for name in (*others, SAMPLES, LEDGER, MANIFEST)}
+    sizes |= {name: size for name, size in there.items() if name in others}
     missing = [size for name, size in sizes.items() if _size(folder / name) != size]
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in missing)
 

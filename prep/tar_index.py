@@ -1,6 +1,7 @@
 """Index one adopted tar, in a worker: a pure function of its bytes, which are read once and never written.
 
-Samples that cannot be used unchanged are left out of the sample index and listed in the ledger.
+Samples that cannot be used unchanged are left out of the sample index and listed in the ledger. JPEGs may have restart
+markers that make parts of them readable (`prep/segments.py`): those of the usable images are listed, if there are any.
 """
 
 import json
@@ -8,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prep.dataset import REJECTED, Options, Shard
+from prep.dataset import FORMAT_WITH_SEGMENTS, REJECTED, Options, Shard
 from prep.errors import InputError
+from prep.files import sha256_of
 from prep.images import StoredImage, UnusableImageError, as_jpeg
 from prep.ledger import REPAIRED, entry
 from prep.prepare import ShardContents
+from prep.segments import encode_segments, find_segments, segments_name
 from prep.store import WORK_FOLDER, LocalStore
 from prep.tar import Component, TarSample, TarStream, dali_index, index_name, read_samples
 from prep.tar_sample import ANY, Fields, choose_members, has_label_member, last_part, list_images
@@ -44,14 +47,27 @@ class TarJob:
         return index_name(self.name)
 
     @property
+    def segments_name(self) -> str:
+        return segments_name(self.name)
+
+    @property
+    def found_segments_name(self) -> str:
+        """The file for its segments until all tars are read, which shows whether the split needs such files."""
+        return f"{WORK_FOLDER}/{self.segments_name}"
+
+    @property
     def record_name(self) -> str:
         return f"{WORK_FOLDER}/{self.name}.json"
 
     @property
     def state(self) -> list[Any]:
-        """The tar's path, size, time and flags that a record was made for; with any other state it is stale."""
+        """The tar's path, size, time and flags that a record was made for; with any other state it is stale.
+
+        The format version makes the records of versions stale that did not look for segments.
+        """
         given = sorted(self.fields.to_reading().items())
-        return [str(self.path), self.size_bytes, self.modified_ns, self.decode_check, *map(list, given)]
+        facts = [str(self.path), self.size_bytes, self.modified_ns, self.decode_check, *map(list, given)]
+        return [*facts, FORMAT_WITH_SEGMENTS]
 
 
 @dataclass
@@ -68,7 +84,7 @@ class Findings:
 
 
 def index_tar(job: TarJob) -> int:
-    """Write a tar's index for DALI and then its record; return the number of samples in the tar.
+    """Write a tar's index for DALI, the segments of its images and its record; return its number of samples.
 
     The rows in the record are the samples' numbers in the tar.
 
@@ -85,7 +101,11 @@ def index_tar(job: TarJob) -> int:
     _check_structure(contents, findings, job)
 
     # Write the index; a tar without a usable image gets none.
-    shard = Shard(job.name, len(contents.columns["key"]), file.size_bytes, file.composite_sha256)
+    segments = encode_segments(contents.segments) if any(contents.segments) else b""
+    segments_sha256 = sha256_of(segments) if segments else ""
+    shard = Shard(job.name, len(contents.segments), file.size_bytes, file.composite_sha256, segments_sha256)
+    if segments:
+        job.store.write(job.found_segments_name, segments)
     if shard.num_images:
         job.store.write(job.index_name, dali_index(contents.components))
     else:
@@ -171,6 +191,7 @@ def _add_sample(contents: ShardContents, findings: Findings, sample: TarSample, 
     contents.source_size_bytes += choice.image.size
     values = (sample.key, choice.image.offset, choice.image.size, choice.label, image.width, image.height)
     contents.add_row((*values, choice.image.sha256.hex(), row))
+    contents.segments.append(find_segments(choice.image.data or b""))
 
 
 def _reject(contents: ShardContents, findings: Findings, sample: TarSample, job: TarJob, reason: str) -> None:

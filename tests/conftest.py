@@ -112,7 +112,7 @@ def ranks() -> "Iterator[Ranks]":
     """One warm process per worker, which forks the ranks of every job: see `helpers.ranks`."""
     from helpers.ranks import Ranks  # noqa: PLC0415
 
-    with Ranks("helpers.tune_jobs") as warm:
+    with Ranks("helpers.splice_jobs", "helpers.tune_jobs") as warm:
         yield warm
 
 

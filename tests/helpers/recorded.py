@@ -67,6 +67,35 @@ def throughput() -> dict[str, Any]:
     }
 
 
+def restarts() -> dict[str, Any]:
+    """A race on original bytes and one of other readers, each with contenders that read restart shards."""
+    rates = {"penstock": 1400.0, "penstock-restarts": 1750.0, "litdata-v2": 1000.0}
+    readers = {"webdataset-v2": 1000.0, "webdataset-v2-restarts": 960.0, "timm-wds": 500.0, "timm-wds-restarts": 490.0}
+    races = {"original bytes": rates, "readers of restart shards": readers}
+
+    def describe(name: str, race: dict[str, float]) -> dict[str, Any]:
+        rate, original = race[name], race[name.removesuffix("-restarts")]
+        ours = {"ours_in_images_per_second": race["penstock"] / rate} if "penstock" in race else {}
+        own = {"times_its_rate_on_originals": rate / original} if name.endswith("-restarts") else {}
+        figures = {"cpu_seconds_per_1000_images": summary(1, 2, 3), "memory_bytes": summary(1e8, 2e8, 3e8)}
+        facts = {"what": "a loader", "data": "shards", "options": {}, "versions": {"python": "3.12"}, "type": "uint8"}
+        facts |= {"first_batch_seconds": 0.5, "bytes_per_image": 110_000.0}
+        return {"images_per_second": summary(rate - 5, rate, rate + 5)} | figures | facts | ours | own
+
+    epoch = {"num_images": 9984, "spliced_share": 1.0, "read_share": 0.7042, "decoded_share": 0.533}
+    epoch |= {"mcu_share": 0.519, "size_ratio": 1.01, "index_bytes_per_image": 686.3}
+    return ORIGIN | {
+        "what": "feeding",
+        "dataset": DATASET | {"restarts": epoch},
+        "transform": "random resized crop to 224, horizontal flip",
+        "batch_size": 64,
+        "workers": 2,
+        "seconds": 20.0,
+        "device": "cpu",
+        "races": {race: {name: describe(name, each) for name in each} for race, each in races.items()},
+    }
+
+
 def sweeps() -> dict[str, Any]:
     """Four numbers of threads, three sizes."""
     threads = {1: 700, 2: 1300, 3: 1310, 4: 1290}

@@ -18,10 +18,12 @@ SLOW_FILES = frozenset(
     [
         *("test_bare", "test_commands", "test_foreign_file_systems", "test_model_families"),
         *("test_determinism", "test_hostile_layouts", "test_object_store", "test_ray", "test_readers", "test_remote"),
-        *("test_roots", "test_s3", "test_stage", "test_tables_hostile", "test_verify"),
+        *("test_restart_shards", "test_roots", "test_s3", "test_segment_files", "test_stage"),
+        *("test_tables_hostile", "test_verify"),
         *("test_adapter", "test_augment", "test_augment_dali", "test_launchers", "test_leaks", "test_parity"),
-        *("test_through", "test_through_failures", "test_through_training"),
+        *("test_through", "test_through_failures", "test_through_splices", "test_through_training"),
         *("test_augment_backends", "test_geometry", "test_gpu_graph", "test_quarantine", "test_strips"),
+        *("test_splice", "test_splice_dali", "test_splice_harm", "test_splice_photographs"),
         *(
             "test_blur",
             "test_curves",
@@ -44,7 +46,7 @@ SLOW_FILES = frozenset(
         *("test_publish", "test_publish_hub", "test_served_blur", "test_staging"),
         *("test_certify", "test_gpu_model", "test_gpu_model_kernels", "test_gpu_suite", "test_gpu_suite_cases"),
         *("test_peers", "test_preparation", "test_sweeps", "test_throughput", "test_throughput_placement"),
-        *("test_throughput_stages", "test_tune_measured", "test_tune_proof"),
+        *("test_throughput_stages", "test_tune_measured", "test_tune_proof", "test_restart_records"),
         *("test_nvme", "test_policy", "test_policy_run", "test_run_script", "test_setup_script", "test_spot_run"),
         *("test_spot_stack", "test_templates"),
     ]
@@ -61,6 +63,7 @@ SAME_WORKER = {
     "test_mirror_trouble": "mirror",
     "test_through": "object store",
     "test_through_failures": "object store",
+    "test_through_splices": "object store",
     "test_through_training": "object store",
     "test_spot_run": "mirror",
     "test_app_http": "app",

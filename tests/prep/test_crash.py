@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import CHECKOUT
 from helpers.datasets import SHARED_DATA, tree
+from helpers.restarts import CAN_TRANSCODE
 
 SOAK = "PENSTOCK_SOAK_KILLS" in os.environ
 NUM_KILLS = int(os.environ.get("PENSTOCK_SOAK_KILLS", "3"))
@@ -102,12 +103,14 @@ def _assert_whole_or_hidden(out: Path, undisturbed: dict[str, bytes]) -> None:
             assert content == undisturbed[name], name
     for tar in out.glob("*/*.tar"):
         assert tar.with_suffix(".idx").exists()
+        assert tar.with_suffix(".seg").exists() == (tar.with_suffix(".seg").relative_to(out).as_posix() in undisturbed)
 
 
 @pytest.fixture(scope="module", params=["digits", "tiny-imagenet"])
 def run(request: pytest.FixtureRequest) -> Run:
     if request.param == "digits":  # 1,437 and 360, 40 a shard
-        return Run(request.getfixturevalue("digits_source"), 45, ("--images-per-shard", "40", "--workers", "2"))
+        options = ("--images-per-shard", "40", "--workers", "2", *(["--restarts"] if CAN_TRANSCODE else []))
+        return Run(request.getfixturevalue("digits_source"), 45, options)
     folder = SHARED_DATA / "tiny-imagenet"
     if not SOAK or not folder.is_dir():
         pytest.skip(f"minutes long: set PENSTOCK_SOAK_KILLS, and have Tiny ImageNet in {folder}")

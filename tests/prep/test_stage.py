@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from helpers.commands import CHECKOUT, run_command, start_command
 from helpers.datasets import prepare_folder, tree
 from helpers.disks import Disk
 from helpers.forwarder import Forwarder, forwarding
+from helpers.restarts import CAN_TRANSCODE, needs_transcoder
 from helpers.swift_server import SwiftServer
 
 from prep import progress, stage, transfer, verify
@@ -48,10 +50,11 @@ run(stage.main)
 
 @pytest.fixture(scope="module")
 def prepared(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as prep writes them. Tests must only read them."""
+    """The digits as prep writes them, `train` with segments if it can be transcoded here. Tests must only read them."""
     out = tmp_path_factory.mktemp("prepared")
     for split in NUM_SHARDS:
-        prepare_folder(digits_source, split, out, Options(images_per_shard=PER_SHARD))
+        restarts = split == "train" and CAN_TRANSCODE
+        prepare_folder(digits_source, split, out, Options(images_per_shard=PER_SHARD, restarts=restarts))
     return out
 
 
@@ -119,7 +122,9 @@ def test_a_staged_folder_is_what_prep_wrote(
     capsys.readouterr()
     stage.main([URL, "--to", str(tmp_path / "to")])
     assert capsys.readouterr().out == f"{tmp_path / 'to'} is whole (train, validation): nothing to fetch\n"
-    assert not [request for request in forwarder.requests if request.endswith((".tar", ".idx", ".arrow", ".jsonl"))]
+    assert not [
+        request for request in forwarder.requests if request.endswith((".tar", ".idx", ".seg", ".arrow", ".jsonl"))
+    ]
 
 
 def test_a_users_readme_stays(remote: Remote, forwarder: Forwarder, prepared: Path, tmp_path: Path) -> None:
@@ -252,6 +257,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
                 or any(part.startswith(".") for part in name.split("/"))
                 or (content == whole[name])
             ), name
+        assert not CAN_TRANSCODE or all(path.with_suffix(".seg").is_file() for path in to.glob("train/*.tar"))
         if number % 2 or number == NUM_KILLS - 1:
             result = run_command("prep/stage.py", URL, "--to", to)
             assert (result.returncode, result.stderr) == (0, "")
@@ -297,23 +303,33 @@ def _flip(content: bytes) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-def test_damaged_objects_are_fetched_three_times_and_named(
-    remote: Remote, forwarder: Forwarder, prepared: Path, tmp_path: Path
-) -> None:
-    names = [f"train/train-00000{number}.tar" for number in (4, 6, 8)]
+@contextmanager
+def harmed(remote: Remote, prepared: Path, suffix: str) -> Iterator[list[str]]:
+    """Harm the objects of three shards: flipped, cut and deleted. In the end they are whole again."""
+    names = [f"train/train-00000{number}{suffix}" for number in (4, 6, 8)]
     contents = [(prepared / name).read_bytes() for name in names]
     remote.put(names[0], _flip(contents[0]))
     remote.put(names[1], contents[1][:1000])
     remote.delete(names[2])
-    forwarder.requests.clear()
     try:
-        line = refusal(URL, "--to", tmp_path)
+        yield names
     finally:
         for name, content in zip(names, contents, strict=True):
             remote.put(name, content)
+
+
+@pytest.mark.parametrize("suffix", [".tar", pytest.param(".seg", marks=needs_transcoder)])
+def test_damaged_objects_are_fetched_three_times_and_named(
+    remote: Remote, forwarder: Forwarder, prepared: Path, tmp_path: Path, suffix: str
+) -> None:
+    with harmed(remote, prepared, suffix) as names:
+        forwarder.requests.clear()
+        line = refusal(URL, "--to", tmp_path)
     assert line.endswith(f": repair it with `python prep/verify.py {URL} --repair --source SRC`, then run this again")
     assert f"{URL}/{names[0]} does not match its manifest, fetched 3 times" in line
-    assert f"{URL}/{names[1]} ends after 1,000 bytes, before byte {len(contents[1]):,}, fetched 3 times" in line
+    size = (prepared / names[1]).stat().st_size
+    short = "does not match its manifest" if suffix == ".seg" else f"ends after 1,000 bytes, before byte {size:,}"
+    assert f"{URL}/{names[1]} {short}, fetched 3 times" in line
     assert f"{URL}/{names[2]} does not exist" in line
     assert [forwarder.count(name) for name in names] == [3, 3, 1]
 
@@ -322,10 +338,11 @@ def test_damaged_objects_are_fetched_three_times_and_named(
     assert not any((tmp_path / name).exists() for name in names) and not list(tmp_path.rglob("*.partial"))
     assert not (tmp_path / "train" / MANIFEST).exists() and (tmp_path / "validation" / MANIFEST).exists()
 
-    # When they are repaired, they alone are fetched.
+    # When they are repaired, they alone are fetched, and a shard that lost a file here.
+    (tmp_path / "train" / f"train-000001{'.seg' if suffix == '.seg' else '.idx'}").unlink()
     forwarder.requests.clear()
     stage.main([URL, "--to", str(tmp_path)])
-    assert forwarder.count(".tar") == 3
+    assert (forwarder.count(".tar"), forwarder.count(".seg")) == (4, 4 if suffix == ".seg" else 0)
     assert tree(tmp_path) == tree(prepared)
 
 
@@ -423,8 +440,8 @@ def test_manifests_that_cannot_be_used_are_refused(remote: Remote, prepared: Pat
     other = Remote(f"s3://{BUCKET}/other")
     for harmed, words in (
         (
-            content.replace(b'"format_version": 2', b'"format_version": 3'),
-            "has format 3, this version of Penstock reads",
+            content.replace(b'"format_version": ', b'"format_version": 9'),
+            "has format 9",
         ),
         (
             content.replace(b'"num_images": 1437', b'"num_images": 1438'),

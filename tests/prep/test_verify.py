@@ -23,11 +23,13 @@ from helpers.harm import (
     serial,
     swap,
 )
+from helpers.restarts import CAN_TRANSCODE, why_not
 
 from prep import verify
 from prep.dataset import MANIFEST, Options
 from prep.prepare import prepare_split
 from prep.resolve import open_source
+from prep.restarts import find_transcoder
 from prep.store import LocalStore
 
 NUM_FLIPS = int(os.environ.get("PENSTOCK_SOAK_FLIPS", "30"))
@@ -42,10 +44,10 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(digits_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 digits a split, in shards of 20."""
+    """60 digits a split, in shards of 20; those of `train` have segments if they can be transcoded here."""
     out = tmp_path_factory.mktemp("prepared")
     for split in SPLITS:
-        options = Options(images_per_shard=20, limit=60)
+        options = Options(images_per_shard=20, limit=60, restarts=split == "train" and CAN_TRANSCODE)
         prepare_split(open_source(str(digits_source)), split, LocalStore(out), options, serial)
     return out
 
@@ -57,7 +59,8 @@ def root(prepared: Path, tmp_path: Path) -> Path:
 
 
 SHARD = "train/train-000001.tar"
-AGAIN = "--repair --source SRC writes it again"
+SEGMENTS = "train/train-000001.seg"
+AGAIN, FROM_TAR = "--repair --source SRC writes it again", "--repair writes it again from its tar"
 FAULTS: list[tuple[str, Harm, str]] = [
     (SHARD, in_image, "has other bytes in 1 of 20 images (00000022-digit_"),
     (SHARD, lambda path: flip(path, 3), "has another byte 3, in the header of 00000020-digit_"),
@@ -71,6 +74,13 @@ FAULTS: list[tuple[str, Harm, str]] = [
     (SHARD, swap, "holds the bytes of train-000000.tar"),
     ("train/train-000001.idx", Path.unlink, "is missing: --repair writes it again from its tar"),
     ("train/train-000001.idx", cut, "is not the index of its tar"),
+    (SEGMENTS, Path.unlink, f"is missing: {FROM_TAR}"),
+    (SEGMENTS, empty, "is cut short at byte 0 of "),
+    (SEGMENTS, cut, f"of 1,136: {FROM_TAR}"),
+    (SEGMENTS, lengthen, "has 1,137 bytes, not 1,136: "),
+    (SEGMENTS, lambda path: flip(path, 3), f"has another header: {FROM_TAR}"),
+    (SEGMENTS, lambda path: flip(path, 16 + 24 * 2 + 10), "lists other segments of 00000022-digit_"),
+    (SEGMENTS, lambda path: flip(path, 1135), "lists other segments of 00000039-digit_"),
     ("train/samples.arrow", lambda path: flip(path, 999), "does not match its manifest: --repair --source SRC"),
     (
         "train/samples.arrow",
@@ -92,6 +102,8 @@ def test_a_damage_is_named_and_repaired_to_the_byte(
     fault: tuple[str, Harm, str], root: Path, prepared: Path, digits_source: Path, capsys: Any
 ) -> None:
     name, harm, words = fault
+    if name == SEGMENTS and not CAN_TRANSCODE:
+        pytest.skip(why_not(find_transcoder))
     harm(root / name)
     status, lines = run(capsys, root)
     assert status == 1
