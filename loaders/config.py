@@ -39,6 +39,7 @@ STATE = (
 NO_CACHE = "none"  # in place of a cache's folder: read everything from the bucket
 DecodeKind = Literal["auto", "roi", "full"]
 PlacementKind = Literal["auto", "cpu", "gpu"]
+SpliceKind = Literal["auto", "off"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class LoaderConfig:
     batches_ahead: int = 2  # batches prepared in advance, at each of the stages read, decode and queue
     placement: PlacementKind = "auto"  # where images are decoded, independent of the model; auto: by GPU, then by cores
     decode: DecodeKind = "auto"  # only the window (roi) or the full image; auto: roi on the CPU, full on a GPU
+    splice: SpliceKind = "auto"  # read and decode only the segments that training's windows need, if the split has them
     hw_decoder_load: float = 0.99  # share of JPEGs decoded by the GPU's hardware decoder, if it has one
     pin_threads: bool = False  # pin each decoding thread to one core of this process's share
     most_damaged: int = 100  # images that may fail to decode before the run ends; 0: end at the first one
@@ -67,6 +69,8 @@ class LoaderConfig:
         if self.decode not in get_args(DecodeKind):
             choices = ", ".join(get_args(DecodeKind))
             raise InputError(f"decode must be one of {choices}, got {self.decode!r}")
+        if self.splice not in get_args(SpliceKind):
+            raise InputError(f"splice must be one of {', '.join(get_args(SpliceKind))}, got {self.splice!r}")
         if not 0 <= self.hw_decoder_load <= 1:
             raise InputError(f"hw_decoder_load must be between 0 and 1, got {self.hw_decoder_load}")
         if self.most_damaged < 0:

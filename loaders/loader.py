@@ -21,6 +21,7 @@ import torch
 from loaders.augment import AugmentConfig
 from loaders.backends import BackendSpec, Pixels, find_backend
 from loaders.batch import Batch, InUse, Ready, upload_facts
+from loaders.compiled import splicing_pays
 from loaders.config import (
     LoaderConfig,
     check_ops_supported,
@@ -35,6 +36,7 @@ from loaders.plan import EvalTransform, Images, Plan, TrainTransform, eval_plan,
 from loaders.prefetch import Prefetcher
 from loaders.quarantine import DecodeError, Quarantine
 from loaders.reader import EMPTY, Encoded, Reader
+from loaders.splice_reader import WholeImages
 from loaders.stats import Counters, Stats
 from loaders.through import find_bucket_split, open_reader, warn_of_requests
 from loaders.world import World, log_once
@@ -77,9 +79,13 @@ class Loader:
     queues the GPU's work on the loader's own CUDA stream and does not wait for it. The consumer's thread waits for the
     GPU only in `InUse`, if more than MAX_IN_USE batches are in use.
 
-    An image that cannot be decoded ends step (3) with a DecodeError. `_produce` puts it into the quarantine and starts
-    steps (1) to (3) again, after the last batch that it yielded. Batches in the queue stay valid. Training then shows
-    another image in its place; evaluation shows a black one, which counts as wrong.
+    In training from a split with segments, step (2) reads only those that the windows need, and passes smaller JPEGs
+    and the windows within them to step (3). loaders/splice_reader.py
+
+    An image that cannot be decoded ends step (3) with a DecodeError. `_produce` puts it into the quarantine (if it was
+    spliced, it is first tried as a complete image) and starts steps (1) to (3) again, after the last batch that it
+    yielded. Batches in the queue stay valid. Training then shows another image in its place; evaluation shows a black
+    one, which counts as wrong.
 
     The saved state is `position` and the quarantine. `position` is the end of the last batch given to the consumer; it
     is set before the consumer uses the batch.
@@ -114,6 +120,9 @@ class Loader:
         self.trains = isinstance(transform, TrainTransform)
         outcome = "another image takes its place" if self.trains else "it counts as wrong"
         self.quarantine = Quarantine(split, config.most_damaged, outcome)
+        # The images that are not spliced. Evaluation needs complete images: nothing is spliced.
+        splices = self.trains and config.splice == "auto" and split.manifest.has_segments
+        self.whole = WholeImages() if splices and splicing_pays(self.decodes_on_gpu) else None
         self.widths, self.heights, self.labels = (split.column(name) for name in ("width", "height", "label"))
         self.position = self.planned = 0
         self.counters, self.prefetcher = Counters(), None
@@ -186,7 +195,8 @@ class Loader:
                     # plans avoid these rows.
                     if not error.rows:
                         raise
-                    self.quarantine.add(error.rows, str(error))
+                    if rows := self._find_blamed(error.rows):
+                        self.quarantine.add(rows, str(error))
 
     def _decode(self, spec: BackendSpec, position: int) -> Generator[Pixels, None, None]:
         """Yield the pixels of the plans from `position` on."""
@@ -198,7 +208,7 @@ class Loader:
 
         # Chain the steps: plans -> (read ahead ->) read -> decode. The stack closes threads and files in the end.
         with ExitStack() as stack:
-            self.reader = reader = open_reader(self.split, spec.num_threads, self.config.batches_ahead, self.counters)
+            self.reader = reader = self.open_reader(spec.num_threads, self.config.batches_ahead, self.counters)
             stack.enter_context(reader)
             stack.callback(setattr, self, "reader", None)  # its buffers are free then
             plans = self._plans(position)
@@ -206,6 +216,19 @@ class Loader:
                 # It passes the plans through, and starts to read the window of each and the next window.
                 plans = stack.enter_context(reader.read_ahead(self.sampling, self.batch_size, self.world)).follow(plans)
             yield from self.backend(spec, reader.release, self.counters).decode(reader.read(plans))
+
+    def _find_blamed(self, rows: list[int]) -> list[int]:
+        """Return those of some rows that failed to decode as complete images; the others are tried so from now on."""
+        if self.whole is None:
+            return rows
+        tried = self.whole.add(rows)
+        if tried:
+            log.info("not decoded from their segments, now tried whole: %s", ", ".join(self.split.keys(tried)))
+        return [row for row in rows if row not in tried]
+
+    def open_reader(self, num_threads: int, batches_ahead: int, counters: Counters) -> Reader:
+        """Return a reader of the split, which splices images if this loader does. Use it as a context manager."""
+        return open_reader(self.split, num_threads, batches_ahead, counters, self.whole)
 
     def _complete(self, item: Pixels, spec: BackendSpec) -> Ready:
         """Return the batch with its labels and masks, on the device."""

@@ -125,7 +125,7 @@ def _check_room(remote: Remote, splits: list[RemoteSplit], cache: Path) -> None:
     Raises:
         InputError: it has not.
     """
-    needed = sum(measure_missing_bytes(split, remote, cache) for split in splits)
+    needed = sum(measure_missing_bytes(split, remote.list(split.name), cache) for split in splits)
     free = shutil.disk_usage(cache).free
     if needed > free:
         raise InputError(

@@ -6,6 +6,7 @@ would end the process with a bus error. `ReadAhead` is for the order `blocks`: i
 page cache before the reader needs them.
 """
 
+import errno
 import io
 import os
 import queue
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from loaders.compiled import find_extension, read_whole, splice_part
 from loaders.order import BLOCK_IMAGES, GROUP_BLOCKS, Sampling, locate
 from loaders.plan import DAMAGED_SIDE, Plan
+from loaders.splice_reader import Done, Slots, Splicer, WholeImages, spliced_size
 from loaders.stats import Counters
 from loaders.world import World
 from prep.errors import InputError, RankError
@@ -62,11 +65,24 @@ class Reader:
     `free` holds the unused buffers. Only the thread that iterates over `read` uses it, so it needs no lock.
     """
 
-    def __init__(self, split: "Split", num_threads: int, batches_ahead: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        split: "Split",
+        num_threads: int,
+        batches_ahead: int,
+        counters: Counters,
+        whole: WholeImages | None = None,
+    ) -> None:
+        """Open the shards.
+
+        Args:
+            whole: to splice the images of a split with segments, except these; None: read complete images.
+        """
         self.split, self.counters = split, counters
         self.num_threads, self.batches_ahead = num_threads, batches_ahead
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
-        _allow_open_files(len(split.shard_paths))
+        self.splicer = None if whole is None else Splicer(split, whole)
+        _allow_open_files(len(split.shard_paths), files_per_shard=1 if whole is None else 2)
         self.descriptors = self._open_shards()
         self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix="penstock-read")
         self.free: list[np.ndarray] = []
@@ -79,10 +95,12 @@ class Reader:
         for descriptor in self.descriptors:
             if descriptor != NOT_OPEN:
                 os.close(descriptor)
+        if self.splicer is not None:
+            self.splicer.close()
 
     def read_ahead(self, sampling: Sampling, batch_size: int, world: World) -> "Ahead":
         """Return what reads the windows of the order `blocks` ahead, for this reader's plans."""
-        return ReadAhead(self.split, sampling, world)
+        return ReadAhead(self.split, sampling, world, self.splicer)
 
     def interrupt(self) -> None:
         """End waiting for a storage that does not answer, from another thread; a disk always answers."""
@@ -92,9 +110,12 @@ class Reader:
         return ""
 
     def read(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Encoded]]:
-        """Yield each plan with its encoded images, in order. The backend must pass every `Encoded` to `release`."""
+        """Yield each plan with its encoded images, in order. The backend must pass every `Encoded` to `release`.
+
+        If images are spliced, the plan's windows are those within the spliced images.
+        """
         # The reads of `batches_ahead` more batches are running while one is consumed.
-        pending: deque[tuple[Plan, Encoded, list[Future[None]]]] = deque()
+        pending: deque[tuple[Slots, list[Future[Done]]]] = deque()
         for plan in plans:
             pending.append(self._start(plan))
             if len(pending) > self.batches_ahead:
@@ -106,29 +127,43 @@ class Reader:
         """Return a batch's buffer to the pool."""
         self.free.append(encoded.buffer)
 
-    def _start(self, plan: Plan) -> tuple[Plan, Encoded, list[Future[None]]]:
+    def _start(self, plan: Plan) -> tuple[Slots, list[Future[Done]]]:
         """Start reading a batch in the threads; return its images, which are filled when all futures are done."""
         # Divide one buffer among the images. A damaged image is not read: a black JPEG takes its place.
         rows_B = plan.rows_B
         sizes_B = np.where(plan.damaged_B, 0, self.sizes[rows_B])
-        ends_B = np.cumsum(sizes_B)
+        spans, rooms_B = None, sizes_B
+        if self.splicer is not None:
+            spans, rooms_B = self.splicer.find_spans(plan), spliced_size(sizes_B)
+        ends_B = np.cumsum(rooms_B)
+        starts_B = ends_B - rooms_B
         buffer = self._find_buffer(int(ends_B[-1]))
-        images = [buffer[end - size : end] for end, size in zip(ends_B, sizes_B, strict=True)]
+        images = [buffer[start : start + size] for start, size in zip(starts_B, sizes_B, strict=True)]
         for i in np.flatnonzero(plan.damaged_B):
             images[i] = black_jpeg()
 
-        return plan, Encoded(images, buffer), self._submit(rows_B, sizes_B, images)
+        slots = Slots(plan, spans, buffer, starts_B, images)
+        return slots, self._submit(slots, np.flatnonzero(sizes_B > 0))
 
-    def _submit(self, rows_B: np.ndarray, sizes_B: np.ndarray, images: list[np.ndarray]) -> list[Future[None]]:
-        """Start reading the images of rows, except those of size 0, in the threads."""
+    def _submit(self, slots: Slots, chosen_C: np.ndarray) -> list[Future[Done]]:
+        """Start reading some images of a batch in the threads."""
         # Read in the order of the disk, each thread a contiguous part of it.
-        in_disk_order = np.lexsort((self.offsets[rows_B], self.shards[rows_B]))
-        parts = np.array_split(in_disk_order[sizes_B[in_disk_order] > 0], self.num_threads)
-        return [self.threads.submit(self._read_images, rows_B[part], [images[i] for i in part]) for part in parts]
+        rows_C = slots.plan.rows_B[chosen_C]
+        in_disk_order = chosen_C[np.lexsort((self.offsets[rows_C], self.shards[rows_C]))]
+        parts = np.array_split(in_disk_order, self.num_threads)
+        return [self.threads.submit(self._read_images, slots, part) for part in parts if len(part)]
 
     def _open_shards(self) -> list[int]:
-        """Return a file descriptor for each shard."""
-        return open_files(self.split.shard_paths)
+        """Return a file descriptor for each shard. Open the files with their segments too."""
+        if self.splicer is None:
+            return open_files(self.split.shard_paths)
+        try:
+            for shard in range(len(self.split.shard_paths)):
+                self.splicer.open_shard(shard)
+            return open_files(self.split.shard_paths)
+        except InputError:
+            self.splicer.close()
+            raise
 
     def _find_buffer(self, size_bytes: int) -> np.ndarray:
         """Return a free buffer that is large enough, or a new one."""
@@ -139,32 +174,81 @@ class Reader:
             self.free.pop()
         return np.empty(size_bytes + size_bytes // 4, np.uint8)  # 25% larger, so that later batches fit too
 
-    def _finish(self, plan: Plan, encoded: Encoded, futures: list[Future[None]]) -> tuple[Plan, Encoded]:
+    def _finish(self, slots: Slots, futures: list[Future[Done]]) -> tuple[Plan, Encoded]:
         """Wait until a batch is read. Raises what a thread raised."""
         started = time.perf_counter()
-        for future in futures:
-            future.result()
+        done = [future.result() for future in futures]
         self.counters.read_seconds += time.perf_counter() - started
-        self.counters.read_bytes += sum(image.nbytes for image in encoded.images)
-        return plan, encoded
+        self.counters.read_bytes += sum(each.num_bytes for each in done)
+        self.counters.image_bytes += int(self.sizes[slots.plan.rows_B[~slots.plan.damaged_B]].sum())
+        self.counters.decode_bytes += sum(image.nbytes for image in slots.images)
+        plan, encoded = slots.plan, Encoded(slots.images, slots.buffer)
+        if self.splicer is None or slots.spans is None:
+            return plan, encoded
 
-    def _read_images(self, rows: np.ndarray, images: list[np.ndarray]) -> None:
-        for row, image in zip(rows, images, strict=True):
-            self._read_image(int(row), image)
+        # The windows within the spliced images.
+        contradictory = [i for each in done for i in each.contradictory]
+        windows_B4 = slots.spans.windows_B4
+        windows_B4[contradictory] = plan.windows_B4[contradictory]
+        self.splicer.distrust(plan.rows_B[contradictory].tolist())
+        return replace(plan, windows_B4=windows_B4), encoded
 
-    def _read_image(self, row: int, image: np.ndarray) -> None:
-        """Fill `image` with a row's bytes. One `preadv` may return fewer bytes than requested."""
-        done, shard = 0, int(self.shards[row])
-        while done < len(image):
+    def _read_images(self, slots: Slots, part_P: np.ndarray) -> Done:
+        """Read some images of a batch, in the order of the disk."""
+        done, whole_P = Done(0, []), part_P
+        if self.splicer is not None and slots.spans is not None:
+            # Spliced images. Those whose segments contradict the tar are read whole.
+            is_spliced_P = slots.spans.is_spliced_B[part_P]
+            done = self._read_spliced(self.splicer, slots, part_P[is_spliced_P])
+            whole_P = np.concatenate([part_P[~is_spliced_P], np.array(done.contradictory, np.int64)])
+        return Done(done.num_bytes + self._read_whole(slots, whole_P), done.contradictory)
+
+    def _read_spliced(self, splicer: Splicer, slots: Slots, chosen_P: np.ndarray) -> Done:
+        extension = find_extension()
+        if extension is None:
+            return splicer.read_part(slots, chosen_P, self._fill)
+        tar_files = self._find_files(slots.plan.rows_B[chosen_P])
+        return splice_part(extension, splicer, slots, chosen_P, tar_files, self._make_read_error)
+
+    def _read_whole(self, slots: Slots, chosen_P: np.ndarray) -> int:
+        """Read complete images of a batch; return their bytes."""
+        if not len(chosen_P):
+            return 0
+        rows_P = slots.plan.rows_B[chosen_P]
+        starts_P, sizes_P = slots.starts_B[chosen_P], self.sizes[rows_P].astype(np.int64)
+        ends_P = starts_P + sizes_P
+        if (extension := find_extension()) is not None:
+            columns = (self._find_files(rows_P), self.offsets[rows_P], starts_P, ends_P)
+            jobs_P4 = np.stack([np.asarray(each, np.int64) for each in columns], axis=1)
+            read_whole(extension, slots.buffer, rows_P, jobs_P4, self._make_read_error)
+        view = slots.buffer.data
+        for i, row, start, end in zip(*(each.tolist() for each in (chosen_P, rows_P, starts_P, ends_P)), strict=True):
+            if extension is None:
+                self._fill(row, 0, view[start:end])
+            slots.images[i] = slots.buffer[start:end]
+        return int(sizes_P.sum())
+
+    def _find_files(self, rows: np.ndarray) -> list[int]:
+        """Return the descriptors of the shards that hold some rows."""
+        return [self.descriptors[shard] for shard in self.shards[rows].tolist()]
+
+    def _fill(self, row: int, offset: int, target: memoryview) -> None:
+        """Fill `target` with a row's bytes from an offset in its image on."""
+        shard, position = int(self.shards[row]), int(self.offsets[row]) + offset
+        done = 0
+        while done < len(target):
+            # One `preadv` may return fewer bytes than requested.
             try:
-                num_bytes = os.preadv(self.descriptors[shard], [image.data[done:]], int(self.offsets[row]) + done)
+                num_bytes = os.preadv(self.descriptors[shard], [target[done:] if done else target], position + done)
             except OSError as error:
-                raise self._make_error(row, f"cannot be read ({error.strerror}) at") from error
+                raise self._make_read_error(row, error.errno or errno.EIO) from error
             if not num_bytes:
-                raise self._make_error(row, "ends before")
+                raise self._make_read_error(row, 0)
             done += num_bytes
 
-    def _make_error(self, row: int, what: str) -> ShardError:
+    def _make_read_error(self, row: int, error: int) -> ShardError:
+        """Return the error for a row that cannot be read, from an errno; 0: its file ends before."""
+        what = f"cannot be read ({os.strerror(error)}) at" if error else "ends before"
         path, key = self.split.shard_paths[int(self.shards[row])], self.split.keys(np.array([row]))[0]
         return ShardError(
             f"{path} {what} its image {key}: `python prep/verify.py {self.split.folder}` says how to repair it"
@@ -197,13 +281,13 @@ def open_files(paths: list[Path]) -> list[int]:
     return descriptors
 
 
-def _allow_open_files(num_files: int) -> None:
+def _allow_open_files(num_shards: int, files_per_shard: int) -> None:
     """Raise this process's soft limit of open files if the shards need more than it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files + SPARE_DESCRIPTORS
+    wanted = num_shards * files_per_shard + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and wanted > soft:
         if hard != resource.RLIM_INFINITY and wanted > hard:
-            raise InputError(f"{num_files} shards need {wanted} open files, the limit is {hard}: raise `ulimit -Hn`")
+            raise InputError(f"{num_shards} shards need {wanted} open files, the limit is {hard}: raise `ulimit -Hn`")
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -227,10 +311,13 @@ class ReadAhead:
     For the order `blocks` on storage with slow random reads: a window of 4,096 images is read in long runs, and the
     reader then finds its images in memory. The processes of a machine divide the runs among themselves. Use as a
     context manager.
+
+    Args:
+        splicer: if images are spliced; the lengths of their segments are read ahead too.
     """
 
-    def __init__(self, split: "Split", sampling: Sampling, world: World) -> None:
-        self.split, self.sampling, self.world = split, sampling, world
+    def __init__(self, split: "Split", sampling: Sampling, world: World, splicer: Splicer | None = None) -> None:
+        self.split, self.sampling, self.world, self.splicer = split, sampling, world, splicer
         self.shards, self.offsets, self.sizes = (split.column(name) for name in ("shard", "offset", "size"))
         self.requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # numbers of windows; None: stop
         self.stopped = threading.Event()
@@ -257,21 +344,39 @@ class ReadAhead:
 
     def find_runs(self, window: int) -> np.ndarray:
         """Return the byte ranges of a window that this process reads: int64 [runs, 3], shard, start, stop."""
+        rows_W = self._find_rows(window)
+        return self._take_share(merge_runs(self.shards[rows_W], self.offsets[rows_W], self.sizes[rows_W]))
+
+    def find_segment_runs(self, window: int) -> np.ndarray:
+        """Return the same for the files with the shards' segments."""
+        if self.splicer is None:
+            return np.empty((0, 3), np.int64)
+        rows_W = self._find_rows(window)
+        starts_W, sizes_W = self.splicer.locate_lengths(rows_W)
+        return self._take_share(merge_runs(self.shards[rows_W], starts_W, sizes_W))
+
+    def _find_rows(self, window: int) -> np.ndarray:
         positions_W = np.arange(window * WINDOW_IMAGES, (window + 1) * WINDOW_IMAGES)
         _, rows_W = locate(self.sampling, positions_W, len(self.split))
-        runs = merge_runs(self.shards[rows_W], self.offsets[rows_W], self.sizes[rows_W])
+        return rows_W
+
+    def _take_share(self, runs: np.ndarray) -> np.ndarray:
         return runs[self.world.local_rank :: self.world.local_size]
 
     def _read_windows(self) -> None:
         """Read the requested windows, in a thread, until the request None."""
         chunk = memoryview(bytearray(CHUNK_BYTES))  # its content is never used: only the page cache matters
         while (window := self.requests.get()) is not None:
-            for shard, start, stop in self.find_runs(window).tolist():
+            segments = [
+                (self.split.segments_path(shard), *run) for shard, *run in self.find_segment_runs(window).tolist()
+            ]
+            shards = [(self.split.shard_paths[shard], *run) for shard, *run in self.find_runs(window).tolist()]
+            for path, start, stop in segments + shards:
                 with suppress(OSError):  # the reader will fail at the same place, and reports the shard's name
-                    self._read_run(shard, start, stop, chunk)
+                    self._read_run(path, start, stop, chunk)
 
-    def _read_run(self, shard: int, start: int, stop: int, chunk: memoryview) -> None:
-        with self.split.shard_paths[shard].open("rb", buffering=0) as file:
+    def _read_run(self, path: Path, start: int, stop: int, chunk: memoryview) -> None:
+        with path.open("rb", buffering=0) as file:
             while start < stop and not self.stopped.is_set():
                 num_bytes = os.preadv(file.fileno(), [chunk[: stop - start]], start)
                 if not num_bytes:

@@ -17,6 +17,8 @@ class Counters:
     take_seconds: float = 0.0
     read_seconds: float = 0.0
     read_bytes: int = 0
+    image_bytes: int = 0
+    decode_bytes: int = 0
     decode_seconds: float = 0.0
     copy_seconds: float = 0.0
     remote_images: int = 0
@@ -38,7 +40,7 @@ class Stats:
     queue_seconds: float  # the consumer's thread waited for the queue; with a GPU, the GPU may work meanwhile
     take_seconds: float  # the consumer's own work to receive batches
     read_seconds: float  # the producer waited for storage
-    read_bytes: int  # encoded images read
+    read_bytes: int  # read from shards, from their segments' lengths, or from the bucket
     decode_seconds: float  # the producer waited for pixels; on a GPU, until the work for them was queued
     copy_seconds: float  # the producer made labels and masks, and copied them to the device
     queue_depth: int  # batches ready now
@@ -47,6 +49,8 @@ class Stats:
     remote_images: int = 0  # of the images read, those that came from the bucket and not from the cache
     remote_bytes: int = 0
     cached_share: float = 1.0  # share of the split's bytes in the cache now; 1 for a dataset in a folder
+    image_bytes: int = 0  # of the complete images; more than `read_bytes` if images are spliced (loaders/splice.py)
+    decode_bytes: int = 0  # passed to the decoder
 
     @property
     def bytes_per_second(self) -> float:
@@ -55,6 +59,6 @@ class Stats:
 
     def since(self, before: "Stats") -> "Stats":
         """Return the sums of the interval between the two; fields that describe the present keep their value."""
-        counts = ("num_batches", "read_bytes", "remote_images", "remote_bytes")
+        counts = ("num_batches", "read_bytes", "image_bytes", "decode_bytes", "remote_images", "remote_bytes")
         sums = (*counts, *(f.name for f in dataclasses.fields(self) if "seconds" in f.name))
         return dataclasses.replace(self, **{name: getattr(self, name) - getattr(before, name) for name in sums})

@@ -63,6 +63,15 @@ def find_whole(split: Split) -> Split:
     return split
 
 
+def find_whole_rows(split: Split) -> np.ndarray | None:
+    """Return the rows of a subset in the split that it is a part of, int64 [N]; None for a complete split."""
+    rows_N = None
+    while isinstance(split, Subset):
+        rows_N = split.rows_N if rows_N is None else split.rows_N[rows_N]
+        split = split.split
+    return rows_N
+
+
 def select(split: Split, fraction: float = 1.0, classes: Sequence[str] = ()) -> Split:
     """Return a part of a split: the same one for all seeds. A larger fraction contains all smaller ones.
 

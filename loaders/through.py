@@ -21,6 +21,7 @@ import numpy as np
 from loaders.filler import Filler
 from loaders.order import Sampling
 from loaders.reader import NOT_OPEN, Ahead, Reader, ShardError, open_files
+from loaders.splice_reader import Done, Slots, WholeImages
 from loaders.stats import Counters
 from loaders.subset import find_whole
 from loaders.windows import Run, Windows
@@ -90,16 +91,24 @@ def find_bucket_split(split: Split) -> BucketSplit | None:
     return whole if isinstance(whole, BucketSplit) else None
 
 
-def open_reader(split: Split, num_threads: int, batches_ahead: int, counters: Counters) -> Reader:
-    """Return the reader of a split: of its folder alone, or through the cache of its bucket."""
+def open_reader(
+    split: Split, num_threads: int, batches_ahead: int, counters: Counters, whole: WholeImages | None = None
+) -> Reader:
+    """Return the reader of a split: of its folder alone, or through the cache of its bucket.
+
+    Args:
+        whole: see `Reader`.
+    """
     kind = ThroughReader if find_bucket_split(split) else Reader
-    return kind(split, num_threads, batches_ahead, counters)
+    return kind(split, num_threads, batches_ahead, counters, whole)
 
 
 class ThroughReader(Reader):
     """Reads images from the shards in the cache, and the others from the bucket. Use as a context manager."""
 
-    def __init__(self, split: Split, num_threads: int, batches_ahead: int, counters: Counters) -> None:
+    def __init__(
+        self, split: Split, num_threads: int, batches_ahead: int, counters: Counters, whole: WholeImages | None = None
+    ) -> None:
         bucket = find_bucket_split(split)
         assert bucket is not None
         self.bucket = bucket
@@ -115,7 +124,7 @@ class ThroughReader(Reader):
         self.is_absent_S = np.ones(len(bucket.manifest.shards), bool)
         self.windows: Windows | None = None
         counters.cached_share = 0.0
-        super().__init__(split, num_threads, batches_ahead, counters)
+        super().__init__(split, num_threads, batches_ahead, counters, whole)
         self._look_for_shards()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
@@ -145,6 +154,9 @@ class ThroughReader(Reader):
             return
         shards, names = self.bucket.manifest.shards, set(os.listdir(self.bucket.folder))
         for shard in np.flatnonzero(self.is_absent_S).tolist():
+            # The file with its segments comes before the shard.
+            if self.splicer is not None and {shards[shard].name, self.bucket.segments_path(shard).name} & names:
+                self.splicer.open_shard(shard)
             if shards[shard].name in names:
                 self._open_shard(shard)
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -162,24 +174,41 @@ class ThroughReader(Reader):
             return
         self.descriptors[shard], self.is_absent_S[shard] = descriptor, False
 
-    def _submit(self, rows_B: np.ndarray, sizes_B: np.ndarray, images: list[np.ndarray]) -> list[Future[None]]:
+    def _submit(self, slots: Slots, chosen_C: np.ndarray) -> list[Future[Done]]:
         # The usual case: all shards are there.
         if not self.is_absent_S.any():
-            return super()._submit(rows_B, sizes_B, images)
+            return super()._submit(slots, chosen_C)
 
         # Divide the batch: what is in the cache, and what is not.
         self._look_for_shards()
-        is_remote_B = self.is_absent_S[self.shards[rows_B]] & (sizes_B > 0)
-        local = super()._submit(rows_B, np.where(is_remote_B, 0, sizes_B), images)
-        remote = np.flatnonzero(is_remote_B)
-        self.counters.remote_images += len(remote)
-        self.counters.remote_bytes += int(sizes_B[remote].sum())
-        rows, digests = rows_B[remote].tolist(), self.split.sha256_of_rows(rows_B[remote])
-        runs = [self.windows.find_run(row) if self.windows else None for row in rows]
-        jobs = zip(rows, [images[i] for i in remote], digests, runs, strict=True)
-        return local + [self.connections.submit(self._read_remote, *job) for job in jobs]
+        rows_C = slots.plan.rows_B[chosen_C]
+        is_remote_C = self.is_absent_S[self.shards[rows_C]]
+        local = super()._submit(slots, chosen_C[~is_remote_C])
+        rows = rows_C[is_remote_C]
+        self.counters.remote_images += len(rows)
+        self.counters.remote_bytes += int(self.sizes[rows].sum())
+        runs = [self.windows.find_run(row) if self.windows else None for row in rows.tolist()]
+        digests = self.split.sha256_of_rows(rows)
+        jobs = zip(chosen_C[is_remote_C].tolist(), digests, runs, strict=True)
+        return local + [self.connections.submit(self._read_remote, slots, *job) for job in jobs]
 
-    def _read_remote(self, row: int, image: np.ndarray, sha256: bytes, run: Run | None) -> None:
+    def _read_remote(self, slots: Slots, i: int, sha256: bytes, run: Run | None) -> Done:
+        """Read an image of a batch from the bucket. Splice it in memory: only complete bytes can be verified."""
+        image = slots.images[i]
+        self._fetch(int(slots.plan.rows_B[i]), image, sha256, run)
+        if self.splicer is None or slots.spans is None or not slots.spans.is_spliced_B[i]:
+            return Done(len(image), [])
+        content = image.copy()
+
+        def copy(_: int, offset: int, target: memoryview) -> None:
+            target[:] = content.data[offset : offset + len(target)]
+
+        done = self.splicer.read_part(slots, np.array([i]), copy)
+        if done.contradictory:
+            image[:], slots.images[i] = content, image
+        return Done(len(image), done.contradictory)
+
+    def _fetch(self, row: int, image: np.ndarray, sha256: bytes, run: Run | None) -> None:
         """Fill `image` with a row's bytes from the bucket, or from the run that holds them.
 
         Raises:

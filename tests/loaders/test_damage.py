@@ -95,7 +95,7 @@ def test_a_damaged_manifest_is_refused(digits_copy: Path, content: str) -> None:
 def test_a_manifest_of_another_format_is_refused(digits_copy: Path) -> None:
     path = digits_copy / "validation" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
-    with pytest.raises(InputError, match="has format 1, this version of Penstock reads format 2"):
+    with pytest.raises(InputError, match="has format 1, this version of Penstock reads formats 2 and 3"):
         Split(digits_copy, "validation")
 
 
