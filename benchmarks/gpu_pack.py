@@ -20,6 +20,7 @@ from gpu.wheels import PACKAGES, Target, download, unpack
 
 from prep.dataset import MANIFEST, read_manifest
 from prep.errors import InputError, positive_count, run
+from prep.segments import segments_name
 
 TOOLS = {"readelf": "binutils", "strip": "binutils", "xz": "xz-utils"}  # with the Debian packages that contain them
 
@@ -75,7 +76,10 @@ def check_shards(data: Path) -> int:
         hint = "give the folder above the splits" if (data / MANIFEST).is_file() else "make one with prep/shard.py"
         raise InputError(f"--data {data} must be a folder of prepared splits, each with a {MANIFEST}: {hint}")
     for split in splits:
-        for name in (shard.name for shard in read_manifest(split).shards):
+        manifest = read_manifest(split)
+        names = [shard.name for shard in manifest.shards]
+        names += [segments_name(name) for name in names] if manifest.has_segments else []
+        for name in names:
             if not (split / name).is_file():
                 raise InputError(f"{split / name} is missing: prepare the dataset again")
     return sum(path.stat().st_size for path in data.rglob("*") if path.is_file())

@@ -2,7 +2,8 @@
 
 The most important cases come first: a smoke test; pixels and speed of each decode path; equal bits under load, images
 with RandAugment, and damaged files; rates of loader, model and training for both placements; a real training that is
-killed and resumed; the tests that need a GPU; compilation. No case runs past the deadline (--minutes). Each result is
+killed and resumed; the tests that need a GPU; compilation; and if DIR was prepared with --restarts, spliced images
+compared with whole ones. No case runs past the deadline (--minutes). Each result is
 on disk before the next case begins, so an interrupted call loses nothing. A later call with --only runs some cases
 again and adds them to the same --out. The standard error of all cases goes to workers.log there.
 """
@@ -109,6 +110,7 @@ def read_settings(arguments: argparse.Namespace, device: str) -> Settings:
         repetitions=arguments.repetitions,
         seconds=arguments.seconds,
         epochs=arguments.epochs,
+        has_segments=read_manifest(arguments.data / arguments.split).has_segments,
     )
 
 

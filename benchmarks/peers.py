@@ -1,8 +1,9 @@
 """`python benchmarks/peers.py --source DIR ...`: compare how fast Penstock and other data loaders feed batches.
 
-Two races on augmented images of DIR's first split, repeated to --images: on their original bytes; and on JPEGs of at
-most 500 pixels per side at quality 90, where Penstock is compared with FFCV, which re-encodes every image. On the CPU,
-with all data in memory. One JSON record goes to stdout, progress and a table to stderr.
+Three races on augmented images of DIR's first split, repeated to --images: on their original bytes, which Penstock
+also reads from restart shards; other readers of our shards, with restart markers and without; and JPEGs of at most 500
+pixels per side at quality 90, where Penstock is compared with FFCV, which re-encodes every image. On the CPU, with all
+data in memory. One JSON record goes to stdout, progress and a table to stderr.
 """
 
 import argparse
@@ -12,17 +13,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from feeding.contenders import ORIGINAL, OURS, PEERS, SHARDS, SMALLER, Contender
+from feeding.contenders import (
+    ORIGINAL,
+    OURS,
+    PEERS,
+    READERS,
+    RESTART_SHARDS,
+    RESTARTS,
+    SHARDS,
+    SMALLER,
+    Contender,
+)
 from feeding.job import SPLIT
 from race import LEAST_REPETITIONS, check_race_flags, has_module, make_source, read_into_page_cache
 from record import describe_default_placement, describe_origin, label_source, print_progress, publish, summarize
+from reports.races import OF_ORIGINALS
 from stores import count_bytes, write_formats
 from windows import Entrant, measure_race
 
 from prep.dataset import Split
 from prep.errors import InputError, run
 
-RACES = {"original bytes": ORIGINAL, "max side 500, quality 90": SMALLER}
+RACES = {"original bytes": ORIGINAL, "readers of restart shards": READERS, "max side 500, quality 90": SMALLER}
 IMAGES = 10_000  # 1 GiB of ImageNet in each format, so that an epoch lasts longer than a few seconds
 SIZE, RESIZE = 224, 256  # pixels
 RATE, UNDISTURBED, RATIO = "images_per_second", "undisturbed_images_per_second", "ours_in_images_per_second"
@@ -46,6 +58,8 @@ METHOD = (
     f"{DISTURBED_CORES} or more does not count for undisturbed_images_per_second, nor for the ratio",
     "first_batch_seconds: once, from opening the data to the first batch, without imports; FFCV compiles in it",
     "bytes_per_image: of all files of the format; FFCV's file holds its own encoding of the same images",
+    f"NAME{RESTARTS} reads the same images as NAME from shards with restart markers; {OF_ORIGINALS}: its rate divided "
+    "by NAME's, from the same windows as the ratio",
 )
 
 
@@ -72,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--seconds", type=float, default=20.0, help="length of a window (default: 20)")
     add("--warmup", type=float, default=2.0, metavar="SECONDS", help="before each window (default: 2)")
+    add("--race", choices=RACES, help="measure one race (default: all)")
     add("--only", nargs="+", metavar="NAME", help=f"contenders to measure, of {', '.join(list_names())}")
     add("--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"), help="Python interpreter of a peer")
     add("--work", type=Path, metavar="DIR", help="folder for the data (default: the temporary folder)")
@@ -111,7 +126,8 @@ def choose_contenders(arguments: argparse.Namespace) -> tuple[Races, dict[str, s
         InputError: no contender is left.
     """
     only, pythons, skipped = arguments.only or list_names(), dict(arguments.python), {}
-    asked = {name: [each for each in race if each.name in only] for name, race in RACES.items()}
+    wanted = [arguments.race] if arguments.race else RACES
+    asked = {name: [each for each in RACES[name] if each.name in only] for name in wanted}
     for name in dict.fromkeys(each.peer for race in asked.values() for each in race if each.peer):
         module, install = PEERS[name].module, PEERS[name].install
         if not has_module(pythons.get(name, sys.executable), module):
@@ -139,7 +155,12 @@ def prepare_data(arguments: argparse.Namespace, races: Races, work: Path) -> tup
     failed = write_formats(readers, dict(arguments.python), work / "source", work, arguments.workers)
     read_into_page_cache(work)
     manifest = Split(work / SHARDS, SPLIT).manifest
-    return {"name": name, "num_images": manifest.num_images, "image_bytes": manifest.size_bytes}, failed
+    facts: dict[str, Any] = {"name": name, "num_images": manifest.num_images, "image_bytes": manifest.size_bytes}
+    if any(each.data == RESTART_SHARDS for each in readers):
+        from spans import count_epoch  # noqa: PLC0415  (torch)
+
+        facts["restarts"] = count_epoch(work / RESTART_SHARDS, SPLIT, SIZE)
+    return facts, failed
 
 
 def run_races(
@@ -184,13 +205,20 @@ def build_entrant(arguments: argparse.Namespace, contender: Contender, num_image
 
 
 def add_ratios(contenders: dict[str, Any]) -> None:
-    """Add Penstock's rate divided by each contender's, from the medians of undisturbed windows."""
+    """Add ratios from the medians of undisturbed windows.
+
+    They are Penstock's rate divided by each contender's, and for each reader of restart shards its rate divided by its
+    rate on the originals.
+    """
     for each in contenders.values():
         add_undisturbed(each)
     ours = contenders.get(OURS, {})
-    for each in contenders.values():
+    for name, each in contenders.items():
+        originals = contenders.get(name.removesuffix(RESTARTS), {}) if name.endswith(RESTARTS) else {}
         if UNDISTURBED in ours and UNDISTURBED in each:
             each[RATIO] = ours[UNDISTURBED]["median"] / each[UNDISTURBED]["median"]
+        if UNDISTURBED in originals and UNDISTURBED in each:
+            each[OF_ORIGINALS] = each[UNDISTURBED]["median"] / originals[UNDISTURBED]["median"]
 
 
 def add_undisturbed(each: dict[str, Any]) -> None:
@@ -233,7 +261,9 @@ def format_record(record: dict[str, Any]) -> str:
     data = record["dataset"]
     lines = [f"{data['num_images']:,} images of {data['name']} [{data['label']}], {record['transform']}"]
     for name, contenders in record["races"].items():
-        lines.append(f"{name:<24}{'images/s':>8}{'min to max':>16}{'speedup':>9}{'CPU s/1000':>12}{'MB':>7}")
+        lines.append(
+            f"{name:<24}{'images/s':>8}{'min to max':>16}{'speedup':>9}{'of originals':>14}{'CPU s/1000':>12}{'MB':>7}"
+        )
         lines[-1] += f"{'first s':>9}{'bytes/image':>13}  type"
         lines += [format_row(contender, each) for contender, each in contenders.items()]
     for kind in ("skipped", "failed"):
@@ -245,11 +275,12 @@ def format_row(name: str, each: dict[str, Any]) -> str:
     """Return a contender's line of the table."""
     rate = each.get(UNDISTURBED, each[RATE])
     spread = f"{rate['min']:,.0f} to {rate['max']:,.0f}"
-    ratio = f"{each[RATIO]:.2f} x" if RATIO in each else "-"
+    ratio, of_originals = (f"{each[key]:.2f} x" if key in each else "-" for key in (RATIO, OF_ORIGINALS))
     cpu_seconds, memory_bytes = each["cpu_seconds_per_1000_images"]["median"], each["memory_bytes"]["median"]
     return (
-        f"  {name:<22}{rate['median']:>8,.0f}{spread:>16}{ratio:>9}{cpu_seconds:>12.2f}{memory_bytes / 1e6:>7,.0f}"
-        f"{each['first_batch_seconds']:>9.2f}{each['bytes_per_image']:>13,.0f}  {each['type']}"
+        f"  {name:<22}{rate['median']:>8,.0f}{spread:>16}{ratio:>9}{of_originals:>14}"
+        f"{cpu_seconds:>12.2f}{memory_bytes / 1e6:>7,.0f}{each['first_batch_seconds']:>9.2f}"
+        f"{each['bytes_per_image']:>13,.0f}  {each['type']}"
     )
 
 

@@ -18,7 +18,10 @@ from record import describe_origin, label_source, print_progress, publish, summa
 from prep.errors import InputError, run
 
 IMAGES, SMALLER_IMAGES = 20_000, 8_000  # 2 GiB of ImageNet, and fewer for the races that decode, which are slower
-OURS = "penstock"
+OURS, RESTARTS = "penstock", "penstock-restarts"
+ORIGINAL, CHECKED = "original bytes", "original bytes, checked"
+SIDES = {"max side 500": ("max_side", 500), "short side 256": ("short_side", 256)}  # races of smaller images
+RACES = (ORIGINAL, CHECKED, *SIDES)
 SYNCED = "fsync of every file before it gets its name, and of the folder afterwards"
 METHOD = (
     "each contender has two processes, except ShardWriter and the copy, which have one",
@@ -48,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help=f"decoded (default: {SMALLER_IMAGES})",
     )
+    add("--race", choices=RACES, help="run one race (default: all)")
     add("--repetitions", type=int, default=LEAST_REPETITIONS, help="runs per contender, at least 5 (default: 5)")
     add("--litdata-python", default=sys.executable, metavar="PATH", help="interpreter that has litdata")
     add("--mosaic-python", default=sys.executable, metavar="PATH", help="interpreter that has mosaicml-streaming")
@@ -107,18 +111,30 @@ def list_smaller(side: str, pixels: int) -> tuple[Contender, ...]:
 
 def plan_races(arguments: argparse.Namespace, work: Path) -> tuple[list[Race], dict[str, str]]:
     """Write the sources of the races; return the races, and for each skipped contender the reason."""
-    facts = make_source(arguments.source, arguments.images, work / "source")
-    few = make_source(arguments.source, arguments.smaller_images, work / "smaller")
-    original, skipped = split_missing(list_original(arguments))
-    checked = Contender(OURS, "each image decoded once in full", "ours:penstock", durability=SYNCED)
-    races = [
-        Race("original bytes", work / "source", facts, original),
-        Race("original bytes, checked", work / "smaller", few, (checked,)),  # no peer checks by decoding
-    ]
-    for side, pixels in (("max_side", 500), ("short_side", 256)):
-        name = f"{side.replace('_', ' ')} {pixels}"
-        races.append(Race(name, work / "smaller", few, list_smaller(side, pixels)))
+    names, races, skipped = [arguments.race] if arguments.race else RACES, [], {}
+    if ORIGINAL in names:
+        facts = make_source(arguments.source, arguments.images, work / "source")
+        original, skipped = split_missing(list_original(arguments))
+        races.append(Race(ORIGINAL, work / "source", facts, original))
+    contenders = {CHECKED: list_checked()} | {name: list_smaller(*side) for name, side in SIDES.items()}
+    if chosen := {name: each for name, each in contenders.items() if name in names}:
+        few = make_source(arguments.source, arguments.smaller_images, work / "smaller")
+        races += [Race(name, work / "smaller", few, each) for name, each in chosen.items()]
     return races, skipped
+
+
+def list_checked() -> tuple[Contender, ...]:
+    """Return our two contenders that check each image by decoding: no peer checks, and none writes restart markers."""
+    return (
+        Contender(OURS, "each image decoded once in full", "ours:penstock", durability=SYNCED),
+        Contender(
+            RESTARTS,
+            "--restarts: transcoded, decoded before and after",
+            "ours:penstock",
+            options={"restarts": True},
+            durability=SYNCED,
+        ),
+    )
 
 
 def run_races(races: list[Race], repetitions: int, work: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -60,6 +60,7 @@ def enlarge(split: "Split", num_images: int, root: Path) -> None:
     import numpy as np  # noqa: PLC0415
 
     from prep.dataset import LEDGER, MANIFEST, SAMPLES, encode_samples  # noqa: PLC0415
+    from prep.segments import segments_name  # noqa: PLC0415
 
     folder = root / "train"
     folder.mkdir()
@@ -73,6 +74,8 @@ def enlarge(split: "Split", num_images: int, root: Path) -> None:
     ]
     for i, shard in enumerate(shards):
         (folder / shard.name).symlink_to(split.shard_paths[i % few].resolve())
+        if shard.segments_sha256:
+            (folder / segments_name(shard.name)).symlink_to(split.segments_path(i % few).resolve())
 
     # Repeat the rows of the index; each repetition refers to the next copy of the shards.
     rows_N = np.arange(num_images) % len(split)

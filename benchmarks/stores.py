@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from feeding.contenders import SHARDS, SMALLER_SHARDS, Contender
+from feeding.contenders import RESTART_SHARDS, SHARDS, SMALLER_SHARDS, Contender
 from feeding.job import SPLIT
 from race import FailedError, last_line
 
@@ -17,7 +17,11 @@ from prep.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PREPARE, WRITE_FORMAT = CHECKOUT / "prep" / "shard.py", CHECKOUT / "benchmarks" / "feeding" / "formats.py"
-PREPARATION = {SHARDS: [], SMALLER_SHARDS: ["--max-side", "500", "--quality", "90"]}  # options of prep/shard.py
+PREPARATION = {  # options of prep/shard.py
+    SHARDS: [],
+    RESTART_SHARDS: ["--restarts"],
+    SMALLER_SHARDS: ["--max-side", "500", "--quality", "90"],
+}
 LONGEST_WRITE = 3600  # seconds
 
 

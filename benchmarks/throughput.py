@@ -62,6 +62,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add(
         "--decode", default=DEFAULT_LOADER.decode, metavar="HOW", help="auto, roi (crop region only), full (full image)"
     )
+    add("--splice", default=DEFAULT_LOADER.splice, metavar="HOW", help="restart shards: auto (only the crop) or off")
     load = f"share of the JPEGs for the GPU's hardware decoder (default: {DEFAULT_LOADER.hw_decoder_load:g})"
     add("--hw-decoder-load", type=float, default=DEFAULT_LOADER.hw_decoder_load, metavar="SHARE", help=load)
     add("--dollars-per-hour", type=float, metavar="D", help="price of all machines together, for the recipe's cost")
@@ -121,6 +122,7 @@ def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
         num_threads=arguments.threads,
         placement=arguments.placement,
         decode=arguments.decode,
+        splice=arguments.splice,
         hw_decoder_load=arguments.hw_decoder_load,
     )
 
@@ -219,6 +221,7 @@ def build_record(
         "torch_threads": torch.get_num_threads(),
         "device": world.device.type,
         "placement": describe_placement(loader.placement),
+        "splices": loader.whole is not None,
         **describe_origin("benchmarks/throughput.py", world, **describe_dali(arguments.backend)),
     }
 

@@ -13,6 +13,7 @@ from reports.words import format_number
 
 THICK, GAP = 0.7, 0.4  # in rows: thickness of a bar, distance between groups
 ROW, LABELS, BELOW, KEY = 0.31, 1.75, 0.15, 0.45  # inches: a row, the names, free space below, the legend
+CHARACTER = 0.079  # inches of a name's character, for names that need more than LABELS
 TRACK = "#edf0f3"
 LEAST_LABELLED = 0.12  # share of the longest period: narrower parts have no room for their figure
 
@@ -21,13 +22,17 @@ def draw_bars(picture: Picture) -> Figure:
     """Draw horizontal bars, each with its figure at its end; the ratio of ours to it is in a column on the right."""
     bars: list[Bar] = list(picture.marks)  # pyright: ignore[reportAssignmentType]
     rows, headings = place(bars)
-    figure, ax = new_figure(picture, ROW * (max(rows) + 1), (LABELS, BELOW))
+    labels = max(LABELS, CHARACTER * max(len(bar.label) for bar in bars))
+    figure, ax = new_figure(picture, ROW * (max(rows) + 1), (labels, BELOW))
     for row, bar in zip(rows, bars, strict=True):
         _draw_bar(ax, row, bar)
-    ax.set_xlim(0, max(bar.high for bar in bars) * 1.3)  # room for the figures
+    room = 1.6 if any(bar.of_originals for bar in bars) else 1.3  # for the figures
+    ax.set_xlim(0, max(bar.high for bar in bars) * room)
     for row, heading in headings.items():
         ax.text(0, row, heading, va="center", color=FAINT, fontsize=9)
-        ax.text(1, row, "Penstock is", va="center", ha="right", color=FAINT, fontsize=9, transform=_across(ax))
+        is_compared = any(bar.ratio for bar in bars if bar.group == heading)
+        compared = "Penstock is" if is_compared else ""
+        ax.text(1, row, compared, va="center", ha="right", color=FAINT, fontsize=9, transform=_across(ax))
     _strip(ax, max(rows) + 0.5, -0.5)
     ax.set_yticks(rows, [bar.label for bar in bars])
     for label, bar in zip(ax.get_yticklabels(), bars, strict=True):
@@ -59,7 +64,7 @@ def _draw_bar(ax: Axes, row: float, bar: Bar) -> None:
     ax.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": weight, "color": color}
     ax.annotate(format_number(bar.median), (bar.high, row), (6, 0), **style)
-    ax.text(1, row, bar.ratio, va="center", ha="right", color=INK, transform=_across(ax))
+    ax.text(1, row, bar.ratio or bar.of_originals, va="center", ha="right", color=INK, transform=_across(ax))
 
 
 def _strip(ax: Axes, bottom: float, top: float) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from feeding.contenders import RESTARTS
 from reports.dollars import SHOWN_STORED, describe_longest, format_hours, group_shown
 from reports.quoted import OURS
-from reports.races import rate_of, sort_by_rate
+from reports.races import OF_ORIGINALS, name_contender, rate_of, sort_by_rate
 from reports.rates import SPENT
 from reports.reading import Record
 
@@ -17,6 +18,7 @@ NAMES = {  # of the contenders, short because there is little room
     "dali-reader": "DALI's own reader",
     "torchvision-v2": "torchvision v2",
     "imagefolder-pillow": "torchvision, Pillow",
+    "timm-wds": "timm, wds/",
     "webdataset-pillow": "webdataset, Pillow",
     "webdataset-v2": "webdataset",
     "litdata-v2": "LitData",
@@ -42,6 +44,7 @@ class Bar:
     high: float
     is_ours: bool
     ratio: str  # our rate divided by this one; "" for ours
+    of_originals: str  # of a contender that reads restart shards: its rate divided by that on the original shards
     group: str  # the race, which is a heading above its first bar
 
 
@@ -118,9 +121,12 @@ def _group(race: str, contenders: dict[str, Any]) -> str:
 
 
 def _peer_bar(name: str, each: dict[str, Any], group: str) -> Bar:
-    rate, ratio = rate_of(each), each.get("ours_in_images_per_second")
-    note = f"{ratio:.2f} ×" if ratio and name != OURS else ""
-    return Bar(NAMES.get(name, name), rate["median"], rate["min"], rate["max"], name == OURS, note, group)
+    rate, ratio, of_originals = rate_of(each), each.get("ours_in_images_per_second"), each.get(OF_ORIGINALS)
+    is_ours = name in (OURS, OURS + RESTARTS)
+    note = f"{ratio:.2f} ×" if ratio and not is_ours else ""
+    own = f"{of_originals:.2f} × originals" if of_originals else ""
+    shown = name_contender(name, NAMES)
+    return Bar(shown, rate["median"], rate["min"], rate["max"], is_ours, note, own, group)
 
 
 def show_batch(content: dict[str, Any]) -> Iterator[Picture]:

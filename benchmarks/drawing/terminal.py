@@ -59,7 +59,7 @@ def describe_mark(mark: Bar | Stack | Point | Spend, picture: Picture) -> Row:
     figures = f"{format_number(mark.median)} ({format_number(mark.low)} to {format_number(mark.high)})"
     if isinstance(mark, Point):
         return Row("", f"{mark.x:,.0f} {picture.unit}", {"": mark.median}, mark.median, figures, mark.label, True)
-    note = f"Penstock is {mark.ratio}" if mark.ratio else ""
+    note = f"Penstock is {mark.ratio}" if mark.ratio else mark.of_originals
     return Row(mark.group, mark.label, {"": mark.median}, mark.median, figures, note, mark.is_ours)
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 OURS = "penstock"
-SHARDS, SMALLER_SHARDS, FOLDER = "shards", "smaller-shards", "folder"  # formats; the others have their peers' names
+# Formats; the others have their peers' names.
+SHARDS, RESTART_SHARDS, SMALLER_SHARDS, FOLDER = "shards", "restart-shards", "smaller-shards", "folder"
+RESTARTS = "-restarts"  # suffix to the name of a contender that reads restart shards instead of shards
 TORCH = ("torch", "torchvision", "pillow")
 DALI = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch")
 BY_TORCHVISION, BY_PILLOW = {"decoder": "torchvision"}, {"decoder": "pillow"}
@@ -49,8 +51,22 @@ PENSTOCK = Contender(OURS, "build_loader with its defaults, backend dali", "ours
 DALI_READER = Contender(
     "dali-reader", "readers.webdataset, image_random_crop, resize, flip", "dali_reader:webdataset", SHARDS, DALI
 )
+WEBDATASET = Contender(
+    "webdataset-v2", f"WebLoader, {V2}", "wds_loader:webdataset", SHARDS, ("webdataset", *TORCH), BY_TORCHVISION
+)
+TIMM_WDS = Contender(
+    "timm-wds", "create_dataset wds/, create_loader, Pillow", "timm_loader:webdataset", SHARDS, ("timm", *TORCH)
+)
+
+
+def on_restarts(contender: Contender) -> Contender:
+    """Return a contender that reads the same images from restart shards."""
+    return replace(contender, name=contender.name + RESTARTS, data=RESTART_SHARDS)
+
+
 ORIGINAL = (
     PENSTOCK,
+    on_restarts(PENSTOCK),
     DALI_READER,
     Contender(
         "torchvision-v2",
@@ -77,9 +93,7 @@ ORIGINAL = (
         ("webdataset", *TORCH),
         BY_PILLOW,
     ),
-    Contender(
-        "webdataset-v2", f"WebLoader, {V2}", "wds_loader:webdataset", SHARDS, ("webdataset", *TORCH), BY_TORCHVISION
-    ),
+    WEBDATASET,
     Contender(
         "litdata-v2",
         f"StreamingDataLoader, {V2}",
@@ -128,3 +142,5 @@ SMALLER = (
         "ffcv",
     ),
 )
+# Do restart shards cost other readers anything? Each reads the same images with restart markers and without.
+READERS = tuple(each for reader in (DALI_READER, WEBDATASET, TIMM_WDS) for each in (reader, on_restarts(reader)))

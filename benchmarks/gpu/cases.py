@@ -29,7 +29,9 @@ from prep.errors import InputError
 
 STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has its own file of records
 CPU = "cpu"  # the decode path without a GPU
-DAMAGED = "damaged-"
+DAMAGED, RESTARTS = "damaged-", "restarts-"
+SPLICED, WHOLE = "auto", "off"  # values of the loader's `splice`, in the names of cases with restart shards
+ROWS = "rows"  # as in gpu/decoding.py
 # First the fastest path of MLPerf's submissions. Regions on the hardware decoder are reported to crash on H100s (not on
 # the H200 that was tried): they are last.
 PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0.99")
@@ -56,6 +58,7 @@ class Settings:
     repetitions: int
     seconds: float  # approximate length of a repetition
     epochs: int  # of the training case
+    has_segments: bool = False  # the shards were prepared with --restarts
 
     @property
     def on_gpu(self) -> bool:
@@ -95,6 +98,7 @@ def build_cases(settings: Settings) -> list[Case]:
         _training_case(settings),
         Case("gpu-tests", "tests", "gpu.marked:run_tests", 220, 105, {"marker": "gpu"}),
         _compile_case(settings),
+        *_restart_cases(settings),
     ]
     return cases if settings.on_gpu else [replace(case, limit=CPU_LIMITS * case.limit) for case in cases]
 
@@ -208,6 +212,53 @@ def _training_case(settings: Settings) -> Case:
     return Case("training", "training", "gpu.training:train_and_resume", 150, 75, job)
 
 
+def _restart_cases(settings: Settings) -> list[Case]:
+    """Return cases that read restart shards: are spliced images right, and how fast are they, compared with whole ones.
+
+    Decoding alone shows what the decoder gains. The complete loader and training also contain the Python code that
+    splices, in one process for each GPU: they decide whether splicing pays there.
+    """
+    first, second, last = (_restart_path(settings, path) for path in ("full-0.99", FALLBACK, "roi-0.99"))
+    return [*first, *second, *_restart_rates(settings), *last]
+
+
+def _restart_path(settings: Settings, path: str) -> list[Case]:
+    """Return the cases of a decode path, in one process: compare spliced images, then measure the rate of decoding."""
+    here: dict[str, Any] = {"stage": "decode", "group": RESTARTS + path, "path": path, "limit": 40}
+    here["unable"] = _without_segments(settings) or _unable(settings, path)
+    compare, measure = "gpu.parity:compare_with_reference", "gpu.decoding:measure_decoding"
+    right, rated = f"{RESTARTS}{PARITY}{path}", _common(settings)
+    compared = rated | {"num_images": settings.batch_size * 2, "splice": SPLICED}
+    cases = [Case(right, work=compare, estimate=4.5, job=compared, needs=("dali",), **here)]
+    for splice in (WHOLE, ROWS, SPLICED):
+        name, job = f"{RESTARTS}{DECODE}{path}-{splice}", rated | {"splice": splice}
+        cases.append(Case(name, work=measure, estimate=7.5, job=job, needs=(right,), **here))
+    return cases
+
+
+def _restart_rates(settings: Settings) -> list[Case]:
+    """Return the cases of the loader and of training, in the process of the other rates."""
+    loader = _rate_job(settings, mode="loader")
+    train = _rate_job(settings, mode="train", model=settings.models[0])
+    cases = []
+    for name, path, job, estimates in (
+        ("loader-full-0.99", "full-0.99", loader, (9, 9)),
+        (f"loader-{FALLBACK}", FALLBACK, loader, (9, 9)),
+        ("loader-cpu", CPU, loader, (9, 9)),
+        ("train", "full-0.99", train, (18, 10)),  # the first step loads cuDNN
+    ):
+        unable = _without_segments(settings) or _unable(settings, path)
+        cases += [
+            _rate(f"{RESTARTS}{name}-{splice}", estimate, job | {"splice": splice}, path=path, unable=unable)
+            for splice, estimate in zip((WHOLE, SPLICED), estimates, strict=True)
+        ]
+    return cases
+
+
+def _without_segments(settings: Settings) -> str:
+    return "" if settings.has_segments else "needs --data that was prepared with --restarts"
+
+
 def _rate(name: str, estimate: float, job: dict[str, Any], **more: Any) -> Case:
     """Return a case of `gpu.rates`."""
     return Case(name, "rates", "gpu.rates:measure_rates", 60, estimate, job, **more)
@@ -258,7 +309,10 @@ def resolve_job(case: Case, results: Results) -> dict[str, Any]:
     if not case.path:
         return case.job | {"loader": {}}
     path = _find_path(case, results)
-    return case.job | {"loader": describe_path(path, case.job["device"]), "path": path}
+    loader = describe_path(path, case.job["device"])
+    if "splice" in case.job:
+        loader["splice"] = WHOLE if case.job["splice"] == ROWS else case.job["splice"]
+    return case.job | {"loader": loader, "path": path}
 
 
 def _find_path(case: Case, results: Results) -> str:

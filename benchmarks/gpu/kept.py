@@ -90,7 +90,7 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "size": settings.size,
         "amp": settings.amp,
-        "images": f"{manifest.num_images} of {manifest.source.name}",
+        "images": f"{manifest.num_images} of {manifest.source.name}" + ", restarts" * manifest.has_segments,
     }
 
 

@@ -50,9 +50,11 @@ class Rendered:
 def compare_with_reference(job: Job, report: Report) -> dict[str, Any]:
     """Return the verdict on a path, and the differences of the first `num_images` images by kind of JPEG.
 
-    The training transform is compared first, then that of evaluation.
+    The training transform is compared first, then that of evaluation if the job has `resize`.
     """
-    transforms = {"train": TrainTransform(job["size"]), "evaluation": EvalTransform(job["size"], job["resize"])}
+    transforms: dict[str, TrainTransform | EvalTransform] = {"train": TrainTransform(job["size"])}
+    if "resize" in job:
+        transforms["evaluation"] = EvalTransform(job["size"], job["resize"])
     result: dict[str, Any] = {}
     with join_world(job["device"]) as world:
         for name, transform in transforms.items():

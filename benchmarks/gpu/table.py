@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from gpu.cases import RESTARTS, ROWS, SPLICED, WHOLE
 from gpu.verdicts import (
     DECODE,
     FALLBACK,
@@ -18,6 +19,7 @@ from gpu.verdicts import (
 
 LONGEST = 110  # characters, of a line's figures
 MOST_CHARACTERS = 12_000
+SPLICES = {SPLICED: "spliced", ROWS: "rows only"}
 CONCLUSION = {
     "right": "go",
     "differs": "go, though subsampled colours differ",
@@ -140,6 +142,7 @@ def conclude(results: Results) -> Iterator[str]:
     yield from _conclude_paths(results)
     yield from _conclude_load(results)
     yield from _conclude_rates(results)
+    yield from _conclude_restarts(results)
     yield from _conclude_checks(results)
 
 
@@ -231,6 +234,21 @@ def _conclude_compiled(results: Results) -> Iterator[str]:
         compiled = record["result"]["model"]["images_per_second"]["median"]
         if eager:
             yield f"{model}, {name}: the model alone at {compiled / eager:.2f} times its eager rate"
+
+
+def _conclude_restarts(results: Results) -> Iterator[str]:
+    """Yield for each case with restart shards the ratio of images/s, spliced to whole; and spliced images not right."""
+    for name, record in results.items():
+        if not name.startswith(RESTARTS) or record["status"] == "skipped":
+            continue
+        if name.startswith(RESTARTS + PARITY):
+            if not is_usable(record):
+                yield f"{name}: NO-GO, spliced images are {record['status'].replace('done', 'wrong')}"
+            continue
+        what, _, splice = name.rpartition("-")
+        spliced, whole = rate_of(record), rate_of(results.get(f"{what}-{WHOLE}"))
+        if splice in SPLICES and spliced and whole:
+            yield f"{what}: {SPLICES[splice]} {spliced:,.0f} images/s, {spliced / whole:.3f} times whole ones"
 
 
 def _conclude_checks(results: Results) -> Iterator[str]:

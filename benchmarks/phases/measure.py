@@ -14,7 +14,7 @@ from signs.launching import measure_few, step_seconds
 from signs.measure import find_signs, measure_signs
 from signs.sign import Sign
 from signs.watched import watch
-from stages.judging import Tried, count_all_cores, read_figures, try_changes, want_larger_batch
+from stages.judging import Tried, count_all_cores, find_read_share, read_figures, try_changes, want_larger_batch
 from stages.probes import find_core_scaling
 from stages.rounds import STEPS, Report, open_stages, run_in_turn, run_rounds
 from stages.setting import Setting
@@ -153,6 +153,7 @@ def read_quick_figures(stages: dict[str, dict[str, Any]], loader: Loader) -> Fig
         shares_cores=loader.world.device.type == "cpu",
         decodes_on_gpu=loader.decodes_on_gpu,
         mean_bytes=float(loader.split.column("size").mean()),
+        read_share=find_read_share(stages[LOADER]),
     )
 
 

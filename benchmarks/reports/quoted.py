@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from feeding.contenders import RESTARTS
 from reports.dollars import COST, write_cost
-from reports.races import rate_of, sort_by_rate
+from reports.races import OF_ORIGINALS, name_contender, rate_of, sort_by_rate
 from reports.reading import Records
 from reports.recipes import GPU_MODEL, SMALL_SIZES, write_short
 from reports.words import format_median, format_number, format_ratio, format_spread, make_table
@@ -17,6 +18,7 @@ from reports.words import format_median, format_number, format_ratio, format_spr
 from prep.errors import InputError
 
 PEERS, PREPARATION, STARTUP, VERDICT = "peers.json", "preparation.json", "startup.json", "verdict.json"
+RESTART_RACE, RESTART_READERS, RESTART_PREPARATION = (f"restarts{each}.json" for each in ("", "-readers", "-prepared"))
 GPU = "h200/rates.json"
 OURS, ORIGINAL, SMALLER = "penstock", "original bytes", "max side 500, quality 90"
 NAMES = {  # of the contenders, in README's table
@@ -26,6 +28,7 @@ NAMES = {  # of the contenders, in README's table
     "torchvision-v2": "torchvision, decode_jpeg + transforms v2",
     "imagefolder-pillow": "torchvision ImageFolder, Pillow",
     "timm": "timm's loader with prefetcher",
+    "timm-wds": "timm's `wds/` reader",
     "webdataset-pillow": "webdataset, Pillow",
     "webdataset-v2": "webdataset, decode_jpeg + transforms v2",
     "litdata-v2": "LitData, decode_jpeg + transforms v2",
@@ -121,7 +124,7 @@ def write_peers(content: dict[str, Any]) -> str:
     """Return the table of both races, and its picture."""
     races = content["races"]
     original, smaller = races[ORIGINAL], races.get(SMALLER, {})
-    rows = [[NAMES.get(name, name), *_rate_and_ratio(name, each)] for name, each in sort_by_rate(original)]
+    rows = [[name_contender(name, NAMES), *_rate_and_ratio(name, each)] for name, each in sort_by_rate(original)]
     rows += [_smaller_row(name, smaller) for name, _ in sort_by_rate(smaller) if name != f"{OURS}-original"]
     table = "\n".join(make_table(("", "images/s", "Penstock is"), rows))
     return f"\n![images/s of Penstock and its peers](docs/pictures/peers.png)\n\n{table}"
@@ -129,6 +132,8 @@ def write_peers(content: dict[str, Any]) -> str:
 
 def _rate_and_ratio(name: str, each: dict[str, Any]) -> tuple[str, str]:
     ratio = each.get("ours_in_images_per_second")
+    if OF_ORIGINALS in each:
+        return format_median(rate_of(each)), f"{each[OF_ORIGINALS]:.2f} × itself on originals"
     return format_median(rate_of(each)), f"{ratio:.2f} ×" if ratio and name != OURS else ""
 
 
@@ -215,6 +220,27 @@ def _describe_gpu(content: dict[str, Any]) -> str:
     return f"{hardware['gpu'].partition(',')[0]}, {hardware['cores']} vCPUs"
 
 
+def _restart_gain(content: dict[str, Any]) -> str:
+    return format_ratio(content["races"][ORIGINAL][OURS + RESTARTS][OF_ORIGINALS])
+
+
+def _restart_lead(content: dict[str, Any]) -> str:
+    """Return our rate on restart shards, divided by LitData's."""
+    race = content["races"][ORIGINAL]
+    return format_ratio(rate_of(race[OURS + RESTARTS])["median"] / rate_of(race["litdata-v2"])["median"])
+
+
+def _restart_slowdown(content: dict[str, Any]) -> str:
+    """Return the largest ratio of another reader's time on restart shards to that on the original ones."""
+    readers = content["races"]["readers of restart shards"].values()
+    return format_ratio(max(1 / each[OF_ORIGINALS] for each in readers if OF_ORIGINALS in each))
+
+
+def _restart_cost(content: dict[str, Any]) -> str:
+    contenders = content["races"]["original bytes, checked"]["contenders"]
+    return format_ratio(contenders[OURS + RESTARTS]["ours_in_images_per_second"])
+
+
 # The text of each marker, and the record or records that it is written from.
 QUOTES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "recipes": ((SMALL_SIZES, GPU_MODEL), write_short),
@@ -230,6 +256,13 @@ QUOTES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "prepared-smaller": (PREPARATION, _smaller_percent),
     "prepared-writers": (PREPARATION, _describe_writers),
     "prepared-pillow": (PREPARATION, _describe_pillow),
+    "restarts-gain": (RESTART_RACE, _restart_gain),
+    "restarts-lead": (RESTART_RACE, _restart_lead),
+    "restarts-read": (RESTART_RACE, lambda content: f"{content['dataset']['restarts']['read_share']:.0%}"),
+    "restarts-decoded": (RESTART_RACE, lambda content: f"{content['dataset']['restarts']['mcu_share']:.0%}"),
+    "restarts-index": (RESTART_RACE, lambda content: f"{content['dataset']['restarts']['index_bytes_per_image']:,.0f}"),
+    "restarts-readers": (RESTART_READERS, _restart_slowdown),
+    "restarts-cost": (RESTART_PREPARATION, _restart_cost),
     "startup": (STARTUP, _first_batch),
     "verdict-named": (VERDICT, _named_cases),
     "verdict-error": (VERDICT, _worst_promise),

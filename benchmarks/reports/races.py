@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from feeding.contenders import RESTARTS
 from reports.words import (
     Summary,
     format_dataset,
@@ -19,13 +20,14 @@ from reports.words import (
 )
 
 FEEDING = (
-    *("", "images/s", "Penstock is", "CPU s per 1,000", "memory, MB", "bytes per image"),
+    *("", "images/s", "Penstock is", "of its rate on originals", "CPU s per 1,000", "memory, MB", "bytes per image"),
     *("first batch, s", "type", "windows"),
 )
 PREPARATION = (
     *("", "images/s", "Penstock is", "images/s once on disk", "Penstock is", "MB/s", "CPU s per 1,000"),
     *("bytes per image", "syncs"),
 )
+OF_ORIGINALS = "times_its_rate_on_originals"  # a field of those that read restart shards
 LEAST_UNDISTURBED = 3  # windows of a contender: fewer have no median
 
 
@@ -33,6 +35,12 @@ def rate_of(each: dict[str, Any]) -> Summary:
     """Return the images/s from which ratios are computed: of the undisturbed windows if enough, else of all windows."""
     quiet = each.get("undisturbed_images_per_second")
     return quiet if quiet and len(quiet["repetitions"]) >= LEAST_UNDISTURBED else each["images_per_second"]
+
+
+def name_contender(name: str, names: dict[str, str]) -> str:
+    """Return a contender's name for readers, from a table of names without those that read restart shards."""
+    reader = name.removesuffix(RESTARTS)
+    return names.get(reader, reader) + ", restart shards" * (name != reader)
 
 
 def sort_by_rate(contenders: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -54,9 +62,24 @@ def describe_feeding(content: dict[str, Any]) -> Iterator[str]:
         yield from make_table(FEEDING, [_feeding_row(*each) for each in sort_by_rate(contenders)])
         configurations = [_configuration_row(*each) for each in contenders.items()]
         yield from make_table(("", "configuration", "reads", "options", "versions"), configurations)
+    if "restarts" in data:
+        yield from _describe_restarts(data["restarts"])
     yield from list_unable(content)
     yield from list_origin(content)
     yield from list_method(content)
+
+
+def _describe_restarts(each: dict[str, Any]) -> Iterator[str]:
+    """Yield what restart shards cost on disk, and what they save in reading and decoding."""
+    read, decoded, mcus, size = (
+        f"{each[name]:.3f}" for name in ("read_share", "decoded_share", "mcu_share", "size_ratio")
+    )
+    yield (
+        f"Restart shards: {each['spliced_share']:.1%} of the images are spliced. For an epoch's windows, {read} of "
+        f"the JPEGs' bytes are read and {decoded} decoded; of their MCUs, {mcus} are decoded. The JPEGs have {size} "
+        f"times the bytes of the originals, and SHARD.seg has {each['index_bytes_per_image']:,.0f} bytes per image."
+    )
+    yield ""
 
 
 def _feeding_row(name: str, each: dict[str, Any]) -> list[str]:
@@ -66,6 +89,7 @@ def _feeding_row(name: str, each: dict[str, Any]) -> list[str]:
     cpu_seconds, memory = each["cpu_seconds_per_1000_images"], each["memory_bytes"]
     return [
         *(name, format_spread(rate_of(each)), format_ratio(each.get("ours_in_images_per_second"))),
+        format_ratio(each.get(OF_ORIGINALS)),
         *(format_median(cpu_seconds), format_number(round(memory["median"] / 1e6))),
         *(f"{each['bytes_per_image']:,.0f}", format_number(each["first_batch_seconds"]), each["type"], windows),
     ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from reports.races import rate_of
 from reports.words import (
+    format_bytes,
     format_dataset,
     format_median,
     format_number,
@@ -14,7 +15,10 @@ from reports.words import (
     make_table,
 )
 
-STAGES = ("stage", "images/s per process", "images/s in total", "MB/s", "CPU s per 1,000")
+STAGES = (
+    *("stage", "images/s per process", "images/s in total", "MB/s", "CPU s per 1,000"),
+    "KB per image: read/stored/decoded",
+)
 SPENT = ("wait", "take", "step", "read", "decode", "copy")  # the consumer's, then the producer's
 
 
@@ -49,6 +53,7 @@ def _stage_row(name: str, each: dict[str, Any]) -> list[str]:
     return [
         *(name, format_spread(each["images_per_second"]), format_spread(each["total"])),
         *("" if value is None else _format_either(value) for value in (bandwidth, cpu_seconds)),
+        format_bytes(each),
     ]
 
 

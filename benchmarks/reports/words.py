@@ -61,6 +61,12 @@ def format_options(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
+def format_bytes(stage: dict[str, Any]) -> str:
+    """Return the KB per image that a stage of throughput read, those stored, and those decoded; "" if unknown."""
+    each = stage.get("bytes_per_image")
+    return "/".join(f"{each[kind] / 1000:.0f}" for kind in ("read", "stored", "decoded")) if each else ""
+
+
 def format_placement(placement: dict[str, Any]) -> str:
     """Return where and how images were decoded, and the reason, from a result of `record.describe_placement`."""
     load = f", hardware decoder load {placement['hw_decoder_load']:g}" if "hw_decoder_load" in placement else ""

@@ -57,11 +57,16 @@ class MemoryLoader(Loader):
         yield from self.backend(spec, _keep, self.counters).decode(cycle(self.held))
 
 
-def hold_batches(loader: Loader) -> Held:
-    """Read the first batches of the stream into memory; their buffers are never released, so they do not change."""
+def hold_batches(loader: Loader, *, splices: bool = True) -> Held:
+    """Read the first batches of the stream into memory; their buffers are never released, so they do not change.
+
+    Args:
+        loader: of a split in a folder.
+        splices: False to read complete images from restart shards too.
+    """
     num_batches = max(1, min(MOST_BATCHES, len(loader.split) // loader.batch_size))
     plans = (loader.plan(i * loader.batch_size) for i in range(num_batches))
-    with Reader(loader.split, 1, 1, Counters()) as reader:
+    with loader.open_reader(1, 1, Counters()) if splices else Reader(loader.split, 1, 1, Counters()) as reader:
         return list(reader.read(plans))
 
 

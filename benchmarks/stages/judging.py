@@ -95,7 +95,14 @@ def read_figures(stages: Described, loader: Loader) -> Figures:
         shares_cores=loader.world.device.type == "cpu",
         decodes_on_gpu=loader.decodes_on_gpu,
         mean_bytes=float(sizes.mean()),
+        read_share=find_read_share(stages[READ_WARM]),
     )
+
+
+def find_read_share(stage: dict[str, Any]) -> float:
+    """Return the share of the stored bytes that a stage reads: less than 1 from restart shards."""
+    each = stage["bytes_per_image"]
+    return each["read"] / each["stored"]
 
 
 def count_all_cores(loader: Loader) -> float:

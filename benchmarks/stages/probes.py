@@ -85,8 +85,11 @@ def probe_threads(loader: Loader, setting: Setting) -> Probe | None:
 
 
 def probe_files(loader: Loader, setting: Setting, name: str = SMALLER_FILES) -> Probe | None:
-    """Measure decoding of the same images stored smaller; None if they do not become smaller."""
-    held = hold_batches(loader)
+    """Measure decoding of the same images stored smaller; None if they do not become smaller.
+
+    Both are decoded from complete JPEGs: the share that restart markers save is assumed to stay.
+    """
+    held = hold_batches(loader, splices=False)
     smaller = shrink_batches(loader, held, name)
     share = mean_image_bytes(smaller) / mean_image_bytes(held)
     if share >= 1:

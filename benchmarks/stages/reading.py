@@ -14,7 +14,7 @@ from stages.stage import READ_COLD, READ_WARM, Stage
 
 from loaders import Loader, Stats
 from loaders.plan import Plan
-from loaders.reader import Encoded, Reader
+from loaders.reader import Encoded
 from loaders.stats import Counters
 from train.dist import barrier, broadcast_from_rank0
 
@@ -28,8 +28,13 @@ class Reading(Stage):
     def __init__(self, name: str, loader: Loader) -> None:
         super().__init__(name, len(loader.slots), loader.world)
         self.loader, self.counters = loader, Counters()
+        # The files that it reads: the shards, and their segments if the loader splices.
+        split = loader.split
+        self.files = list(split.shard_paths)
+        if loader.whole is not None:
+            self.files += [split.segments_path(shard) for shard in range(len(split.shard_paths))]
         spec = loader.make_spec()
-        self.reader = Reader(loader.split, spec.num_threads, spec.batches_ahead, self.counters)
+        self.reader = loader.open_reader(spec.num_threads, spec.batches_ahead, self.counters)
         self.pairs: Iterator[tuple[Plan, Encoded]] = iter(())
         self.plans: list[Plan] = []
 
@@ -75,8 +80,8 @@ class ColdReading(Reading):
         barrier(self.world)
         # One process per machine drops the shards, while no other process reads.
         if self.world.local_rank == 0:
-            drop_from_cache(self.loader.split.shard_paths)
-            self.resident = max(self.resident, share_resident(self.loader.split.shard_paths))
+            drop_from_cache(self.files)
+            self.resident = max(self.resident, share_resident(self.files))
         barrier(self.world)
         self.pairs = self.reader.read(self.plans)
 

@@ -23,7 +23,9 @@ class Window:
     seconds: float
     num_images: int
     cpu_seconds: float  # user and system time of all threads of the process
-    num_bytes: int = 0  # size of the encoded images that were read
+    num_bytes: int = 0  # of the encoded images, read
+    image_bytes: int = 0  # size of these images in the shards; from restart shards only a part of it is read
+    decode_bytes: int = 0  # of the JPEGs that were passed to the decoder
     spent: dict[str, float] = field(default_factory=dict)  # milliseconds per batch, by kind of work
     batch_seconds: tuple[float, ...] = ()  # from batch to batch, as the consumer sees it
 
@@ -76,12 +78,13 @@ def measure_window(stage: Stage, is_steady: bool = False) -> Window:
     cpu_seconds, after = time.process_time() - cpu_seconds, stage.stats()
 
     # The difference of the loader's counters is what happened in the window.
-    spent, num_bytes = {}, 0
+    spent, num_bytes = {}, (0, 0, 0)
     if before is not None and after is not None:
         interval = after.since(before)
-        spent, num_bytes = split_time(stage, interval, seconds), interval.read_bytes
+        spent = split_time(stage, interval, seconds)
+        num_bytes = (interval.read_bytes, interval.image_bytes, interval.decode_bytes)
     batch_seconds = tuple(end - start for start, end in pairwise(marks))
-    return Window(seconds, stage.num_steps * stage.batch_size, cpu_seconds, num_bytes, spent, batch_seconds)
+    return Window(seconds, stage.num_steps * stage.batch_size, cpu_seconds, *num_bytes, spent, batch_seconds)
 
 
 def split_time(stage: Stage, interval: Stats, seconds: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from stages.stage import LOADER, MODEL, TRAIN, Window
 from loaders import World
 
 STEPPED = (LOADER, TRAIN)  # the stages whose batches come from the loader
+BYTES = {"read": "num_bytes", "stored": "image_bytes", "decoded": "decode_bytes"}  # fields of a window
 
 
 def describe_stages(windows: Windows, world: World) -> dict[str, dict[str, Any]]:
@@ -36,9 +37,16 @@ def describe_stage(name: str, windows: list[Window], world: World) -> dict[str, 
         ),
     }
 
-    # Add where the time of a batch goes, and the bandwidth of reading.
+    # Add where the time of a batch goes, the bytes of an image, and the bandwidth of reading.
     if name in STEPPED:
         described["milliseconds_a_batch"] = _mean_spent(windows, world)
+    each_process = [statistics.mean(getattr(window, field) for window in windows) for field in BYTES.values()]
+    everyones = all_gather_values([each / num_images for each in each_process], world)
+    per_image = {
+        kind: statistics.mean(column) for kind, column in zip(BYTES, zip(*everyones, strict=True), strict=True)
+    }
+    if per_image["stored"]:
+        described["bytes_per_image"] = per_image
     if name.startswith("read"):
         totals = [sum(column) for column in zip(*num_bytes, strict=True)]
         described["megabytes_per_second"] = summarize(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from reports.words import format_placement
+from reports.words import format_bytes, format_placement
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +34,7 @@ def describe_title(record: dict[str, Any]) -> str:
 def build_table(stages: dict[str, dict[str, Any]]) -> Table:
     """Return the table of the stages, one row per stage."""
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "images/s", "from", "to", "per process", "CPU-s/1000", "MB/s"):
+    for name in ("stage", "images/s", "from", "to", "per process", "CPU-s/1000", "MB/s", "KB read/stored/decoded"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, stage in stages.items():
         total, bandwidth = stage["total"], stage.get("megabytes_per_second")
@@ -44,6 +44,7 @@ def build_table(stages: dict[str, dict[str, Any]]) -> Table:
             f"{stage['images_per_second']['median']:,.0f}",
             f"{stage['cpu_seconds_per_1000_images']:.2f}",
             f"{bandwidth['median']:,.0f}" if bandwidth else "",
+            format_bytes(stage),
         )
     return table
 

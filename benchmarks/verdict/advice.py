@@ -157,7 +157,7 @@ def _changes(figures: Figures, probes: Mapping[str, Probe], scaling: Scaling) ->
 def _change_storage(figures: Figures) -> Iterator[Change]:
     """Yield the changes to storage: more bandwidth, or memory for the complete dataset."""
     free = remove_limit(figures, STORAGE)
-    needed = SPARE * expected_rate(free) * figures.mean_bytes / 1e6
+    needed = SPARE * expected_rate(free) * figures.read_share * figures.mean_bytes / 1e6
     what = f"storage that reads images at {needed:,.0f} MB/s (a local NVMe, or more volumes)"
     yield what, free, {"megabytes_per_second": needed}
     # Data that fits in memory is read from storage in the first epoch only.
@@ -186,6 +186,7 @@ def _change_files(figures: Figures, probe: Probe, options: dict[str, int]) -> Ch
         mean_bytes=probe.value,
     )
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    flags += " --restarts" * (figures.read_share < 1)
     what = (
         f"smaller files: prep/shard.py {flags} "
         f"({probe.value / 1000:,.0f} KB per image instead of {figures.mean_bytes / 1000:,.0f})"

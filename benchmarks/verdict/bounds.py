@@ -29,7 +29,8 @@ class Figures:
     num_cores: float
     shares_cores: bool  # the model runs on the CPU too
     decodes_on_gpu: bool  # images are decoded on the GPU that trains
-    mean_bytes: float  # of an encoded image
+    mean_bytes: float  # of a stored image
+    read_share: float = 1.0  # share of them that is read; less than 1 from restart shards
 
 
 def storage_rate(figures: Figures) -> float:

@@ -96,6 +96,11 @@ def _describe_agreement(figures: Figures) -> Iterator[str]:
 
 def _describe_storage(figures: Figures) -> Iterator[str]:
     """Yield how storage was taken into account, if that needs an explanation."""
+    if figures.read_share < 1:
+        yield (
+            f"Of an image's {figures.mean_bytes / 1000:,.0f} KB, {figures.read_share:.0%} are read: "
+            "the segments of its crop (restart shards)."
+        )
     if figures.read_cold is None:
         yield (
             "Cold reads were not measured: the shards could not be dropped from the page cache "

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import CHECKOUT, run_command
+from helpers.restarts import needs_transcoder
 
 from prep.errors import InputError
 
@@ -61,9 +62,11 @@ def check_figures(each: dict[str, Any], name: str) -> None:
 def test_installed_contenders_feed_and_missing_peers_are_named(command: Any, tmp_path: Path) -> None:
     arguments = parse(command, "--only", *HERE, *ABSENT)
     races, skipped = command.choose_contenders(arguments)
-    original, smaller = command.RACES
+    original, readers, smaller = command.RACES
     assert [each.name for each in races[original]] == HERE
+    assert [each.name for each in races[readers]] == ["dali-reader", "webdataset-v2"]
     assert [each.name for each in races[smaller]] == ["penstock", "dali-reader"]
+    del races[readers]
     assert set(skipped) == set(ABSENT.values()) and all("pip install" in reason for reason in skipped.values())
     races[smaller] = races[smaller][:1]
     facts, unwritten = command.prepare_data(arguments, races, tmp_path)
@@ -75,7 +78,7 @@ def test_installed_contenders_feed_and_missing_peers_are_named(command: Any, tmp
     for race in record["races"].values():
         for name, each in race.items():
             check_figures(each, name)
-    data = [record["races"][race]["penstock"]["data"] for race in command.RACES]
+    data = [record["races"][race]["penstock"]["data"] for race in (original, smaller)]
     assert data == ["shards", "smaller-shards"]
     assert record["dataset"]["label"] == "not ImageNet"
     assert (record["placement"]["placement"], record["placement"]["decode"]) == ("cpu", "roi")
@@ -83,6 +86,18 @@ def test_installed_contenders_feed_and_missing_peers_are_named(command: Any, tmp
     assert others["placement"] is None
     table = command.format_record(record)
     assert "skipped: ffcv: ffcv is not installed" in table and "webdataset-v2" in table
+
+
+@needs_transcoder
+def test_timm_reads_restart_shards(command: Any, tmp_path: Path) -> None:
+    name = "timm-wds-restarts"
+    arguments = parse(command, "--race", "readers of restart shards", "--only", name, "penstock")
+    races, _ = command.choose_contenders(arguments)
+    facts, unwritten = command.prepare_data(arguments, races, tmp_path)
+    assert unwritten == {} and facts["restarts"]["spliced_share"] == 1
+    results, failed = command.run_races(arguments, races, facts, unwritten, tmp_path)
+    (race,) = results.values()
+    assert failed == {} and list(race) == [name] and race[name]["data"] == "restart-shards"
 
 
 def test_a_failing_contender_is_named_and_the_others_continue(command: Any, tmp_path: Path) -> None:
@@ -121,6 +136,10 @@ def test_ratios_are_of_medians_of_undisturbed_windows(command: Any) -> None:
     assert contenders["penstock"]["undisturbed_images_per_second"]["repetitions"] == [300.0, 200.0]
     assert contenders["other"]["ours_in_images_per_second"] == pytest.approx(250 / 75)
     assert contenders["penstock"]["ours_in_images_per_second"] == 1
+    contenders |= {f"{name}-restarts": contenders["penstock"].copy() for name in ("other", "unlucky")}
+    command.add_ratios(contenders)
+    assert contenders["other-restarts"]["times_its_rate_on_originals"] == pytest.approx(250 / 75)
+    assert not any("times_its_rate_on_originals" in contenders[name] for name in (*rates, "unlucky-restarts"))
     assert "ours_in_images_per_second" not in contenders["unlucky"]
 
 

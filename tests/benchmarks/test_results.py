@@ -111,7 +111,9 @@ def test_readmes_figures_follow_from_the_records(reports: Any) -> None:
 
 def test_every_value_can_be_written_and_readme_has_all(reports: Any) -> None:
     quoted, records = reports("quoted"), reports("reading").read_records(recorded.RECORDS)
-    for name in quoted.QUOTES:
+    committed = {name for name, (files, _) in quoted.QUOTES.items() if files in records or not isinstance(files, str)}
+    assert {name for name in quoted.QUOTES if not name.startswith("restarts")} <= committed
+    for name in committed:
         assert quote(reports, name) == quoted.write_quote(name, records)
 
 
