@@ -33,7 +33,8 @@ def splicing_pays(decodes_on_gpu: bool) -> bool:
     """Check whether splicing makes this loader faster; if not, say once what to do.
 
     A GPU takes images faster than Python can splice them: an H200 with 16 reader threads read 3,504 images/s in Python
-    and 23,619 with the extension; complete images in Python 9,613 (benchmarks/records/h200-restarts).
+    and 23,619 with the extension; complete images in Python 9,613 (benchmarks/records/h200-restarts-python
+    and h200-restarts).
     """
     if not decodes_on_gpu or find_extension() is not None:
         return True

@@ -40,7 +40,7 @@ def rate_of(each: dict[str, Any]) -> Summary:
 def name_contender(name: str, names: dict[str, str]) -> str:
     """Return a contender's name for readers, from a table of names without those that read restart shards."""
     reader = name.removesuffix(RESTARTS)
-    return names.get(reader, reader) + ", restart shards" * (name != reader)
+    return names.get(reader, reader) + ", restarts" * (name != reader)
 
 
 def sort_by_rate(contenders: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -198,20 +198,20 @@ def test_figures_of_restart_shards_can_be_quoted(
         "restarts-cost": "5.00 ×",
     }
     table = quoted.write_peers(record)
-    assert "| Penstock (`dali` on the CPU), restart shards | 1,750 | 1.25 × itself on originals |" in table
+    assert "| Penstock (`dali` on the CPU), restarts | 1,750 | 1.25 × itself on originals |" in table
 
 
 def test_pictures_show_restart_shards(record: dict[str, Any], shown: Callable[[Any], list[str]]) -> None:
     (picture,) = part("drawing.shown").show_peers(record)
     bars = {bar.label: bar for bar in picture.marks}
-    ours, reader = bars["Penstock, restart shards"], bars["webdataset, restart shards"]
+    ours, reader = bars["Penstock, restarts"], bars["webdataset, restarts"]
     assert ours.is_ours and not reader.is_ours
     assert (ours.ratio, ours.of_originals, reader.of_originals) == ("", "1.25 × originals", "0.96 × originals")
     texts = [text.get_text() for text in part("pictures").draw_marks(picture).axes[0].texts]
     assert texts.count("Penstock is") == 1  # the readers' race has no such ratios
     assert "1.25 × originals" in texts
     lines = shown(picture)
-    assert any("Penstock, restart shards" in line and line.endswith("1.25 × originals") for line in lines)
+    assert any("Penstock, restarts" in line and line.endswith("1.25 × originals") for line in lines)
 
 
 @pytest.fixture
