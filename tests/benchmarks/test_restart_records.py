@@ -112,10 +112,10 @@ def test_the_suites_cases_need_restart_shards(tmp_path: Path) -> None:
     found = {case.name: case for case in cases.build_cases(replace(without, has_segments=True))}
     chosen = [case for name, case in found.items() if name.startswith(cases.RESTARTS)]
     assert not any(case.unable for case in chosen) and chosen[-1].path == "roi-0.99"
-    assert cases.estimate_seconds(cases.choose_cases(list(found.values()), ["restarts-*"], {})) < 180
+    assert cases.estimate_seconds(cases.choose_cases(list(found.values()), ["restarts-*"], {})) < 240
     for case in chosen:
         job = cases.resolve_job(case, {})
-        assert job["loader"]["splice"] == ("off" if case.name.endswith("-off") else "auto")
+        assert job["loader"]["splice"] == ("off" if case.name.endswith(("-off", "-rows")) else "auto")
         assert LoaderConfig(**job["loader"]).placement == ("cpu" if case.path == "cpu" else "gpu")
     skipped = [case.unable for case in cases.build_cases(without) if case.name.startswith(cases.RESTARTS)]
     assert skipped == ["needs --data that was prepared with --restarts"] * len(chosen)
@@ -126,16 +126,17 @@ def test_spliced_pixels_and_rates_are_measured(shards: Path, tmp_path: Path) -> 
     job |= {"batch_size": BATCH_SIZE, "num_images": NUM_IMAGES}
     del job["resize"]
     results = {}
-    for splice in ("off", "auto"):
-        job["loader"] = {"decode": "full", "splice": splice}
+    for splice in ("off", "rows", "auto"):
+        job |= {"splice": splice, "loader": {"decode": "full", "splice": "auto" if splice == "auto" else "off"}}
         right = part("gpu.parity").compare_with_reference(job, lambda _: None)
         assert right["verdict"] == "right" and set(right) >= {"train"} and "evaluation" not in right
         rates = part("gpu.decoding").measure_decoding(job, lambda _: None)
         results[f"restarts-decode-full-0-{splice}"] = {"status": "done", "result": rates}
     wrong = {"status": "done", "result": right | {"verdict": "wrong"}}
     lines = list(part("gpu.table")._conclude_restarts(results | {"restarts-parity-full-0": wrong}))
-    assert len(lines) == 2 and "restarts-decode-full-0: spliced " in lines[0] and lines[0].endswith("whole ones")
-    assert lines[1] == "restarts-parity-full-0: NO-GO, spliced images are wrong"
+    assert len(lines) == 3 and all(line.endswith("whole ones") for line in lines[:2])
+    assert "restarts-decode-full-0: rows only " in lines[0] and "restarts-decode-full-0: spliced " in lines[1]
+    assert lines[2] == "restarts-parity-full-0: NO-GO, spliced images are wrong"
 
 
 def test_a_pack_without_segments_is_refused(shards: Path, tmp_path: Path) -> None:
