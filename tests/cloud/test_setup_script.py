@@ -101,7 +101,8 @@ def test_an_old_driver_is_one_line(machine: Machine, driver: str, error: str) ->
 def test_make_env_installs_other_extras_into_a_new_environment(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.pretend("python", PYTHON)
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "prep/_transcode.c", "loaders/_read.c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)
 
     def make_env(*variables: str) -> list[str]:
