@@ -7,7 +7,7 @@
 
 A spliced JPEG has the quantization and Huffman tables of its source, a frame header with its own size, and the
 segments as they are. A decoder gets fewer bytes and fewer MCUs, and the pixels inside the window are those of the
-complete image, bit by bit.
+complete image, bit for bit.
 
 Shapes: B images of a batch, P spliced images of a part of it, R their rows of segments, K their segments, L lengths.
 """

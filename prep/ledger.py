@@ -93,7 +93,8 @@ def summarize(manifest: Manifest, store: Store, seconds: float) -> str:
     if before != after:
         lines.append(f"  {before:,.0f} bytes per image before, {after:,.0f} after")
     if manifest.options and manifest.options.restarts:
-        lines.append(f"  {manifest.num_images - manifest.findings.get(NO_RESTARTS, 0):,} images with restart markers")
+        num_transcoded = manifest.num_images - manifest.findings.get(NO_RESTARTS, 0)
+        lines.append(f"  {num_transcoded:,} images transcoded to have restart markers")
     # Findings, in the order of MEANINGS.
     findings = [(event, manifest.findings[event]) for event in MEANINGS if event in manifest.findings]
     lines += [f"  {count:>9,} {event:<17} {MEANINGS[event]}" for event, count in findings]

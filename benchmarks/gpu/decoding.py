@@ -17,6 +17,7 @@ from stages.stage import measure_window
 
 from loaders import Loader, LoaderConfig, Split, TrainTransform, build_loader
 from loaders.splice import find_spans, splice_jpeg
+from prep.errors import InputError
 from prep.segments import lengths_of, parse_records
 from train.dist import join_world
 
@@ -28,6 +29,7 @@ def measure_decoding(job: Job, report: Report) -> dict[str, Any]:
     with join_world(job["device"]) as world:
         split, config = Split(job["data"], job["split"]), LoaderConfig(**job["loader"])
         loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=config)
+        check_splicing(job, loader)
         held = hold_batches(loader)
         if job.get("splice") == ROWS:
             held = splice_rows(loader, held)
@@ -42,6 +44,16 @@ def measure_decoding(job: Job, report: Report) -> dict[str, Any]:
         **memory,
         **loader.placement.to_dict(),
     }
+
+
+def check_splicing(job: Job, loader: Loader) -> None:
+    """Check that a loader splices if its case is about spliced images.
+
+    Raises:
+        InputError: it would read complete images.
+    """
+    if job.get("splice") == "auto" and loader.whole is None:
+        raise InputError("images are not spliced here: build loaders/_read.c (docs/benchmarks.md, Unpack)")
 
 
 def splice_rows(loader: Loader, held: Held) -> Held:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from answer import Job
+from gpu.decoding import check_splicing
 from gpu.worker import Report
 from PIL import Image, JpegImagePlugin
 
@@ -83,6 +84,7 @@ def compare_transform(
     # An image that this path cannot decode must not be replaced silently: it ends the case with its name.
     config = LoaderConfig(**job["loader"], most_damaged=0)
     ours = build_loader(Split(job["data"], job["split"]), transform, job["batch_size"], world, config=config)
+    check_splicing(job, ours)
     differences = find_differences(ours, -(-job["num_images"] // job["batch_size"]))
     return by_kind(differences), ours.placement.to_dict()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from answer import Job
+from gpu.decoding import check_splicing
 from gpu.memory import describe_memory
 from gpu.usage import Usage
 from gpu.worker import Report
@@ -52,7 +53,10 @@ def measure_compiled(job: Job, report: Report) -> dict[str, Any]:
 def open_loader(job: Job, options: dict[str, Any], world: World) -> Loader:
     """Return a loader of training batches with the given settings."""
     split = Split(job["data"], job["split"])
-    return build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=LoaderConfig(**options))
+    loader = build_loader(split, TrainTransform(job["size"]), job["batch_size"], world, config=LoaderConfig(**options))
+    if options is not SYNTHETIC:
+        check_splicing(job, loader)
+    return loader
 
 
 def measure_stage(stage: Feeding, job: Job) -> dict[str, Any]:
