@@ -51,8 +51,9 @@ class Prefetcher(Generic[T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        atexit.unregister(self._stop)
-        self._stop()
+        if not self.stopped.is_set():  # it is set while Python exits, which has called `_stop` and unloads modules
+            atexit.unregister(self._stop)
+            self._stop()
 
     def _stop(self) -> None:
         self.stopped.set()

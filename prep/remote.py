@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -33,6 +34,7 @@ FIRST_CONTACT_SECONDS = 60.0  # before the first answer: the endpoint itself may
 SECONDS_BEFORE_REPORT = 3.0  # S3 answers single requests with 503 while it grows with the load
 SECONDS_BETWEEN_REPORTS = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
+SECONDS_BETWEEN_LOOKS = 0.5  # at whether Ctrl-C was pressed
 CREATE_ATTEMPTS = 3  # while others write the same object
 PIECE_BYTES = 1 << 18
 UPLOAD_PART_BYTES, UPLOAD_CONNECTIONS = 8 << 20, 8  # of a file that is uploaded in parts
@@ -230,6 +232,35 @@ class Remote:
             raise
         if position != stop:  # S3 shortens a range that ends after the object
             raise ShortObjectError(f"{self.url}/{name} ends after {position:,} bytes, before byte {stop:,}")
+
+    def read_in_parts(
+        self, read_part: Callable[[int, int], None], size_bytes: int, part_bytes: int, num_connections: int
+    ) -> None:
+        """Read an object in parts, in threads. Ctrl-C ends their waiting for S3.
+
+        Args:
+            read_part: reads the bytes [start, stop); it is called with each part of an object of `size_bytes`.
+            num_connections: threads.
+
+        Raises:
+            Exception: what `read_part` raised; parts that were not begun are left out.
+        """
+        with ThreadPoolExecutor(num_connections) as pool:
+            try:
+                starts = range(0, size_bytes, part_bytes)
+                unfinished: set[Future[None]] = {
+                    pool.submit(read_part, start, min(start + part_bytes, size_bytes)) for start in starts
+                }
+                while unfinished:
+                    # With a limit: a signal that arrives just before this thread begins to wait does not end the wait.
+                    finished, unfinished = wait(unfinished, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
+                    for each in finished:
+                        each.result()
+            except KeyboardInterrupt:
+                self.stop()
+                raise
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # leaving `with` waits for the parts that were begun
 
     def folders(self) -> list[str]:
         """Return the names directly below this prefix, folders with a slash at their end; sorted."""

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,9 +201,11 @@ def fetch_matching(remote: Remote, name: str, size: int | None, digest: str) -> 
 def _read_by_ranges(remote: Remote, name: str, size: int) -> bytes:
     content = bytearray(size)
     view = memoryview(content)
-    ranges = [(start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
-    with ThreadPoolExecutor(INDEX_CONNECTIONS) as pool:
-        list(pool.map(lambda each: remote.read_range(name, each[0], each[1], view[each[0] : each[1]]), ranges))
+
+    def read_part(start: int, stop: int) -> None:
+        remote.read_range(name, start, stop, view[start:stop])
+
+    remote.read_in_parts(read_part, size, RANGE_BYTES, INDEX_CONNECTIONS)
     return bytes(content)
 
 

@@ -5,7 +5,6 @@ What is in the bucket: `train/mirror_store.py`.
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from prep.errors import InputError
@@ -104,18 +103,14 @@ def _fetch_file(store: RunStore, stored: Stored, name: str, path: Path) -> None:
     """Download an object of a checkpoint by ranges."""
     size, key = stored.sizes.get(name, 0), f"{CHECKPOINTS}/{stored.name}/{name}"
 
-    def fetch_part(start: int) -> None:
-        part = bytearray(min(PART_BYTES, size - start))
-        store.remote.read_range(key, start, start + len(part), part)
+    def fetch_part(start: int, stop: int) -> None:
+        part = bytearray(stop - start)
+        store.remote.read_range(key, start, stop, part)
         os.pwrite(file.fileno(), part, start)
 
     try:
-        with path.open("wb") as file, ThreadPoolExecutor(CONNECTIONS) as pool:
-            try:
-                list(pool.map(fetch_part, range(0, size, PART_BYTES)))
-            except KeyboardInterrupt:
-                store.remote.stop()  # leaving the pool waits for its threads, which may wait for S3
-                raise
+        with path.open("wb") as file:
+            store.remote.read_in_parts(fetch_part, size, PART_BYTES, CONNECTIONS)
     except (MissingObjectError, ShortObjectError) as error:
         raise DamagedError(f"{store.url}/{CHECKPOINTS}/{stored.name} is damaged ({error})") from None
 

@@ -242,10 +242,12 @@ def test_an_error_of_the_consumer_leaves_no_threads_and_no_files(split: Split, b
 
 
 LEAVE_OPEN = """
-import sys
+import sys, types
 from loaders import LoaderConfig, Split, TrainTransform, build_loader
 batches = iter(build_loader(Split(sys.argv[1], "validation"), TrainTransform(24), 60, config=LoaderConfig(sys.argv[2])))
 next(batches)
+# Something that Python unloads late may still refer to the batches.
+types.kept = batches
 """
 
 

@@ -1,20 +1,17 @@
 """What is in the bucket: a checkpoint counts when all of it is there, and of two writers the later one."""
 
 import json
-import os
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.ctrl_c import press_while_reading
 from helpers.mirror_runs import FILES, URL, Bucket
 from helpers.train_runs import small_state
 
 from prep.errors import InputError
-from prep.remote import StoppedError
 from train import mirror_fetch
 from train.checkpoint import prune, take_snapshot, write_checkpoint
 from train.config import Recipe, complete
@@ -218,25 +215,16 @@ def test_a_checkpoint_that_is_deleted_while_it_is_fetched_is_not_damaged(
     assert said == []
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
 def test_ctrl_c_ends_a_download_that_waits_for_s3(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
 ) -> None:
-    store, waits, ended = RunStore(URL), threading.Event(), []
+    store, stored = RunStore(URL), Stored("x", 1, 1, {"a": 100})
 
-    def wait(*arguments: Any) -> None:
-        waits.set()
-        ended.append(store.remote.patience.stopped.wait(60))
-        raise StoppedError("stopped")
+    def fetch() -> None:
+        mirror_fetch._fetch_file(store, stored, "a", tmp_path / "a")
 
-    def press() -> None:
-        waits.wait(60)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(store.remote, "read_range", wait)
-    threading.Thread(target=press, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        mirror_fetch._fetch_file(store, Stored("x", 1, 1, {"a": 100}), "a", tmp_path / "a")
-    assert ended == [True]
+    press_while_reading(monkeypatch, store.remote, fetch, is_lost)
 
 
 def test_two_starts_at_the_same_moment_get_two_numbers(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""Objects that are read in parts, by several threads: what was read, errors, and Ctrl-C."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers.ctrl_c import press_while_reading
+
+from prep.remote import MissingObjectError, Remote
+from prep.staging import fetch_matching
+
+pytest.importorskip("obstore", reason="needs obstore")
+SECONDS = 60.0  # to wait for an event on a busy machine
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
+    """A prefix of which nothing is ever requested."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "name")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return Remote("s3://bucket/prefix")
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 95, 100])
+def test_the_parts_cover_the_object_once(remote: Remote, size: int) -> None:
+    parts: list[tuple[int, int]] = []
+    remote.read_in_parts(lambda start, stop: parts.append((start, stop)), size, 10, 3)
+    assert [each for start, stop in sorted(parts) for each in range(start, stop)] == list(range(size))
+    assert all(0 < stop - start <= 10 for start, stop in parts)
+
+
+def test_after_an_error_parts_that_were_not_begun_are_left_out(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    goes_on = threading.Event()
+    shutdown = ThreadPoolExecutor.shutdown
+
+    def give_up(pool: ThreadPoolExecutor, **options: bool) -> None:
+        shutdown(pool, **options)
+        goes_on.set()
+
+    def read_part(start: int, _: int) -> None:
+        begun.append(start)
+        if start == 0:
+            raise MissingObjectError("it is gone")
+        assert goes_on.wait(SECONDS)
+
+    # One of two threads fails with part 0; both hold another part until the rest is given up.
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", give_up)
+    with pytest.raises(MissingObjectError, match="it is gone"):
+        remote.read_in_parts(read_part, 1000, 1, 2)
+    assert sorted(begun) in ([0, 1], [0, 1, 2])
+    assert not remote.patience.stopped.is_set()
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_ctrl_c_ends_the_fetch_of_an_index_that_waits_for_s3(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    press_while_reading(monkeypatch, remote, lambda: fetch_matching(remote, "samples.arrow", 100, "digest"), is_lost)
