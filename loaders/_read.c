@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define NEAR_BYTES 4096 /* as in loaders/splice_reader.py */
+#define MARKER_BYTES 2  /* the least length of a segment */
 #define SIZE_OFFSET 5   /* of height and width in a frame header */
 #define SIZE_BYTES 4
 #define END_OF_IMAGE 0xD9 /* markers: ITU-T T.81, table B.1 */
@@ -24,6 +25,11 @@
 #define NUM_RESTARTS 8
 #define BASELINE 0xC0
 #define EXTENDED 0xC1
+#define LARGEST (INT64_MAX / 4) /* of a number in a row, so that sums of a few of them are int64 */
+
+#if PY_BIG_ENDIAN
+#error "the numbers in SHARD.seg are little-endian"
+#endif
 
 enum { JOB_FILE, JOB_POSITION, JOB_START, JOB_END, JOB_COLUMNS };
 
@@ -48,8 +54,8 @@ enum {
     COLUMNS
 };
 
-enum { STATUS, END, NUM_BYTES, RESULT_COLUMNS };
-enum { DONE, CONTRADICTORY, UNREADABLE }; /* values of STATUS; with UNREADABLE, NUM_BYTES is errno, 0 at the file's end */
+enum { STATUS, END, NUMBER, RESULT_COLUMNS }; /* NUMBER: bytes read; or errno, if STATUS is UNREADABLE */
+enum { DONE, CONTRADICTORY, UNREADABLE };     /* values of STATUS */
 
 typedef struct {
     unsigned char *bytes;
@@ -83,6 +89,15 @@ static int64_t sum(const uint16_t *lengths, int64_t count)
     return total;
 }
 
+static int are_segments(const uint16_t *lengths, int64_t count)
+{
+    int64_t i;
+    for (i = 0; i < count; i++)
+        if (lengths[i] < MARKER_BYTES)
+            return 0;
+    return 1;
+}
+
 static int marker_after(int64_t number, int64_t count)
 {
     return number == count - 1 ? END_OF_IMAGE : FIRST_RESTART + (int)(number % NUM_RESTARTS);
@@ -91,17 +106,23 @@ static int marker_after(int64_t number, int64_t count)
 /* Check that a row describes a part of the image, so that no access below is outside of its memory. */
 static int is_consistent(const int64_t *row, const Target *target, int64_t head_size)
 {
-    int64_t columns = row[SEGMENTS_PER_ROW], room = target->size - head_size - row[SIZE];
-    if (columns < 1 || row[LEFT] < 0 || row[LEFT] >= row[RIGHT] || row[RIGHT] > columns)
+    int64_t columns = row[SEGMENTS_PER_ROW];
+    int i;
+    for (i = FIRST; i < COLUMNS; i++) /* all except the descriptors */
+        if (row[i] < 0 || row[i] > LARGEST)
+            return 0;
+    if (columns < 1 || row[LEFT] >= row[RIGHT] || row[RIGHT] > columns)
         return 0;
-    if (row[TOP] < 0 || row[TOP] >= row[BOTTOM] || row[BOTTOM] > row[NUM_LENGTHS] / columns)
+    if (row[TOP] >= row[BOTTOM] || row[BOTTOM] > row[NUM_LENGTHS] / columns)
         return 0;
-    if (row[FRAME] < 0 || row[FRAME] + SIZE_OFFSET + SIZE_BYTES > row[TABLES_SIZE] || row[TABLES_START] < 0)
+    if (row[FRAME] + SIZE_OFFSET + SIZE_BYTES > row[TABLES_SIZE] || row[TABLES_START] + row[TABLES_SIZE] > row[SIZE])
         return 0;
-    return row[SIZE] >= row[TABLES_START] + row[TABLES_SIZE] && row[START] >= 0 && row[START] <= room;
+    return row[START] <= target->size - head_size - row[SIZE];
 }
 
-/* Move the needed segments to `body`, number their markers, and set `*end`; return 0 if a marker is not in its place. */
+/* Move the needed segments to `body`, number their markers, and set `*end`; return 0 if a marker is not in its place.
+   The first needed segment is `gap` bytes behind `body`. `number` counts the segments of the complete image, and
+   `new_number` those of the spliced one. */
 static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body, int64_t gap, unsigned char **end)
 {
     int64_t columns = row[SEGMENTS_PER_ROW], kept = row[RIGHT] - row[LEFT], y, x;
@@ -113,8 +134,6 @@ static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body
         memmove(place, source, (size_t)size);
         source += size;
         for (x = 0; x < kept; x++, number++, new_number++) {
-            if (lengths[number] < 2)
-                return 0;
             place += lengths[number];
             if (place[-2] != 0xFF || place[-1] != marker_after(number, row[NUM_LENGTHS]))
                 return 0;
@@ -128,7 +147,10 @@ static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body
     return 1;
 }
 
-/* Read the lengths, the tables and the needed segments of an image; write the spliced image to its place. */
+/* Read the lengths, the tables and the needed segments of an image; write the spliced image to its place.
+
+   In the buffer, from row[START] on:  head | tables | gap: segments that are not needed | needed and other segments
+   At the end:                         head | tables | needed segments */
 static void splice_image(const int64_t *row, const Target *target, const Py_buffer *head, uint16_t *lengths,
                          int64_t *result)
 {
@@ -137,12 +159,12 @@ static void splice_image(const int64_t *row, const Target *target, const Py_buff
     unsigned char *start = target->bytes + row[START], *tables = start + head->len, *body, *frame, *end;
     int failed;
 
-    /* Where the segments are. Lengths that cannot be read, or end beyond the image, contradict it. */
+    /* Where the segments are. Lengths that cannot be read, are too short, or end beyond the image, contradict it. */
     result[STATUS] = CONTRADICTORY;
     result[END] = 0;
-    result[NUM_BYTES] = num_lengths * (int64_t)sizeof *lengths;
-    if (fill((int)row[SEGMENTS_FILE], (unsigned char *)lengths, result[NUM_BYTES], row[FIRST]) < 0 ||
-        scan + sum(lengths, num_lengths) > row[SIZE])
+    result[NUMBER] = num_lengths * (int64_t)sizeof *lengths;
+    if (fill((int)row[SEGMENTS_FILE], (unsigned char *)lengths, result[NUMBER], row[FIRST]) < 0 ||
+        !are_segments(lengths, num_lengths) || scan + sum(lengths, num_lengths) > row[SIZE])
         return;
     first = sum(lengths, row[TOP] * columns + row[LEFT]);
     stop = sum(lengths, (row[BOTTOM] - 1) * columns + row[RIGHT]);
@@ -157,10 +179,10 @@ static void splice_image(const int64_t *row, const Target *target, const Py_buff
                  fill((int)row[TAR_FILE], body, stop - first, row[OFFSET] + scan + first);
     if (failed) {
         result[STATUS] = UNREADABLE;
-        result[NUM_BYTES] = errno;
+        result[NUMBER] = errno;
         return;
     }
-    result[NUM_BYTES] += row[TABLES_SIZE] + gap + stop - first;
+    result[NUMBER] += row[TABLES_SIZE] + gap + stop - first;
 
     /* Write the head, the size in the frame header, and the segments one after the other. */
     frame = tables + row[FRAME];

@@ -13,9 +13,9 @@ import numpy as np
 
 from loaders.splice import HEAD
 from loaders.splice_reader import Done, Slots, Splicer
-from loaders.world import log_once
+from loaders.world import World, log_once
 
-DONE, CONTRADICTORY, UNREADABLE = range(3)  # values of the first column of results, as in loaders/_read.c
+CONTRADICTORY, UNREADABLE = 1, 2  # values of the first column of results, as in loaders/_read.c; 0: done
 NUM_RESULTS = 3  # status, end in the buffer, bytes read (of an unreadable image: errno, 0 at the file's end)
 Fail = Callable[[int, int], Exception]  # returns the error to raise for a row and an errno
 
@@ -29,8 +29,8 @@ def find_extension() -> Any | None:
         return None
 
 
-def splicing_pays(decodes_on_gpu: bool) -> bool:
-    """Check whether splicing makes this loader faster; if not, say once what to do.
+def splicing_pays(decodes_on_gpu: bool, world: World) -> bool:
+    """Check whether splicing makes this loader faster; if not, rank 0 says once what to do.
 
     A GPU takes images faster than Python can splice them: an H200 with 16 reader threads read 3,504 images/s in Python
     and 23,619 with the extension; complete images in Python 9,613 (benchmarks/records/h200-restarts-python
@@ -38,10 +38,11 @@ def splicing_pays(decodes_on_gpu: bool) -> bool:
     """
     if not decodes_on_gpu or find_extension() is not None:
         return True
-    log_once(
-        "complete images are read although the shards have segments, since loaders/_read.c was not built: install a C "
-        "compiler, then run `pip install --no-deps -e .` in the checkout"
-    )
+    if world.rank == 0:
+        log_once(
+            "complete images are read although the shards have segments, since loaders/_read.c was not built: install "
+            "a C compiler, then run `pip install --no-deps -e .` in the checkout"
+        )
     return False
 
 

@@ -121,8 +121,9 @@ class Loader:
         outcome = "another image takes its place" if self.trains else "it counts as wrong"
         self.quarantine = Quarantine(split, config.most_damaged, outcome)
         # The images that are not spliced. Evaluation needs complete images: nothing is spliced.
-        splices = self.trains and config.splice == "auto" and split.manifest.has_segments
-        self.whole = WholeImages() if splices and splicing_pays(self.decodes_on_gpu) else None
+        splices = self.trains and config.splice == "auto" and split.manifest.has_segments and self.backend.reads
+        self.whole = WholeImages() if splices and splicing_pays(self.decodes_on_gpu, world) else None
+        self.retried: set[int] = set()  # rows that failed to decode spliced, and are now decoded whole
         self.widths, self.heights, self.labels = (split.column(name) for name in ("width", "height", "label"))
         self.position = self.planned = 0
         self.counters, self.prefetcher = Counters(), None
@@ -187,6 +188,7 @@ class Loader:
                 try:
                     with closing(self._decode(spec, position)) as pixels:
                         for item in pixels:
+                            self._warn_of_segments(item.plan)
                             yield self._complete(item, spec)
                             position = item.plan.position + self.batch_size
                     return
@@ -222,9 +224,18 @@ class Loader:
         if self.whole is None:
             return rows
         tried = self.whole.add(rows)
-        if tried:
-            log.info("not decoded from their segments, now tried whole: %s", ", ".join(self.split.keys(tried)))
-        return [row for row in rows if row not in tried]
+        self.retried |= set(tried)
+        blamed = [row for row in rows if row not in tried]
+        self.retried -= set(blamed)
+        return blamed
+
+    def _warn_of_segments(self, plan: Plan) -> None:
+        """Warn of images in a decoded batch that failed to decode spliced: their segments are wrong."""
+        if self.whole is None or not self.retried:
+            return
+        for row in sorted(self.retried & set(plan.rows_B.tolist())):
+            self.whole.warn(self.split, row)
+            self.retried.remove(row)
 
     def open_reader(self, num_threads: int, batches_ahead: int, counters: Counters) -> Reader:
         """Return a reader of the split, which splices images if this loader does. Use it as a context manager."""

@@ -23,6 +23,7 @@ HEAD = b"\xff\xd8" + b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 # libjpeg does not interpolate chroma that is up to 2 pixels wide (jdsample.c): the image must be wider than twice that.
 NARROW = 4
 FRAMES = (0xFF00 | BASELINE, 0xFF00 | EXTENDED)  # markers of a frame header
+MARKER_BYTES = 2  # the least length of a segment: an empty one with the marker after it
 SIZE_OFFSET, SIZE_BYTES = 5, 4  # of height and width in a frame header, each a big-endian uint16
 
 
@@ -237,6 +238,8 @@ def splice_jpeg(
     num_needed = int(spans.bottoms_B[i] * spans.columns_B[i])
     if len(lengths) != record["num_lengths"] or num_needed > len(lengths) or scan > len(content):
         raise SpliceError("it has fewer segments than its size needs")
+    if int(lengths[:num_needed].min()) < MARKER_BYTES:
+        raise SpliceError("a segment is shorter than its marker")
     cuts = find_cuts(spans, np.array([i]), np.array([len(lengths)]), lengths[:num_needed], np.zeros(1, np.int64))
     if scan + int(cuts.stops_P[0]) > len(content):
         raise SpliceError("its segments are longer than the file")

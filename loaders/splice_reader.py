@@ -22,6 +22,7 @@ from loaders.plan import Plan
 from loaders.splice import (
     FRAMES,
     HEAD,
+    MARKER_BYTES,
     SIZE_BYTES,
     SIZE_OFFSET,
     Spans,
@@ -33,7 +34,7 @@ from loaders.splice import (
 )
 from loaders.subset import find_whole, find_whole_rows
 from prep.errors import InputError
-from prep.segments import LENGTH, RECORD, parse_records, records_size, segments_name
+from prep.segments import LENGTH, RECORD, parse_records, records_size
 
 if TYPE_CHECKING:
     from prep.dataset import Split
@@ -56,6 +57,19 @@ class WholeImages:
         new = [row for row in rows if row not in self.rows]
         self.rows.update(new)
         return new
+
+    def warn(self, split: "Split", row: int) -> None:
+        """Warn that an image is used whole since its segments are wrong; once for each shard."""
+        shard = int(split.column("shard")[row])
+        if shard in self.shards:
+            return
+        self.shards.add(shard)
+        complete = find_whole(split)
+        log.warning(
+            "%s contradicts the image %s: it and other such images of the shard are used whole; "
+            "`python prep/verify.py %s` says which of the two files is damaged",
+            *(complete.segments_path(shard), split.keys([row])[0], complete.folder),
+        )
 
 
 class Done(NamedTuple):
@@ -110,26 +124,30 @@ class Splicer:
         """Open the segments of a shard, if they are not open yet, and read its records.
 
         Raises:
-            InputError: the file cannot be opened, or is not that of such a shard.
+            InputError: the file cannot be read, or is not that of such a shard.
         """
         if shard in self.descriptors:
             return
         path, num_images = self.complete.segments_path(shard), self.complete.manifest.shards[shard].num_images
         try:
             descriptor = self.descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            size, content = os.fstat(descriptor).st_size, bytearray(records_size(num_images))
+            num_bytes = _read(descriptor, memoryview(content), 0)
         except OSError as error:
             raise InputError(
-                f"{path} cannot be opened ({error.strerror}): `python prep/verify.py {self.complete.folder}` says how "
+                f"{path} cannot be read ({error.strerror}): `python prep/verify.py {self.complete.folder}` says how "
                 "to repair it; --loader.splice off reads the images without it"
             ) from error
-        records = parse_records(os.pread(descriptor, records_size(num_images), 0), str(path), num_images).copy()
+        records = parse_records(bytes(content[:num_bytes]), str(path), num_images).copy()
 
-        # A record that does not belong to its image.
+        # A record that does not belong to its image, or whose lengths are not in the file.
         rows = slice(self.firsts_S[shard], self.firsts_S[shard] + num_images)
         sides_and_sizes = (self.complete.column(each)[rows] for each in ("height", "width", "size"))
-        is_right = fits(records, *sides_and_sizes) & (records["first"] <= os.fstat(descriptor).st_size)
+        firsts = records["first"]
+        ends = firsts + records["num_lengths"].astype(np.uint64) * LENGTH.itemsize
+        is_right = fits(records, *sides_and_sizes) & (firsts <= size) & (ends <= size)  # a damaged sum may wrap around
         if not is_right.all():
-            self._warn(shard, self.complete.keys([rows.start + int(is_right.argmin())])[0])
+            self.whole.warn(self.complete, rows.start + int(is_right.argmin()))
         records[~is_right] = np.zeros((), RECORD)
         self.records[rows] = records
 
@@ -149,18 +167,7 @@ class Splicer:
     def distrust(self, rows: Iterable[int]) -> None:
         """Read these images whole from now on, since their segments contradict the tar; warn once per shard."""
         for row in self.whole.add(rows):
-            self._warn(int(self.shards[row]), self.split.keys([row])[0])
-
-    def _warn(self, shard: int, key: str) -> None:
-        if shard in self.whole.shards:
-            return
-        self.whole.shards.add(shard)
-        name = segments_name(self.split.name_shard(shard))
-        log.warning(
-            "%s contradicts the image %s: its complete file is used, and those of other such images of the shard; "
-            "`python prep/verify.py %s` says how to repair it",
-            *(name, key, self.split.place),
-        )
+            self.whole.warn(self.split, row)
 
     def records_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the records of some images, `prep.segments.RECORD`."""
@@ -231,16 +238,26 @@ class Splicer:
         sizes = (counts_P * LENGTH.itemsize).tolist()
         for descriptor, first, size in zip(files, records_P["first"].tolist(), sizes, strict=True):
             with suppress(OSError):
-                os.preadv(descriptor, [view[start : start + size]], first)
+                _read(descriptor, view[start : start + size], first)
             start += size
 
-        # Leave out images whose segments end beyond their file.
+        # Leave out images with a segment that is too short, or whose segments end beyond their file.
+        firsts_P = np.cumsum(counts_P) - counts_P
         scans_P = records_P["tables_start"].astype(np.int64) + records_P["tables_size"]
-        sums_P = np.add.reduceat(lengths_L, np.cumsum(counts_P) - counts_P, dtype=np.int64)
-        is_inside_P = scans_P + sums_P <= self.sizes[rows_P]
-        if is_inside_P.all():
+        sums_P = np.add.reduceat(lengths_L, firsts_P, dtype=np.int64)
+        is_right_P = np.minimum.reduceat(lengths_L, firsts_P) >= MARKER_BYTES
+        is_right_P &= scans_P + sums_P <= self.sizes[rows_P]
+        if is_right_P.all():
             return chosen_P, lengths_L, []
-        return chosen_P[is_inside_P], lengths_L[np.repeat(is_inside_P, counts_P)], chosen_P[~is_inside_P].tolist()
+        return chosen_P[is_right_P], lengths_L[np.repeat(is_right_P, counts_P)], chosen_P[~is_right_P].tolist()
+
+
+def _read(descriptor: int, target: memoryview, position: int) -> int:
+    """Fill `target` from a file; return the bytes read, which are fewer at the file's end. A read may be partial."""
+    done = 0
+    while done < len(target) and (count := os.preadv(descriptor, [target[done:]], position + done)):
+        done += count
+    return done
 
 
 def _zip(*columns: np.ndarray) -> Iterable[tuple[int, ...]]:

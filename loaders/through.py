@@ -154,10 +154,14 @@ class ThroughReader(Reader):
             return
         shards, names = self.bucket.manifest.shards, set(os.listdir(self.bucket.folder))
         for shard in np.flatnonzero(self.is_absent_S).tolist():
-            # The file with its segments comes before the shard.
-            if self.splicer is not None and {shards[shard].name, self.bucket.segments_path(shard).name} & names:
-                self.splicer.open_shard(shard)
-            if shards[shard].name in names:
+            # The file with its segments comes before the shard. If it was lost, both are fetched again.
+            is_here = shards[shard].name in names
+            if self.splicer is not None:
+                has_segments = self.bucket.segments_path(shard).name in names
+                is_here = is_here and has_segments
+                if has_segments:
+                    self.splicer.open_shard(shard)
+            if is_here:
                 self._open_shard(shard)
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
 

@@ -22,23 +22,17 @@
 #define MOST_MEMORY 1000000000L /* bytes that libjpeg may allocate: 89 million pixels in 4:4:4 need 540 MB */
 #define MARKER_BYTES 0xFFFF     /* of an APPn or COM marker that are kept: all */
 #define NUM_APP_MARKERS 16
+#define MOST_INTERVAL 0xFFFF  /* MCUs between restart markers */
 #define EXPECTED_GROWTH 65536 /* bytes; a larger result is allocated again */
 
 /* Errors and warnings. */
 
-/* libjpeg's error handler, with the place to return to after an error, and the first error or warning. */
+/* libjpeg's error handler, with the place to return to after an error or a warning, and its message. */
 typedef struct {
     struct jpeg_error_mgr base; /* first, so that a pointer to it is a pointer to this */
     jmp_buf on_error;
     char message[JMSG_LENGTH_MAX];
 } Errors;
-
-static void keep_message(j_common_ptr info)
-{
-    Errors *errors = (Errors *)info->err;
-    if (!errors->message[0])
-        (*info->err->format_message)(info, errors->message);
-}
 
 static void raise_error(j_common_ptr info)
 {
@@ -50,10 +44,8 @@ static void raise_error(j_common_ptr info)
 /* A warning (level below 0) is an error too: damaged data must not be written again as if it were sound. */
 static void raise_warning(j_common_ptr info, int level)
 {
-    if (level < 0) {
-        keep_message(info);
-        longjmp(((Errors *)info->err)->on_error, 1);
-    }
+    if (level < 0)
+        raise_error(info);
 }
 
 static void print_nothing(j_common_ptr info)
@@ -144,7 +136,6 @@ static int transcode(FILE *input, unsigned int interval, Errors *errors, Output 
     errors->base.error_exit = raise_error;
     errors->base.emit_message = raise_warning;
     errors->base.output_message = print_nothing;
-    errors->message[0] = 0;
     if (setjmp(errors->on_error)) {
         jpeg_destroy_compress(&target);
         jpeg_destroy_decompress(&source);
@@ -163,10 +154,13 @@ static int transcode(FILE *input, unsigned int interval, Errors *errors, Output 
     coefficients = jpeg_read_coefficients(&source);
 
     /* Write them. A JPEG that begins with EXIF has no JFIF marker before it, and gets none. */
+#ifdef JPEG_C_PARAM_SUPPORTED /* mozjpeg would write a progressive JPEG; the same as `jpegtran -revert` */
+    jpeg_c_set_int_param(&target, JINT_COMPRESS_PROFILE, JCP_FASTEST);
+#endif
     jpeg_copy_critical_parameters(&source, &target);
     target.optimize_coding = TRUE;
     target.restart_interval = interval;
-    if (source.marker_list && has_text(source.marker_list, JPEG_APP0 + 1, "Exif\0", 6))
+    if (source.marker_list && has_text(source.marker_list, JPEG_APP0 + 1, "Exif\0\0", 6))
         target.write_JFIF_header = FALSE;
     target.dest = &output->base;
     jpeg_write_coefficients(&target, coefficients);
@@ -181,7 +175,7 @@ static int transcode(FILE *input, unsigned int interval, Errors *errors, Output 
 static PyObject *transcode_bytes(PyObject *module, PyObject *arguments)
 {
     Py_buffer data;
-    unsigned int interval;
+    long interval;
     Errors errors;
     Output output;
     FILE *input;
@@ -189,8 +183,12 @@ static PyObject *transcode_bytes(PyObject *module, PyObject *arguments)
     PyObject *result = NULL;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*I", &data, &interval))
+    if (!PyArg_ParseTuple(arguments, "y*l", &data, &interval))
         return NULL;
+    if (interval < 0 || interval > MOST_INTERVAL) {
+        PyBuffer_Release(&data);
+        return PyErr_Format(PyExc_ValueError, "a restart interval must be 0 to %d MCUs, got %ld", MOST_INTERVAL, interval);
+    }
     input = fmemopen(data.buf, (size_t)data.len, "rb");
     if (!input || !open_output(&output, (size_t)data.len + EXPECTED_GROWTH)) {
         if (input)
@@ -199,7 +197,7 @@ static PyObject *transcode_bytes(PyObject *module, PyObject *arguments)
         return PyErr_NoMemory();
     }
     Py_BEGIN_ALLOW_THREADS
-    is_done = transcode(input, interval, &errors, &output);
+    is_done = transcode(input, (unsigned int)interval, &errors, &output);
     Py_END_ALLOW_THREADS
     if (is_done)
         result = PyBytes_FromStringAndSize((const char *)output.bytes, (Py_ssize_t)output_size(&output));

@@ -67,7 +67,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="shrink larger images to this shorter side",
     )
     add("--quality", type=_quality, metavar="Q", help="re-encode with this JPEG quality if that saves bytes")
-    add("--restarts", action="store_true", help="write JPEGs again, without loss, so that training reads parts of them")
+    add(
+        "--restarts",
+        action="store_true",
+        help="give each JPEG restart markers, without loss, so that training reads parts of it (about 5 times as long)",
+    )
     add("--no-decode-check", action="store_true", help="do not decode each image in full to check it")
     add("--strict", action="store_true", help="stop at the first shard with a damaged image")
     return parser.parse_args(arguments)

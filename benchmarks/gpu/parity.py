@@ -25,6 +25,7 @@ from loaders import AugmentConfig, EvalTransform, Loader, LoaderConfig, Split, T
 from loaders.reader import Reader
 from loaders.reference import render
 from loaders.stats import Counters
+from prep.errors import InputError
 from train.dist import join_world
 
 SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
@@ -85,8 +86,10 @@ def compare_transform(
     config = LoaderConfig(**job["loader"], most_damaged=0)
     ours = build_loader(Split(job["data"], job["split"]), transform, job["batch_size"], world, config=config)
     check_splicing(job, ours)
-    differences = find_differences(ours, -(-job["num_images"] // job["batch_size"]))
-    return by_kind(differences), ours.placement.to_dict()
+    kinds = by_kind(find_differences(ours, -(-job["num_images"] // job["batch_size"])))
+    if ours.whole is not None and ours.whole.rows:
+        raise InputError(f"{len(ours.whole.rows)} images could not be decoded from their segments")
+    return kinds, ours.placement.to_dict()
 
 
 def find_differences(ours: Loader, num_batches: int) -> Iterator[Difference]:

@@ -173,7 +173,9 @@ def test_an_image_that_only_fails_when_it_is_spliced_is_used_whole(
         batches = _take(loader)
     _assert_equal(batches, _take(_loader(restart_pair[0], LoaderConfig(backend))))
     assert loader.whole is not None and loader.whole.rows == {row}
-    assert not loader.quarantine.keys() and not caplog.records
+    assert not loader.quarantine.keys()
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert line.startswith(f"{split.segments_path(1)} contradicts the image {split.keys([row])[0]}: ")
 
 
 @both_backends
@@ -204,6 +206,7 @@ def test_without_the_extension_only_the_cpu_decodes_spliced_images(
 ) -> None:
     monkeypatch.setattr(compiled, "find_extension", lambda: None)
     log_once.cache_clear()
-    assert compiled.splicing_pays(decodes_on_gpu=False)
-    assert not compiled.splicing_pays(decodes_on_gpu=True)
+    assert compiled.splicing_pays(False, World())
+    assert not compiled.splicing_pays(True, World(1, 2)) and not caplog.text
+    assert not compiled.splicing_pays(True, World())
     assert "loaders/_read.c was not built" in caplog.text

@@ -1,13 +1,18 @@
 """The reader gives each planned image as the JPEG that `splice_jpeg` makes of it, and reads only what that needs."""
 
 import logging
+import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.datasets import prepare_folder
+from helpers.restarts import make_jpeg, needs_transcoder
 
 import loaders.reader as reader_module
 from loaders import Loader, Sampling, Split, TrainTransform, World, build_loader, compiled, select
@@ -16,6 +21,7 @@ from loaders.reader import ReadAhead, Reader
 from loaders.splice import find_spans, splice_jpeg
 from loaders.splice_reader import WholeImages
 from loaders.stats import Counters
+from prep.dataset import Options
 from prep.errors import InputError, RankError
 from prep.segments import HEADER, RECORD, find_segments, parse_records, records_size
 
@@ -189,12 +195,40 @@ def test_segments_that_contradict_the_tar_are_named_and_the_image_is_complete(
     with caplog.at_level(logging.WARNING, "penstock"):
         found, _ = _read(split)
     expected, _ = _read(Split(restart_pair[1], "train"))
-    assert found[row][0] == _content(split, row)
+    plans = _plans(build_loader(split, TRAIN, BATCH_SIZE))
+    windows = [plan.windows_B4[i].tolist() for plan in plans for i in np.flatnonzero(plan.rows_B == row)]
+    assert found[row] == (_content(split, row), windows[-1])
     assert {each: found[each] for each in found if each != row} == {
         each: expected[each] for each in expected if each != row
     }
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(split.segments_path(0)) in line and f" {split.keys([row])[0]}:" in line and "verify.py" in line
+
+
+@needs_transcoder
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_lengths_that_are_lost_are_noticed(tmp_path: Path, is_cut: bool, caplog: Any) -> None:
+    """With 8 segments per row, the markers of a column have one number: each looks like the one before it."""
+    path = tmp_path / "source" / "train" / "class" / "0.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(make_jpeg("4:4:4", 512, 128))
+    prepare_folder(tmp_path / "source", "train", tmp_path / "out", Options(restarts=True))
+    split = Split(tmp_path / "out", "train")
+    _, _, record = _record(split, 0)
+    (plan,) = _plans(build_loader(split, TRAIN, BATCH_SIZE), 1)
+    plan = replace(plan, windows_B4=np.tile([0, 70, 128, 20], (BATCH_SIZE, 1)))  # in the second column
+
+    # The lengths of all rows after the first are lost, after the file was opened.
+    with Reader(split, 2, 2, Counters(), WholeImages()) as reader:
+        place = int(record["first"]) + 8 * 2
+        if is_cut:
+            os.truncate(split.segments_path(0), place)
+        else:
+            _write(split.segments_path(0), place, bytes(2 * int(record["num_lengths"]) - 8 * 2))
+        with caplog.at_level(logging.WARNING, "penstock"):
+            ((found, encoded),) = reader.read([plan])
+    assert {each.tobytes() for each in encoded.images} == {_content(split, 0)}
+    assert found.windows_B4.tolist() == plan.windows_B4.tolist() and len(caplog.records) == 1
 
 
 def test_a_shard_is_named_once(restarts_copy: Path, caplog: Any) -> None:
@@ -238,7 +272,7 @@ def test_a_file_that_is_no_list_of_segments_is_refused(restarts_copy: Path, cont
     with pytest.raises(InputError, match=r"train-000002\.seg does not list the segments of 32 images: .*verify"):
         _read(split)
     split.segments_path(2).unlink()
-    with pytest.raises(InputError, match=r"train-000002\.seg cannot be opened \(No such file or directory\): .*verify"):
+    with pytest.raises(InputError, match=r"train-000002\.seg cannot be read \(No such file or directory\): .*verify"):
         _read(split)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -272,15 +306,16 @@ def test_the_extension_refuses_rows_that_are_not_parts_of_an_image() -> None:
         pytest.skip("loaders._read was not built: it needs a C compiler")
     right = {"num_lengths": 6, "size": 500, "tables_start": 20, "tables_size": 100, "frame": 10, "columns": 2}
     right |= {"top": 0, "bottom": 3, "left": 0, "right": 2, "start": 0}
+    large = [("tables_start", 2**63 - 1), ("tables_size", 2**63 - 1), ("frame", 2**63 - 1), ("size", -(2**63))]
     names = ("segments", "tar", "first", "num_lengths", "offset", "size", "tables_start", "tables_size", "frame")
     names += ("columns", "top", "bottom", "left", "right", "height", "width", "start")
     wrong = [("num_lengths", 5), ("bottom", 4), ("top", 3), ("top", -1), ("left", 2), ("left", -1), ("right", 3)]
     wrong += [("columns", 0), ("frame", 92), ("frame", -1), ("tables_size", 481), ("tables_start", -1)]
     wrong += [("start", -1), ("start", 501), ("size", 1001)]
-    for name, value in wrong:
+    for name, value in [("", 0), *wrong, *large]:
         fields = right | {name: value}
         row = np.array([[fields.get(each, 0) for each in names]], np.int64)
-        with pytest.raises(ValueError, match="not a part of its image"):
+        with pytest.raises(ValueError, match="not a part of its image") if name else nullcontext():
             extension.splice(row, b"head", np.zeros(1004, np.uint8), np.zeros((1, 3), np.int64))
     with pytest.raises(ValueError, match="outside of the buffer"):
         extension.read(np.array([[0, 0, 0, 11]]), np.zeros(10, np.uint8))

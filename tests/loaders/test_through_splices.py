@@ -76,3 +76,16 @@ def test_complete_images_from_the_bucket_are_spliced_if_their_segments_are_here(
     stats = ours.stats()
     assert stats.read_bytes == stats.image_bytes <= stats.remote_bytes
     assert stats.decode_bytes == stats.image_bytes if is_wrong else stats.decode_bytes < stats.image_bytes
+
+
+def test_a_shard_in_the_cache_whose_segments_were_lost_is_fetched_from_the_bucket(
+    restart_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    split = _open(tmp_path / "cache", OTHER_RANK)  # which fetches no shards
+    for path in (restart_pair[1] / "train").glob("train-*"):
+        shutil.copy(path, split.folder)
+    split.segments_path(1).unlink()
+    ours, plain = _loader(split), _loader(Split(restart_pair[0], "train"))
+    assert take_batches(ours) == take_batches(plain)
+    assert ours.stats().remote_images > 0
+    assert 0.5 < ours.stats().cached_share < 1
