@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define NEAR_BYTES 4096 /* as in loaders/splice_reader.py */
-#define MARKER_BYTES 2  /* the least length of a segment */
+#define MARKER_BYTES 2  /* also the least length of a segment */
 #define SIZE_OFFSET 5   /* of height and width in a frame header */
 #define SIZE_BYTES 4
 #define END_OF_IMAGE 0xD9 /* markers: ITU-T T.81, table B.1 */
@@ -120,6 +120,12 @@ static int is_consistent(const int64_t *row, const Target *target, int64_t head_
     return row[START] <= target->size - head_size - row[SIZE];
 }
 
+/* Check the marker that ends a segment, from its end. */
+static int ends_here(const unsigned char *end, int64_t number, int64_t count)
+{
+    return end[-2] == 0xFF && end[-1] == marker_after(number, count);
+}
+
 /* Move the needed segments to `body`, number their markers, and set `*end`; return 0 if a marker is not in its place.
    The first needed segment is `gap` bytes behind `body`. `number` counts the segments of the complete image, and
    `new_number` those of the spliced one. */
@@ -131,11 +137,14 @@ static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body
 
     for (y = row[TOP]; y < row[BOTTOM]; y++) {
         int64_t size = sum(lengths + number, kept);
+        /* The segment before this row; where no segment is left out it is the last one of the row above. */
+        if (number && (y == row[TOP] || kept < columns) && !ends_here(source, number - 1, row[NUM_LENGTHS]))
+            return 0;
         memmove(place, source, (size_t)size);
         source += size;
         for (x = 0; x < kept; x++, number++, new_number++) {
             place += lengths[number];
-            if (place[-2] != 0xFF || place[-1] != marker_after(number, row[NUM_LENGTHS]))
+            if (!ends_here(place, number, row[NUM_LENGTHS]))
                 return 0;
             place[-1] = (unsigned char)marker_after(new_number, needed);
         }
@@ -169,14 +178,14 @@ static void splice_image(const int64_t *row, const Target *target, const Py_buff
     first = sum(lengths, row[TOP] * columns + row[LEFT]);
     stop = sum(lengths, (row[BOTTOM] - 1) * columns + row[RIGHT]);
 
-    /* Read the tables and the range of the segments; in one read if little is between them. */
-    gap = first <= NEAR_BYTES ? first : 0;
+    /* Read the tables, and the range of the segments with the marker before it; in one read if little is between. */
+    gap = first <= NEAR_BYTES ? first : MARKER_BYTES;
     body = tables + row[TABLES_SIZE];
     if (gap == first)
         failed = fill((int)row[TAR_FILE], tables, row[TABLES_SIZE] + stop, row[OFFSET] + row[TABLES_START]);
     else
         failed = fill((int)row[TAR_FILE], tables, row[TABLES_SIZE], row[OFFSET] + row[TABLES_START]) ||
-                 fill((int)row[TAR_FILE], body, stop - first, row[OFFSET] + scan + first);
+                 fill((int)row[TAR_FILE], body, gap + stop - first, row[OFFSET] + scan + first - gap);
     if (failed) {
         result[STATUS] = UNREADABLE;
         result[NUMBER] = errno;

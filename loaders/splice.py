@@ -2,7 +2,7 @@
 
     find_spans    which rows and columns of segments hold the windows of a plan, and the windows within those
     find_cuts     where the bytes of these segments are, from the lengths in SHARD.seg (prep/segments.py)
-    renumber      the numbers of the markers, if they are where the lengths say
+    follow_markers, renumber    check that the markers are where the lengths say, and number them
     splice_jpeg   all of it for one image in memory; loaders/splice_reader.py does it for a part of a batch
 
 A spliced JPEG has the quantization and Huffman tables of its source, a frame header with its own size, and the
@@ -104,6 +104,7 @@ class Cuts:
     row_starts_R: np.ndarray  # where the needed segments of a row begin, counted from the image's first needed one
     row_places_R: np.ndarray  # where they begin in the spliced image
     row_sizes_R: np.ndarray
+    row_markers_R: np.ndarray  # uint8: the marker before them in the file; 0: the image's first segment has none
     row_counts_P: np.ndarray
     ends_K: np.ndarray  # where each segment ends in the spliced image, after its marker
     markers_K: np.ndarray  # uint8: its marker in the file
@@ -136,7 +137,7 @@ def find_cuts(
     images_R = np.repeat(np.arange(len(chosen_P)), row_counts_P)
     rows_R = np.arange(len(images_R)) + (tops_P - rows_before_P)[images_R]
     first_R = rows_R * columns_P[images_R] + (firsts_P + lefts_P)[images_R]
-    widths_R = widths_P[images_R]
+    numbers_R, widths_R = first_R - firsts_P[images_R], widths_P[images_R]
     starts_R, stops_R = ends_L[first_R] - lengths_L[first_R], ends_L[first_R + widths_R - 1]
     starts_P, stops_P = starts_R[rows_before_P], stops_R[rows_before_P + row_counts_P - 1]
 
@@ -153,7 +154,7 @@ def find_cuts(
     ends_K = ends_L[numbers_K + np.repeat(first_R - firsts_K, widths_R)] + np.repeat(places_R - starts_R, widths_R)
     last_P = np.cumsum(counts_P) - 1
     is_end_P = (bottoms_P * columns_P == num_lengths_P) & (rights_P == columns_P)
-    markers_K = _number(numbers_K, first_R - firsts_K - firsts_P[images_R], widths_R, last_P[is_end_P])
+    markers_K = _number(numbers_K, numbers_R - firsts_K, widths_R, last_P[is_end_P])
     new_markers_K = _number(numbers_K, counts_P - 1 - last_P, counts_P, last_P)
 
     base_P = ends_L[firsts_P] - lengths_L[firsts_P]
@@ -164,6 +165,7 @@ def find_cuts(
         row_starts_R=starts_R - starts_P[images_R],
         row_places_R=places_R,
         row_sizes_R=sizes_R,
+        row_markers_R=np.where(numbers_R, FIRST_RESTART + (numbers_R - 1) % NUM_RESTARTS, 0).astype(np.uint8),
         row_counts_P=row_counts_P,
         ends_K=ends_K,
         markers_K=markers_K,
@@ -201,6 +203,18 @@ def fits(records_N: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray, siz
     fits_N &= (mcu_heights_N % BLOCK == 0) & (mcu_widths_N % BLOCK == 0)
     fits_N &= (values["tables_start"] >= 2) & (values["frame"] + SIZE_OFFSET + SIZE_BYTES <= values["tables_size"])
     return ~is_used_N | (fits_N & (scans_N + values["num_lengths"] <= sizes_N))
+
+
+def follow_markers(buffer: np.ndarray, starts_R: np.ndarray, cuts: Cuts) -> np.ndarray:
+    """Return whether the marker that is expected before each row of needed segments is there, bool [P].
+
+    Args:
+        buffer: bytes.
+        starts_R: where the rows begin in it.
+    """
+    is_right_R = (buffer[starts_R - 2] == 0xFF) & (buffer[starts_R - 1] == cuts.row_markers_R)
+    is_right_R |= cuts.row_markers_R == 0
+    return np.logical_and.reduceat(is_right_R, np.cumsum(cuts.row_counts_P) - cuts.row_counts_P)
 
 
 def renumber(buffer: np.ndarray, cuts: Cuts) -> np.ndarray:
@@ -252,9 +266,9 @@ def splice_jpeg(
     tables[frame + SIZE_OFFSET :][:SIZE_BYTES] = encode_size(*spans.sizes_B2[i])
 
     # The segments, row after row, and their markers.
-    needed = content[scan + int(cuts.starts_P[0]) :]
-    rows = zip(cuts.row_starts_R.tolist(), cuts.row_sizes_R.tolist(), strict=True)
-    body = np.concatenate([needed[start : start + size] for start, size in rows])
-    if not len(body) or not renumber(body, cuts).all():
+    starts_R = scan + int(cuts.starts_P[0]) + cuts.row_starts_R
+    rows = zip(starts_R.tolist(), cuts.row_sizes_R.tolist(), strict=True)
+    body = np.concatenate([content[start : start + size] for start, size in rows])
+    if not (follow_markers(content, starts_R, cuts) & renumber(body, cuts)).all():
         raise SpliceError("a marker is not where it should be")
     return b"".join([HEAD, tables.tobytes(), body.tobytes()])

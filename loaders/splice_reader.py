@@ -30,6 +30,7 @@ from loaders.splice import (
     find_cuts,
     find_spans,
     fits,
+    follow_markers,
     renumber,
 )
 from loaders.subset import find_whole, find_whole_rows
@@ -199,8 +200,9 @@ class Splicer:
         bodies_P = places_P + table_sizes_P
         cuts = find_cuts(spans, chosen_P, records_P["num_lengths"], lengths_L, bodies_P)
 
-        # Read the tables and the rows to the buffer: in one read if they are neighbours. Move the rows together.
-        gaps_P = np.where(cuts.starts_P <= NEAR_BYTES, cuts.starts_P, 0)
+        # Read the tables, and the rows with the marker before them, to the buffer: in one read if they are neighbours.
+        # Check the markers before all rows, and move the rows together.
+        gaps_P = np.where(cuts.starts_P <= NEAR_BYTES, cuts.starts_P, MARKER_BYTES)
         is_far_P = gaps_P < cuts.starts_P
         range_ends_P = bodies_P + gaps_P + cuts.stops_P - cuts.starts_P
         first_ends_P = np.where(is_far_P, bodies_P, range_ends_P)
@@ -209,15 +211,16 @@ class Splicer:
         for row, offset, start, end in _zip(rows_P, tables_P, places_P, first_ends_P):
             fill(row, offset, view[start:end])
         for row, offset, start, end in _zip(
-            *(each_P[is_far_P] for each_P in (rows_P, scans_P + cuts.starts_P, bodies_P, range_ends_P))
+            *(each_P[is_far_P] for each_P in (rows_P, scans_P + cuts.starts_P - gaps_P, bodies_P, range_ends_P))
         ):
             fill(row, offset, view[start:end])
         num_bytes += int((range_ends_P - places_P).sum())
         from_R = cuts.row_starts_R + np.repeat(bodies_P + gaps_P, cuts.row_counts_P)
+        is_right_P = follow_markers(slots.buffer, from_R, cuts)
         _move(view, from_R, cuts.row_places_R, cuts.row_sizes_R)
 
         # Write the head, the size and the markers.
-        is_right_P = _write_heads(slots.buffer, heads_P, records_P["frame"], spans.sizes_B2[chosen_P])
+        is_right_P &= _write_heads(slots.buffer, heads_P, records_P["frame"], spans.sizes_B2[chosen_P])
         is_right_P &= renumber(slots.buffer, cuts)
         for i, start, end in _zip(chosen_P, heads_P, bodies_P + cuts.sizes_P):
             slots.images[i] = slots.buffer[start:end]

@@ -18,6 +18,7 @@ from loaders.splice import (
     find_cuts,
     find_spans,
     fits,
+    follow_markers,
     renumber,
     splice_jpeg,
 )
@@ -237,6 +238,19 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     return lengths, (top, bottom, left, right)
 
 
+def check_starts(cuts: Cuts) -> None:
+    """The markers before rows are found, or one of them is missed, in a buffer of 8 bytes per row."""
+    starts_R = np.arange(len(cuts.row_markers_R)) * 8 + 8
+    buffer = np.full(int(starts_R[-1]) + 1, 0xFF, np.uint8)
+    buffer[starts_R - 1] = cuts.row_markers_R
+    assert follow_markers(buffer, starts_R, cuts).all()
+    place = len(starts_R) // 2
+    buffer[starts_R[place] - 1] ^= 1
+    owner = int(np.searchsorted(np.cumsum(cuts.row_counts_P), place, side="right"))
+    is_wrong_P = (np.arange(len(cuts.row_counts_P)) == owner) & (cuts.row_markers_R[place] > 0)
+    assert follow_markers(buffer, starts_R, cuts).tolist() == (~is_wrong_P).tolist()
+
+
 @given(st.lists(grids() | st.none(), min_size=1, max_size=5).filter(any))
 @settings(max_examples=60, deadline=None)
 def test_cuts_of_a_batch(images: list[tuple[np.ndarray, tuple[int, int, int, int]] | None]) -> None:
@@ -266,6 +280,8 @@ def test_cuts_of_a_batch(images: list[tuple[np.ndarray, tuple[int, int, int, int
         found["row_starts_R"] += (all_ends[top:bottom, left] - lengths[top:bottom, left] - start).tolist()
         found["row_places_R"] += (np.cumsum(row_sizes) - row_sizes + body).tolist()
         found["row_sizes_R"] += row_sizes.tolist()
+        before = [row * lengths.shape[1] + left - 1 for row in range(top, bottom)]
+        found["row_markers_R"] += [0xD0 + k % 8 if k >= 0 else 0 for k in before]
         found["row_counts_P"].append(bottom - top)
         found["ends_K"] += (np.cumsum(kept.ravel()) + body).tolist()
         found["markers_K"] += [0xD9 if k == lengths.size - 1 else 0xD0 + k % 8 for k in numbers]
@@ -284,6 +300,8 @@ def test_cuts_of_a_batch(images: list[tuple[np.ndarray, tuple[int, int, int, int
     owner = int(np.searchsorted(np.cumsum(cuts.counts_P), place, side="right"))
     harmed[cuts.ends_K[place] - 2] = 0xFE
     assert renumber(harmed, cuts).tolist() == [number != owner for number in range(len(used))]
+
+    check_starts(cuts)
 
 
 def test_sizes_of_a_batch() -> None:
@@ -349,11 +367,20 @@ def test_no_flip_of_lengths_changes_a_window_without_words(
 def test_lengths_that_are_0_are_noticed(num_kept: int) -> None:
     """With 8 segments per row, the markers of a column have one number: each looks like the one before it."""
     restarted, window = restart(Kind("444", 128, 512, 8)), (0, 70, 128, 20)
-    lengths = restarted.lengths.copy()
-    lengths[num_kept:] = 0
-    harmed = replace(restarted, lengths=lengths)
+    harmed = replace(restarted, lengths=np.where(np.arange(128) < num_kept, restarted.lengths, 0))
     with pytest.raises(SpliceError, match="shorter than its marker"):
         harmed.splice(harmed.spans(window))
+
+
+@pytest.mark.parametrize("row", [0, 1, 15])
+def test_a_needed_segment_that_begins_elsewhere_is_noticed(row: int) -> None:
+    """It ends where it should, and the one before it, which is not needed, is as much longer as it is shorter."""
+    restarted = restart(Kind("444", 128, 512, 8))
+    lengths = restarted.lengths.copy()
+    lengths[8 * row : 8 * row + 2] += np.array([3, 65_533], np.uint16)
+    harmed = replace(restarted, lengths=lengths)
+    with pytest.raises(SpliceError, match="a marker is not where it should be"):
+        harmed.splice(harmed.spans((0, 70, 128, 20)))
 
 
 FLIPPED = [

@@ -206,8 +206,8 @@ def test_segments_that_contradict_the_tar_are_named_and_the_image_is_complete(
 
 
 @needs_transcoder
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_lengths_that_are_lost_are_noticed(tmp_path: Path, is_cut: bool, caplog: Any) -> None:
+@pytest.mark.parametrize("harm", ["zeros", "cut", "moved"])
+def test_wrong_lengths_of_a_single_column_are_noticed(tmp_path: Path, harm: str, caplog: Any) -> None:
     """With 8 segments per row, the markers of a column have one number: each looks like the one before it."""
     path = tmp_path / "source" / "train" / "class" / "0.jpg"
     path.parent.mkdir(parents=True)
@@ -218,13 +218,17 @@ def test_lengths_that_are_lost_are_noticed(tmp_path: Path, is_cut: bool, caplog:
     (plan,) = _plans(build_loader(split, TRAIN, BATCH_SIZE), 1)
     plan = replace(plan, windows_B4=np.tile([0, 70, 128, 20], (BATCH_SIZE, 1)))  # in the second column
 
-    # The lengths of all rows after the first are lost, after the file was opened.
+    # After the file was opened, all lengths after the first row are lost, or a needed segment begins elsewhere.
     with Reader(split, 2, 2, Counters(), WholeImages()) as reader:
+        segments = split.segments_path(0)
         place = int(record["first"]) + 8 * 2
-        if is_cut:
-            os.truncate(split.segments_path(0), place)
+        if harm == "zeros":
+            _write(segments, place, bytes(2 * int(record["num_lengths"]) - 8 * 2))
+        elif harm == "cut":
+            os.truncate(segments, place)
         else:
-            _write(split.segments_path(0), place, bytes(2 * int(record["num_lengths"]) - 8 * 2))
+            lengths = np.frombuffer(segments.read_bytes(), "<u2", 2, place) + np.array([3, -3])
+            _write(segments, place, lengths.astype("<u2").tobytes())
         with caplog.at_level(logging.WARNING, "penstock"):
             ((found, encoded),) = reader.read([plan])
     assert {each.tobytes() for each in encoded.images} == {_content(split, 0)}
