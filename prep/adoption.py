@@ -182,20 +182,26 @@ def _lacks_files(job: TarJob, shard: Shard) -> bool:
 
 
 def _restore_segments(job: TarJob, found: dict[str, Any], shard: Shard) -> None:
-    """Write the segments of a tar that was read again, if its split has them.
+    """Write the segments of a tar that was read again, if its split has them and they are missing.
 
     Raises:
-        InputError: the tar has changed.
+        InputError: the tar has changed, or other images of it are usable than when it was adopted.
     """
-    content = _read_segments(job, found)
-    has_changed = bool(shard.segments_sha256) and sha256_of(content) != shard.segments_sha256
-    if found["composite_sha256"] != shard.composite_sha256 or has_changed:
+    if found["composite_sha256"] != shard.composite_sha256:
         job.store.remove(job.index_name)
         raise InputError(
             f"{job.path} has changed since it was adopted: fetch it again, or delete {job.store} and run again"
         )
-    if shard.segments_sha256:
-        job.store.write(job.segments_name, content)
+    if not shard.segments_sha256 or job.store.size(job.segments_name) is not None:
+        return
+    # The list has a record per usable image, and --no-decode-check or another Pillow may change which are usable.
+    content = _read_segments(job, found)
+    if sha256_of(content) != shard.segments_sha256:
+        raise InputError(
+            f"{job.path} is unchanged, but other images of it are usable than when it was adopted (--no-decode-check, "
+            f"or another Pillow?): `python prep/verify.py {job.store} --repair` writes {job.segments_name} again"
+        )
+    job.store.write(job.segments_name, content)
 
 
 def _read_segments(job: TarJob, found: dict[str, Any]) -> bytes:
@@ -240,11 +246,11 @@ def _finalize(jobs: list[TarJob], adoption: Adoption, store: LocalStore) -> None
     _make_keys_unique(jobs, records)
     _number_rows(records)
 
-    # Link to the tars that have a usable image.
+    # Link to the tars that have a usable image, after the files next to them are complete.
     usable = [(job, record["shard"]) for job, record in zip(jobs, records, strict=True) if record["columns"]["key"]]
+    _write_segments(usable)
     for job, _ in usable:
         _link(job)
-    _write_segments(usable)
     sync_folder(store.folder)
 
     # The revision is a digest of the tars; the reading says what was left out.

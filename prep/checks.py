@@ -35,6 +35,8 @@ from prep.faults import (
     Fault,
     Remedy,
     Report,
+    leave_out_cure,
+    prepare_cure,
     shard_cure,
     split_cure,
 )
@@ -170,7 +172,7 @@ def _open_files(split: OpenedSplit, names: list[str]) -> None:
     elif contradictions := find_contradictions(manifest, split.table, ledger):
         split.table = None
         for text in contradictions:
-            split.add_fault(MANIFEST, f"contradicts its split: {text}", PREPARE)
+            split.add_fault(MANIFEST, f"contradicts its split: {text}", prepare_cure(manifest))
     _note_other_files(split, manifest, names)
 
 
@@ -323,11 +325,11 @@ def _add_faults(split: OpenedSplit, job: ShardCheck, found: ShardReport) -> None
         cure = split_cure(manifest) if job.rows is None else SEGMENTS
         split.add_fault(job.segments_name, found.segments, cure, name)
     if found.contradiction:
-        split.add_fault(job.segments_name, found.contradiction, PREPARE, name)
+        split.add_fault(job.segments_name, found.contradiction, prepare_cure(manifest), name)
     if found.rows:
         more = f" (and {len(found.rows) - 1:,} more)" if len(found.rows) > 1 else ""
-        split.add_fault(name, f"does not agree with {SAMPLES}: {found.rows[0]}{more}", PREPARE, name)
-    leave_out = Cure(Remedy.USER, "remove it from the source, delete the folder and prepare it again")
+        split.add_fault(name, f"does not agree with {SAMPLES}: {found.rows[0]}{more}", prepare_cure(manifest), name)
+    leave_out = leave_out_cure(manifest)
     for wrong in found.undecodable:
         split.add_fault(name, f"is complete, but {wrong}", leave_out, name)
 

@@ -78,6 +78,19 @@ def split_cure(manifest: Manifest) -> Cure:
     return Cure(Remedy.SPLIT, f"--repair{_source_argument(manifest)} writes it again, with all shards of the split")
 
 
+def prepare_cure(manifest: Manifest) -> Cure:
+    """Return the cure of undamaged files that contradict each other."""
+    return PREPARE if manifest.options is not None else split_cure(manifest)
+
+
+def leave_out_cure(manifest: Manifest) -> Cure:
+    """Return the cure of an image that does not decode, in an undamaged tar."""
+    if manifest.options is None:
+        advice = "delete its folder and run prep/adopt.py again without --no-decode-check, which leaves it out"
+        return Cure(Remedy.USER, advice)
+    return Cure(Remedy.USER, "remove it from the source, delete the folder and prepare it again")
+
+
 def is_hub_id(name: str) -> bool:
     """Check whether a source's name is OWNER/NAME on the hub, and so says where it is.
 

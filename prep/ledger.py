@@ -20,9 +20,9 @@ MEANINGS = {  # in the order of the summary
     SUSPECT: "kept: damaged data that still decodes",
     DUPLICATE: "kept: the same bytes as an earlier image",
     PROGRESSIVE: "kept: hardware decoders accept only baseline JPEGs",
-    NO_RESTARTS: "kept without segments: could not be transcoded",
+    NO_RESTARTS: "kept as it was: could not be transcoded",
     EXIF_ORIENTATION: "kept, orientation ignored, as in torchvision",
-    TRAILING_BYTES: "kept: bytes after the end of the image",
+    TRAILING_BYTES: "kept: bytes follow the end of the image",
 }
 MOST_SHOWN = 5  # rejected images in a warning
 

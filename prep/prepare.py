@@ -170,15 +170,21 @@ def _write_new(source: Source, jobs: list["ShardJob"], pool: Pool["ShardJob"], s
 
 
 def _rewrite(jobs: list["ShardJob"], manifest: Manifest, pool: Pool["ShardJob"]) -> None:
-    """Write shards again and check that they are as in the manifest.
+    """Write shards of a complete split again, each only if it is as in the manifest.
 
-    They can differ if another version of Pillow converts an image (PNG, CMYK) to JPEG.
+    It can differ if another version of Pillow converts an image (PNG, CMYK) to JPEG, or another libjpeg transcodes it.
+
+    Raises:
+        InputError: a shard came out different; its files were not changed.
     """
-    for record in _write_shards(jobs, sum(job.num_rows for job in jobs), pool):
-        shard = Shard(**record["shard"])
-        if shard.num_images and shard not in manifest.shards:
-            folder = jobs[0].store
-            raise InputError(f"{folder}/{shard.name} came out different from its manifest: delete {folder}, run again")
+    listed = {shard.name: (shard,) for shard in manifest.shards}
+    jobs = [replace(job, expected=listed.get(job.name, ())) for job in jobs]
+    try:
+        for _ in _write_shards(jobs, sum(job.num_rows for job in jobs), pool):
+            pass
+    except InputError:
+        jobs[0].store.remove(WORK_FOLDER)  # else the split would count as interrupted
+        raise
 
 
 def _write_shards(jobs: list["ShardJob"], num_images: int, pool: Pool["ShardJob"]) -> Iterator[dict[str, Any]]:
@@ -258,6 +264,7 @@ class ShardJob:
     split: str
     number: int
     store: Store
+    expected: tuple[Shard, ...] | None = None  # in the manifest of a complete split: one, or none if all was rejected
 
     @property
     def name(self) -> str:
@@ -277,7 +284,11 @@ class ShardJob:
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write a shard's tar, index, segments and record; each appears under its name only when it is complete."""
+    """Write a shard's tar, index, segments and record; each appears under its name only when it is complete.
+
+    Raises:
+        InputError: the shard is not the expected one; nothing was published, and the files of that name are kept.
+    """
     file = job.store.create(job.name)
     try:
         # Fill the tar, still under a temporary name.
@@ -285,10 +296,14 @@ def write_shard(job: ShardJob) -> None:
         contents = _fill_tar(tar, job)
         tar.finish()
 
-        # Publish the tar last. No reader accepts a tar without samples, so none is published.
+        # Compare it with the expected shard before any file is replaced.
         segments = encode_segments(contents.segments) if job.options.restarts else b""
         digests = tar.composite_sha256, sha256_of(segments) if segments else ""
         shard = Shard(job.name, len(contents.components), file.size_bytes, *digests)
+        if job.expected not in (None, (shard,) if shard.num_images else ()):
+            raise InputError(_describe_difference(job))
+
+        # Publish the tar last. No reader accepts a tar without samples, so none is published.
         if shard.num_images:
             job.store.write(job.index_name, dali_index(contents.components))
         if shard.num_images and segments:
@@ -298,6 +313,14 @@ def write_shard(job: ShardJob) -> None:
             job.store.publish(file, job.name)
     finally:
         file.discard()  # does nothing to a published file
+
+
+def _describe_difference(job: ShardJob) -> str:
+    return (
+        f"{job.store}/{job.name} came out different from its manifest (another libjpeg or Pillow?), and its files are "
+        f"kept: use the version that prepared it, or delete {job.store} and run again; if only its .idx or .seg was "
+        f"lost, `python prep/verify.py {job.store} --repair` writes it from the tar"
+    )
 
 
 def _fill_tar(tar: TarWriter, job: ShardJob) -> ShardContents:

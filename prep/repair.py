@@ -143,8 +143,8 @@ def _repair_without_source(store: Store, faults: list[Fault]) -> None:
                 store.remove(WORK_FOLDER)
         elif fault.remedy is Remedy.INDEX:
             _write_index(store, fault.shard)
-        elif fault.remedy is Remedy.SEGMENTS:
-            _write_segments(store, fault.shard)
+    if names := [fault.shard for fault in faults if fault.remedy is Remedy.SEGMENTS]:
+        _write_segments(store, names)
 
 
 def _write_index(store: Store, name: str) -> None:
@@ -154,19 +154,22 @@ def _write_index(store: Store, name: str) -> None:
     store.write(index_name(name), content)
 
 
-def _write_segments(store: Store, name: str) -> None:
-    """Write a shard's segments again from its tar, which is undamaged, as is the sample index."""
-    # The rows of its images.
+def _write_segments(store: Store, names: list[str]) -> None:
+    """Write the segments of some shards again from their tars, which are undamaged, as is the sample index."""
+    # The sample index of the split: 110 MB for ImageNet.
     shards, table = _read_manifest(store).shards, read_samples_table(store.read(SAMPLES) or b"")
     assert table is not None
-    number = [shard.name for shard in shards].index(name)
-    start = sum(shard.num_images for shard in shards[:number])
-    images = table.slice(start, shards[number].num_images).select(["offset", "size"]).to_pylist()
+    start = 0
+    for shard in shards:
+        images = table.slice(start, shard.num_images).select(["offset", "size"])
+        start += shard.num_images
+        if shard.name not in names:
+            continue
 
-    # The segments of each.
-    found = []
-    with store.open(name) as file:
-        for image in images:
-            file.seek(image["offset"])
-            found.append(find_segments(file.read(image["size"])))
-    store.write(segments_name(name), encode_segments(found))
+        # The segments of each image.
+        found = []
+        with store.open(shard.name) as file:
+            for image in images.to_pylist():
+                file.seek(image["offset"])
+                found.append(find_segments(file.read(image["size"])))
+        store.write(segments_name(shard.name), encode_segments(found))

@@ -6,7 +6,6 @@ same version of libjpeg both write the same bytes.
 """
 
 import shutil
-import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from functools import cache
 import numpy as np
 
 from prep.errors import InputError, one_line
-from prep.jpeg import CODINGS, Bytes, decode, walk_markers
+from prep.jpeg import CODINGS, FRAME, Bytes, decode, walk_markers
 from prep.segments import BASELINE, BLOCK, EXTENDED, Segments, find_segments
 
 WANTED, MOST = 8, 16  # segments in a row of MCUs
 MOST_MEMORY_KB = 1_000_000  # for jpegtran's coefficients; prep/_transcode.c has the same limit
-FRAME = struct.Struct(">BHHB")  # bits per sample, height, width, number of components
 MISSING = (
     "--restarts needs libjpeg: install a C compiler and jpeglib.h (Debian, Ubuntu: apt-get install gcc libjpeg-dev), "
     "then run `pip install --no-deps -e .` in the checkout; or install the program jpegtran (apt-get install "

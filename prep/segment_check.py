@@ -9,30 +9,31 @@ from prep.segments import HEADER, RECORD, Segments, encode_segments, records_siz
 
 
 def compare_segments(
-    content: bytes | None, digest: str, images: Sequence[Segments | None], keys: Sequence[str]
+    content: bytes | None, digest: str, images: Sequence[Segments | None], keys: Sequence[str], absence: str
 ) -> tuple[str, bool]:
     """Return what is wrong with a SHARD.seg (empty: nothing), and whether it can be written again from its tar.
 
     Args:
-        content: of the file; None if it is missing.
+        content: of the file; None if it is missing or cannot be read.
         digest: its SHA-256 in the manifest.
         images: the segments of the shard's images, found in its undamaged tar.
         keys: of these images.
+        absence: why there is no content, in words.
     """
     expected = encode_segments(images)
+    if content is None:
+        can_be_written = sha256_of(expected) == digest
+        return (absence if can_be_written else f"{absence}, and its tar gives another one"), can_be_written
     if sha256_of(expected) == digest:
         return ("" if content == expected else _describe_difference(content, expected, keys)), True
-    if content is not None and sha256_of(content) == digest:
+    if sha256_of(content) == digest:
         return _describe_difference(content, expected, keys), False
-    wrong = "is missing" if content is None else "does not match its manifest"
-    return f"{wrong}, and its tar gives another one", False
+    return "does not match its manifest, and its tar gives another one", False
 
 
-def _describe_difference(content: bytes | None, expected: bytes, keys: Sequence[str]) -> str:
+def _describe_difference(content: bytes, expected: bytes, keys: Sequence[str]) -> str:
     """Return how a SHARD.seg differs from the one that its tar gives."""
     # The file as a whole.
-    if content is None:
-        return "is missing"
     if len(content) < len(expected) and expected.startswith(content):
         return f"is cut short at byte {len(content):,} of {len(expected):,}"
 

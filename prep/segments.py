@@ -203,21 +203,30 @@ def parse_records(content: bytes, name: str, num_images: int) -> np.ndarray:
 
     Args:
         content: at least the header and the records; more bytes are ignored.
-        name: of the file, for the error.
+        name: of the file, for the error; its path if that is known.
 
     Raises:
         InputError: these are not the segments of a shard with so many images.
     """
-    header = np.frombuffer(content[: HEADER.itemsize].ljust(HEADER.itemsize, b"\0"), HEADER)[0]
     size = records_size(num_images)
-    if header["magic"] != MAGIC or header["version"] != VERSION or header["num_images"] != num_images:
-        raise InputError(f"{name} does not list the segments of {num_images:,} images: {_ADVICE}")
+    advice = f"`python prep/verify.py {name.rpartition('/')[0] or 'FOLDER'}` says how to repair it"
+    if wrong := _describe_header(content, num_images):
+        raise InputError(f"{name} does not list the segments of {num_images:,} images: {wrong}: {advice}")
     if len(content) < size:
-        raise InputError(f"{name} is cut short: {_ADVICE}")
+        raise InputError(f"{name} is cut short at byte {len(content):,}, its records take {size:,}: {advice}")
     return np.frombuffer(content[:size], RECORD, offset=HEADER.itemsize)
 
 
-_ADVICE = "`python prep/verify.py` with its folder says how to repair it"
+def _describe_header(content: bytes, num_images: int) -> str:
+    """Return in words what is wrong with the header of a SHARD.seg; empty if nothing is."""
+    if len(content) < HEADER.itemsize:
+        return f"it ends at byte {len(content)}, its header takes {HEADER.itemsize}"
+    header = np.frombuffer(content[: HEADER.itemsize], HEADER)[0]
+    if header["magic"] != MAGIC:
+        return f"it begins with {bytes(header['magic'])!r}, not {MAGIC!r}"
+    if header["version"] != VERSION:
+        return f"its layout has version {header['version']}, not {VERSION}"
+    return f"it lists those of {header['num_images']:,}" if header["num_images"] != num_images else ""
 
 
 def records_size(num_images: int) -> int:

@@ -108,23 +108,35 @@ def _check_files(job: ShardCheck, report: ShardReport) -> None:
         return
 
     # The tar is undamaged, so the files next to it can be compared with it: DALI's index, and the segments.
-    index = job.store.read(job.index_name)
+    index, absence = _read_next_to(job, job.index_name)
     if index is None:
-        report.index = "is missing"
+        report.index = absence
     elif index != index_samples(samples):
         report.index = "is not the index of its tar"
     if job.shard.segments_sha256:
         _check_segments(job, rows, segments, report)
 
 
+def _read_next_to(job: ShardCheck, name: str) -> tuple[bytes | None, str]:
+    """Return the content of a file next to the tar; None if there is none, and in words why."""
+    try:
+        return job.store.read(name), "is missing"
+    except OSError as error:  # of this file: the tar was read, and is undamaged
+        return None, f"cannot be read ({describe_os_error(error)})"
+
+
 def _check_segments(job: ShardCheck, rows: list[Row], segments: list[Segments | None], report: ShardReport) -> None:
     # Without the sample index it is not known which images of the tar are the split's.
-    content, digest = job.store.read(job.segments_name), job.shard.segments_sha256
+    digest = job.shard.segments_sha256
+    content, absence = _read_next_to(job, job.segments_name)
     if job.rows is None:
-        is_whole = content is not None and sha256_of(content) == digest
-        report.segments = "" if is_whole else "is missing" if content is None else "does not match its manifest"
+        if content is None:
+            report.segments = absence
+        elif sha256_of(content) != digest:
+            report.segments = "does not match its manifest"
         return
-    wrong, can_be_written = compare_segments(content, digest, segments, [row["key"] for row in rows])
+    keys = [row["key"] for row in rows]
+    wrong, can_be_written = compare_segments(content, digest, segments, keys, absence)
     if can_be_written:
         report.segments = wrong
     else:

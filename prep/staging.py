@@ -213,7 +213,7 @@ def _read_by_ranges(remote: Remote, name: str, size: int) -> bytes:
 
 
 def is_whole(split: RemoteSplit, folder: Path) -> bool:
-    """Return True if a split is complete on this machine, judged by the sizes of its shards."""
+    """Return True if a split is complete on this machine, judged by the sizes of its tars, see `list_missing`."""
     target = folder / split.name
     is_final = (target / MANIFEST).is_file() and not (target / STAGING_FOLDER).exists()
     return is_final and not list_missing(split, folder)
@@ -222,7 +222,7 @@ def is_whole(split: RemoteSplit, folder: Path) -> bool:
 def list_missing(split: RemoteSplit, folder: Path) -> list[Shard]:
     """Return the shards that are not on this machine.
 
-    One is if it has its name and its size, and if the files next to it are there.
+    One is if its tar has its name and its size, and if the files next to it exist, of any size.
     """
     return [shard for shard in split.manifest.shards if not _is_here(shard, folder / split.name)]
 
@@ -238,7 +238,7 @@ def list_names_next_to(shard: Shard) -> list[str]:
 
 
 def measure_missing_bytes(split: RemoteSplit, there: Mapping[str, int], folder: Path) -> int:
-    """Return the room on the disk that the missing files of a split need.
+    """Return the room on the disk that the files of a split need that will be fetched or written.
 
     Args:
         there: the sizes of the split's objects in the bucket, by name.
@@ -247,7 +247,11 @@ def measure_missing_bytes(split: RemoteSplit, there: Mapping[str, int], folder: 
     others = {name for shard in split.manifest.shards for name in list_names_next_to(shard)}
     others = {f"{split.name}/{name}" for name in (*others, SAMPLES, LEDGER, MANIFEST)}
     sizes |= {name: size for name, size in there.items() if name in others}
-    missing = [size for name, size in sizes.items() if _size(folder / name) != size]
+    # A tar is fetched again, and its index is written again, if only a file next to it is missing.
+    again = {
+        f"{split.name}/{name}" for shard in list_missing(split, folder) for name in (shard.name, index_name(shard.name))
+    }
+    missing = [size for name, size in sizes.items() if name in again or _size(folder / name) != size]
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in missing)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import run_command
 from helpers.datasets import prepare_folder, tree
+from helpers.tars import one_by_one
 from PIL import Image
 
 from prep import store
@@ -15,6 +16,8 @@ from prep.dataset import Options, Split
 from prep.errors import InputError
 from prep.folder_tree import list_folder
 from prep.image_folder import open_image_folder
+from prep.prepare import rewrite_shards
+from prep.resolve import open_source
 from prep.source import Reading
 
 DIGITS_OPTIONS = Options(images_per_shard=300)
@@ -117,8 +120,28 @@ def test_a_shard_that_comes_out_otherwise_than_its_manifest_says_is_refused(tmp_
     for path, content in zip(swap, reversed(contents), strict=True):
         path.write_bytes(content)
     (tmp_path / "out" / "train" / "train-000000.tar").unlink()
-    with pytest.raises(InputError, match=r"train-000000\.tar came out different from its manifest: delete"):
+    before = tree(tmp_path / "out")
+    with pytest.raises(InputError, match=r"train-000000\.tar came out different from its manifest .*: use the version"):
         prepare_folder(images, "train", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_shard_that_gains_its_first_image_or_loses_its_last_is_refused(tmp_path: Path) -> None:
+    """Another Pillow may decode an image that was rejected, or reject one that was kept."""
+    images, out = _write_images(tmp_path / "images", 1, 2), tmp_path / "out"
+    paths = [images / "train" / "class00" / name for name in ("000.jpg", "001.jpg")]
+    size = paths[0].stat().st_size
+    paths[0].write_bytes(b"x" * size)
+    prepare_folder(images, "train", out, Options(images_per_shard=1))
+    manifest, before = Split(out, "train").manifest, tree(out)
+    assert [shard.name for shard in manifest.shards] == ["train-000001.tar"]
+    paths[0].write_bytes(paths[1].read_bytes())
+    paths[1].write_bytes(b"x" * size)
+    for number in range(2):
+        name = f"train-{number:06d}.tar"
+        with pytest.raises(InputError, match=f"{name} came out different from its manifest"):
+            rewrite_shards(open_source(str(images)), manifest, store.LocalStore(out), {name}, one_by_one)
+        assert tree(out) == before
 
 
 def test_a_run_killed_while_it_cleans_up_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

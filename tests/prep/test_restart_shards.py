@@ -126,7 +126,7 @@ def test_the_command_reports_restarts_and_the_card_lists_the_flag(images: Path, 
     assert before == after
     assert tree(tmp_path) == tree(prepared)
     assert "\n  13 images transcoded to have restart markers\n" in result.stdout
-    assert "\n          1 no_restarts       kept without segments: could not be transcoded\n" in result.stdout
+    assert "\n          1 no_restarts       kept as it was: could not be transcoded\n" in result.stdout
     assert " bytes per image before, " in result.stdout
     card = (tmp_path / "README.md").read_text()
     assert "Prepared by Penstock, format 3: " in card

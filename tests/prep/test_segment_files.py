@@ -1,7 +1,9 @@
 """The files with the segments of a shard's images: verified, repaired without the source, and adopted with the tars."""
 
+import errno
 import io
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from helpers.datasets import tree
 from helpers.harm import flip, run, serial
 from helpers.restarts import CAN_TRANSCODE, needs_transcoder, why_not
-from helpers.tars import adopt, images, write_tar
+from helpers.tars import adopt, images, one_by_one, write_tar
 from PIL import Image
 
-from prep import verify
+from prep import repair, restarts, verify
+from prep.adoption import Adoption, adopt_split
 from prep.dataset import MANIFEST, SAMPLES, Options, Split
 from prep.errors import InputError
 from prep.files import sha256_of
@@ -23,7 +26,9 @@ from prep.prepare import prepare_split
 from prep.resolve import open_source
 from prep.restarts import find_transcoder
 from prep.segments import encode_segments, find_segments
+from prep.staging import RemoteSplit, measure_missing_bytes
 from prep.store import LocalStore, open_store
+from prep.tar_sets import find_tars
 
 NUM_FLIPS = 50
 PLAIN, RESTARTS = {}, {"restart_marker_blocks": 2}
@@ -126,6 +131,99 @@ def test_segments_are_repaired_in_an_object_store(prepared: Path, capsys: Any) -
     assert open_store(url).child("train").read("train-000001.seg") == (prepared / SEGMENTS).read_bytes()
 
 
+@pytest.fixture
+def another_libjpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transcoder that writes the same coefficients in other bytes: with a comment after JFIF's marker."""
+    transcode = find_transcoder()
+
+    def transcode_otherwise(data: bytes, interval: int) -> bytes:
+        fresh = transcode(data, interval)
+        return fresh[:20] + b"\xff\xfe\0\4v9" + fresh[20:]
+
+    monkeypatch.setattr(restarts, "find_transcoder", lambda: transcode_otherwise)
+
+
+@pytest.mark.usefixtures("another_libjpeg")
+def test_a_repair_with_another_libjpeg_keeps_the_images_that_are_whole(root: Path, source: Path, capsys: Any) -> None:
+    flip(root / "train/train-000001.tar", Split(root, "train").column("offset")[4] + 700)
+    before = tree(root)
+    status, lines = run(capsys, root, "--repair", "--source", source)
+    assert status == 1
+    said = f"{root}/train/train-000001.tar came out different from its manifest (another libjpeg or Pillow?), and its "
+    assert [line for line in lines if line.startswith(f"not repaired: {said}files are kept: ")], lines
+    assert " 1 fault;" in lines[-1]
+    assert tree(root) == before
+
+
+@needs_transcoder
+@pytest.mark.usefixtures("another_libjpeg")
+@pytest.mark.parametrize("lost", [".seg", ".idx"])
+def test_a_run_with_another_libjpeg_keeps_the_images_of_a_shard_that_lost_a_file(
+    root: Path, prepared: Path, source: Path, lost: str, capsys: Any
+) -> None:
+    (root / "train/train-000001").with_suffix(lost).unlink()
+    before = tree(root)
+    with pytest.raises(
+        InputError, match=r"train-000001\.tar came out different .*`python prep/verify\.py .* --repair`"
+    ):
+        prepare_split(open_source(str(source)), "train", LocalStore(root), Options(4, restarts=True), serial)
+    assert tree(root) == before
+    assert run(capsys, root / "train", "--repair")[0] == 0
+    assert tree(root) == tree(prepared)
+
+
+@pytest.mark.parametrize("suffix", [".seg", ".idx"])
+def test_a_file_next_to_a_tar_that_cannot_be_read_is_written_again(
+    root: Path, prepared: Path, suffix: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, failed = LocalStore.read, False
+
+    def read(store: LocalStore, name: str) -> bytes | None:
+        nonlocal failed
+        if name == f"train-000001{suffix}" and not failed:
+            failed = True
+            raise OSError(errno.EIO, "Input/output error", str(store.folder / name))
+        return usual(store, name)
+
+    monkeypatch.setattr(LocalStore, "read", read)
+    path = root / f"train/train-000001{suffix}"
+    path.write_bytes(b"")
+    status, lines = run(capsys, root, "--decode", "0", "--repair")
+    assert (status, len(lines)) == (0, 2), lines
+    assert lines[0].startswith(f"{path} cannot be read ({path}: input/output error")
+    assert lines[0].endswith("): --repair writes it again from its tar")
+    assert tree(root) == tree(prepared)
+
+
+def test_the_sample_index_is_read_once_for_all_segments(
+    root: Path, prepared: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, num_reads = repair.read_samples_table, 0
+
+    def read_samples_table(content: bytes) -> Any:
+        nonlocal num_reads
+        num_reads += 1
+        return usual(content)
+
+    monkeypatch.setattr(repair, "read_samples_table", read_samples_table)
+    for path in (root / "train").glob("*.seg"):
+        path.unlink()
+    assert run(capsys, root, "--repair")[0] == 0
+    assert num_reads == 1
+    assert tree(root) == tree(prepared)
+
+
+def test_staging_measures_the_tar_that_it_fetches_again(root: Path) -> None:
+    """If only the segments are missing, the tar is fetched again too."""
+    split = RemoteSplit("train", Split(root, "train").manifest, b"")
+    there = {name: len(content) for name, content in tree(root).items()}
+    assert measure_missing_bytes(split, there, root) == 0
+    (root / SEGMENTS).unlink()
+    tar, index, segments = (there[f"train/train-000001{suffix}"] for suffix in (".tar", ".idx", ".seg"))
+    expected = sum(-(-size // 4096) * 4096 for size in (tar, index, segments))
+    assert measure_missing_bytes(split, there, root) == expected
+
+
 def forge(split: Split, shard: int, content: bytes) -> None:
     """Replace the segments of a shard, and their digest in the manifest too."""
     shards = list(split.manifest.shards)
@@ -196,6 +294,39 @@ def test_lost_segments_of_adopted_tars_are_restored(tars: Path, tmp_path: Path, 
     flip(split.folder / "train-000002.seg", 20)
     assert run(capsys, tmp_path / "out", "--repair")[0] == 0
     assert tree(split.folder) == before
+
+
+def test_segments_that_contradict_an_adopted_tar_name_the_command_that_adopts(
+    tars: Path, tmp_path: Path, capsys: Any
+) -> None:
+    split = adopt(tmp_path / "out", tars)
+    forge(split, 0, encode_segments([None] * 4))
+    status, lines = run(capsys, tmp_path / "out")
+    assert status == 1
+    assert lines[0].endswith(" than its tar has: delete its folder and run prep/adopt.py again")
+
+
+def test_segments_of_other_images_are_not_restored(tmp_path: Path, capsys: Any) -> None:
+    """The tar is unchanged, but without --no-decode-check an image of it is rejected that was adopted."""
+    undecodable = bytearray(encode_noise(3))
+    undecodable[undecodable.index(b"\xff\xda") + 6] = 0x33  # tables of Huffman codes that do not exist
+    members = [("3.jpg", bytes(undecodable)), ("3.cls", b"0"), ("7.jpg", encode_noise(7, **RESTARTS)), ("7.cls", b"1")]
+    tar = write_tar(tmp_path / "a.tar", members)
+    found, store = find_tars([str(tar)], "train"), LocalStore(tmp_path / "out")
+    adopt_split(Adoption(found, decode_check=False), store, one_by_one)
+    folder = tmp_path / "out/train"
+    before = tree(folder)
+
+    # The index alone does not depend on it.
+    (folder / "a.idx").unlink()
+    adopt(tmp_path / "out", tar, split="train")
+    assert tree(folder) == before
+    (folder / "a.seg").unlink()
+    advice = re.escape(f"`python prep/verify.py {folder} --repair` writes a.seg again")
+    with pytest.raises(InputError, match=rf"a\.tar is unchanged, but other images of it .*{advice}"):
+        adopt(tmp_path / "out", tar, split="train")
+    run(capsys, folder, "--repair", "--decode", "0")
+    assert tree(folder) == before
 
 
 def test_one_image_with_segments_is_enough_for_a_split(tmp_path: Path, capsys: Any) -> None:
@@ -275,6 +406,8 @@ def test_an_adoption_that_ends_at_any_file_goes_on_to_the_same_bytes(
             split = adopt(tmp_path / f"ended{most}", tars)
         except KeyboardInterrupt:
             ends += 1
+            links = list((tmp_path / f"ended{most}" / "train").glob("*.tar"))
+            assert all(link.with_suffix(suffix).is_file() for link in links for suffix in (".idx", ".seg")), most
             with monkeypatch.context() as patch:
                 patch.setattr(LocalStore, "write", usual)
                 split = adopt(tmp_path / f"ended{most}", tars)

@@ -382,21 +382,21 @@ def test_the_file_byte_by_byte() -> None:
 def test_a_file_of_other_images_is_named() -> None:
     found = found_in(write_jpeg(COLOUR))
     content = encode_segments([found, None])
-    advice = "`python prep/verify.py` with its folder says how to repair it"
-    for harmed, count in (
-        (content, 1),
-        (content, 3),
-        (content[:12], 2),
-        (b"", 2),
-        (b"X" + content[1:], 2),
-        (content[:8] + b"\2" + content[9:], 2),
+    advice = "`python prep/verify.py /data` says how to repair it"
+    for harmed, count, wrong in (
+        (content, 1, "it lists those of 2"),
+        (content, 3, "it lists those of 2"),
+        (content[:15], 2, "it ends at byte 15, its header takes 16"),
+        (b"", 2, "it ends at byte 0, its header takes 16"),
+        (b"X" + content[1:], 2, "it begins with b'XENSTSEG', not b'PENSTSEG'"),
+        (content[:8] + b"\2" + content[9:], 2, "its layout has version 2, not 1"),
     ):
         with pytest.raises(InputError) as error:
             parse_records(harmed, "/data/x.seg", count)
-        assert str(error.value) == f"/data/x.seg does not list the segments of {count} images: {advice}"
-    for size in (15, records_size(2) - 1):  # the second byte of the number of images is 0
+        assert str(error.value) == f"/data/x.seg does not list the segments of {count} images: {wrong}: {advice}"
+    for size in (16, records_size(2) - 1):
         with pytest.raises(InputError) as error:
             parse_records(content[:size], "/data/x.seg", 2)
-        assert str(error.value) == f"/data/x.seg is cut short: {advice}"
-    with pytest.raises(InputError, match="of 1,000 images"):
-        parse_records(content, "/data/x.seg", 1000)
+        assert str(error.value) == f"/data/x.seg is cut short at byte {size}, its records take 64: {advice}"
+    with pytest.raises(InputError, match=r"^x\.seg .* of 1,000 images: .*verify\.py FOLDER`"):
+        parse_records(content, "x.seg", 1000)
