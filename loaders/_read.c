@@ -127,7 +127,7 @@ static int ends_here(const unsigned char *end, int64_t number, int64_t count)
 }
 
 /* Move the needed segments to `body`, number their markers, and set `*end`; return 0 if a marker is not in its place.
-   The first needed segment is `gap` bytes behind `body`. `number` counts the segments of the complete image, and
+   The first needed segment is `gap` bytes after `body`. `number` counts the segments of the complete image, and
    `new_number` those of the spliced one. */
 static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body, int64_t gap, unsigned char **end)
 {
@@ -158,8 +158,9 @@ static int join(const int64_t *row, const uint16_t *lengths, unsigned char *body
 
 /* Read the lengths, the tables and the needed segments of an image; write the spliced image to its place.
 
-   In the buffer, from row[START] on:  head | tables | gap: segments that are not needed | needed and other segments
-   At the end:                         head | tables | needed segments */
+   In the buffer, from row[START] on:  head | tables | gap | needed segments, with others between them
+   At the end:                         head | tables | needed segments
+   The gap is what the file has between the tables and the first needed segment, or only the marker before it. */
 static void splice_image(const int64_t *row, const Target *target, const Py_buffer *head, uint16_t *lengths,
                          int64_t *result)
 {
@@ -303,7 +304,7 @@ end:
 PyDoc_STRVAR(splice_doc,
              "splice(rows, head, buffer, results, /)\n--\n\n"
              "Read and splice the images of `rows`, int64 [P, 17], into `buffer`, each behind the bytes `head`. Fill\n"
-             "`results`, int64 [P, 3]: status, end in the buffer, bytes read.");
+             "`results`, int64 [P, 3]: status, end in the buffer, bytes read (or errno).");
 PyDoc_STRVAR(read_doc,
              "read(jobs, buffer, /)\n--\n\n"
              "Fill parts of `buffer` from files; `jobs` is int64 [J, 4]: descriptor, position, start and end in the\n"

@@ -30,7 +30,7 @@ def find_extension() -> Any | None:
 
 
 def splicing_pays(decodes_on_gpu: bool, world: World) -> bool:
-    """Check whether splicing makes this loader faster; if not, rank 0 says once what to do.
+    """Check whether splicing makes this loader faster; if not, a rank of this machine says once what to do.
 
     A GPU takes images faster than Python can splice them: an H200 with 16 reader threads read 3,504 images/s in Python
     and 23,619 with the extension; complete images in Python 9,613 (benchmarks/records/h200-restarts-python
@@ -38,7 +38,7 @@ def splicing_pays(decodes_on_gpu: bool, world: World) -> bool:
     """
     if not decodes_on_gpu or find_extension() is not None:
         return True
-    if world.rank == 0:
+    if world.local_rank == 0:
         log_once(
             "complete images are read although the shards have segments, since loaders/_read.c was not built: install "
             "a C compiler, then run `pip install --no-deps -e .` in the checkout"

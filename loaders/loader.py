@@ -7,7 +7,6 @@ Training is one endless stream. Its state is the number of images seen, and the 
 Evaluation is one pass in the index's order, with the last batch padded.
 """
 
-import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -45,7 +44,6 @@ from prep.errors import InputError
 
 Transform = TrainTransform | EvalTransform
 SIZE_HINT_SHARE = 0.999  # share of images that are at most as large as `find_size_hint` returns
-log = logging.getLogger("penstock")
 
 
 class Loader:
@@ -230,11 +228,11 @@ class Loader:
         return blamed
 
     def _warn_of_segments(self, plan: Plan) -> None:
-        """Warn of images in a decoded batch that failed to decode spliced: their segments are wrong."""
+        """Warn of images in a decoded batch that had failed to decode spliced."""
         if self.whole is None or not self.retried:
             return
         for row in sorted(self.retried & set(plan.rows_B.tolist())):
-            self.whole.warn(self.split, row)
+            self.whole.warn(self.split, row, "lists segments that the decoder refused, of the image")
             self.retried.remove(row)
 
     def open_reader(self, num_threads: int, batches_ahead: int, counters: Counters) -> Reader:

@@ -59,17 +59,17 @@ class WholeImages:
         self.rows.update(new)
         return new
 
-    def warn(self, split: "Split", row: int) -> None:
-        """Warn that an image is used whole since its segments are wrong; once for each shard."""
+    def warn(self, split: "Split", row: int, what: str = "contradicts the image") -> None:
+        """Warn that an image is used whole because of its segments; once for each shard."""
         shard = int(split.column("shard")[row])
         if shard in self.shards:
             return
         self.shards.add(shard)
         complete = find_whole(split)
         log.warning(
-            "%s contradicts the image %s: it and other such images of the shard are used whole; "
-            "`python prep/verify.py %s` says which of the two files is damaged",
-            *(complete.segments_path(shard), split.keys([row])[0], complete.folder),
+            "%s %s %s: it and other such images of the shard are used whole; "
+            "`python prep/verify.py %s` says whether this file or the tar is damaged",
+            *(complete.segments_path(shard), what, split.keys([row])[0], complete.folder),
         )
 
 
@@ -146,7 +146,7 @@ class Splicer:
         sides_and_sizes = (self.complete.column(each)[rows] for each in ("height", "width", "size"))
         firsts = records["first"]
         ends = firsts + records["num_lengths"].astype(np.uint64) * LENGTH.itemsize
-        is_right = fits(records, *sides_and_sizes) & (firsts <= size) & (ends <= size)  # a damaged sum may wrap around
+        is_right = fits(records, *sides_and_sizes) & (firsts <= size) & (ends <= size)  # the sum may wrap around
         if not is_right.all():
             self.whole.warn(self.complete, rows.start + int(is_right.argmin()))
         records[~is_right] = np.zeros((), RECORD)
@@ -230,7 +230,8 @@ class Splicer:
         """Read the lengths of the segments up to the last needed row.
 
         Returns:
-            The images whose segments do not end beyond their file; their lengths, uint16 [L]; the other images.
+            The images whose lengths are possible: at least a marker each, and not beyond the end of their file; the
+            lengths, uint16 [L]; the other images.
         """
         rows_P = plan.rows_B[chosen_P]
         records_P = self.records_of(rows_P)

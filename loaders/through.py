@@ -27,7 +27,7 @@ from loaders.subset import find_whole
 from loaders.windows import Run, Windows
 from loaders.world import World, log_once
 from prep.dataset import Split, parse_samples
-from prep.errors import warn
+from prep.errors import InputError, warn
 from prep.remote import Patience, Remote, RemoteError
 from prep.staging import RemoteSplit, repair_command
 
@@ -125,7 +125,11 @@ class ThroughReader(Reader):
         self.windows: Windows | None = None
         counters.cached_share = 0.0
         super().__init__(split, num_threads, batches_ahead, counters, whole)
-        self._look_for_shards()
+        try:
+            self._look_for_shards()
+        except InputError:
+            self.__exit__(None, None, None)  # close what was opened
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.interrupt()

@@ -185,7 +185,7 @@ def _restore_segments(job: TarJob, found: dict[str, Any], shard: Shard) -> None:
     """Write the segments of a tar that was read again, if its split has them and they are missing.
 
     Raises:
-        InputError: the tar has changed, or other images of it are usable than when it was adopted.
+        InputError: the tar has changed, or its usable images are not those that were adopted.
     """
     if found["composite_sha256"] != shard.composite_sha256:
         job.store.remove(job.index_name)
@@ -198,8 +198,8 @@ def _restore_segments(job: TarJob, found: dict[str, Any], shard: Shard) -> None:
     content = _read_segments(job, found)
     if sha256_of(content) != shard.segments_sha256:
         raise InputError(
-            f"{job.path} is unchanged, but other images of it are usable than when it was adopted (--no-decode-check, "
-            f"or another Pillow?): `python prep/verify.py {job.store} --repair` writes {job.segments_name} again"
+            f"{job.path} is unchanged, but its usable images are not those that were adopted (--no-decode-check, or "
+            f"another Pillow?): `python prep/verify.py {job.store} --repair` writes {job.segments_name} again"
         )
     job.store.write(job.segments_name, content)
 

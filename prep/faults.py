@@ -86,7 +86,7 @@ def prepare_cure(manifest: Manifest) -> Cure:
 def leave_out_cure(manifest: Manifest) -> Cure:
     """Return the cure of an image that does not decode, in an undamaged tar."""
     if manifest.options is None:
-        advice = "delete its folder and run prep/adopt.py again without --no-decode-check, which leaves it out"
+        advice = "delete its folder and run prep/adopt.py again without --no-decode-check: the image is left out"
         return Cure(Remedy.USER, advice)
     return Cure(Remedy.USER, "remove it from the source, delete the folder and prepare it again")
 

@@ -22,7 +22,7 @@ MEANINGS = {  # in the order of the summary
     PROGRESSIVE: "kept: hardware decoders accept only baseline JPEGs",
     NO_RESTARTS: "kept as it was: could not be transcoded",
     EXIF_ORIENTATION: "kept, orientation ignored, as in torchvision",
-    TRAILING_BYTES: "kept: bytes follow the end of the image",
+    TRAILING_BYTES: "kept: the stored file has bytes after its end",
 }
 MOST_SHOWN = 5  # rejected images in a warning
 

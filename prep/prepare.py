@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def _write_new(source: Source, jobs: list["ShardJob"], pool: Pool["ShardJob"], s
 def _rewrite(jobs: list["ShardJob"], manifest: Manifest, pool: Pool["ShardJob"]) -> None:
     """Write shards of a complete split again, each only if it is as in the manifest.
 
-    It can differ if another version of Pillow converts an image (PNG, CMYK) to JPEG, or another libjpeg transcodes it.
+    It can differ if the source has changed, if another version of Pillow converts an image (PNG, CMYK) to JPEG, or if
+    another libjpeg transcodes it.
 
     Raises:
         InputError: a shard came out different; its files were not changed.
@@ -180,10 +182,14 @@ def _rewrite(jobs: list["ShardJob"], manifest: Manifest, pool: Pool["ShardJob"])
     listed = {shard.name: (shard,) for shard in manifest.shards}
     jobs = [replace(job, expected=listed.get(job.name, ())) for job in jobs]
     try:
-        for _ in _write_shards(jobs, sum(job.num_rows for job in jobs), pool):
-            pass
+        for record in _write_shards(jobs, sum(job.num_rows for job in jobs), pool):
+            # Again: a worker of a Ray cluster may have a version that does not compare.
+            shard = Shard(**record["shard"])
+            if shard.num_images and (shard,) != listed.get(shard.name):
+                raise InputError(_describe_difference(jobs[0].store, shard.name))
     except InputError:
-        jobs[0].store.remove(WORK_FOLDER)  # else the split would count as interrupted
+        with suppress(OSError, InputError):  # workers may still write to it; the first error says what is wrong
+            jobs[0].store.remove(WORK_FOLDER)  # else the split would count as interrupted
         raise
 
 
@@ -264,7 +270,8 @@ class ShardJob:
     split: str
     number: int
     store: Store
-    expected: tuple[Shard, ...] | None = None  # in the manifest of a complete split: one, or none if all was rejected
+    # What the manifest of a complete split lists: this shard, or nothing if all was rejected. None: of a new split.
+    expected: tuple[Shard, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -301,7 +308,7 @@ def write_shard(job: ShardJob) -> None:
         digests = tar.composite_sha256, sha256_of(segments) if segments else ""
         shard = Shard(job.name, len(contents.components), file.size_bytes, *digests)
         if job.expected not in (None, (shard,) if shard.num_images else ()):
-            raise InputError(_describe_difference(job))
+            raise InputError(_describe_difference(job.store, job.name))
 
         # Publish the tar last. No reader accepts a tar without samples, so none is published.
         if shard.num_images:
@@ -315,11 +322,11 @@ def write_shard(job: ShardJob) -> None:
         file.discard()  # does nothing to a published file
 
 
-def _describe_difference(job: ShardJob) -> str:
+def _describe_difference(store: Store, name: str) -> str:
     return (
-        f"{job.store}/{job.name} came out different from its manifest (another libjpeg or Pillow?), and its files are "
-        f"kept: use the version that prepared it, or delete {job.store} and run again; if only its .idx or .seg was "
-        f"lost, `python prep/verify.py {job.store} --repair` writes it from the tar"
+        f"{store}/{name} came out different from its manifest (another libjpeg or Pillow, or a changed source?), and "
+        f"its files are kept: use what prepared it, or delete {store} and run again; if only a .idx or .seg is lost, "
+        f"`python prep/verify.py {store} --repair` writes it from the tar"
     )
 
 

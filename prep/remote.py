@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -243,24 +243,29 @@ class Remote:
             num_connections: threads.
 
         Raises:
-            Exception: what `read_part` raised; parts that were not begun are left out.
+            Exception: what `read_part` raised. Parts that were not begun are left out; those that were begun end first.
+                So do requests that were begun before Ctrl-C, which takes up to a minute.
         """
-        with ThreadPoolExecutor(num_connections) as pool:
-            try:
-                starts = range(0, size_bytes, part_bytes)
-                unfinished: set[Future[None]] = {
-                    pool.submit(read_part, start, min(start + part_bytes, size_bytes)) for start in starts
-                }
-                while unfinished:
-                    # With a limit: a signal that arrives just before this thread begins to wait does not end the wait.
-                    finished, unfinished = wait(unfinished, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
-                    for each in finished:
-                        each.result()
-            except KeyboardInterrupt:
-                self.stop()
-                raise
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # leaving `with` waits for the parts that were begun
+        pool = ThreadPoolExecutor(num_connections)
+        try:
+            starts = range(0, size_bytes, part_bytes)
+            parts = [pool.submit(read_part, start, min(start + part_bytes, size_bytes)) for start in starts]
+            # Wait for all parts or for an error, then for the parts that were begun. With a limit, because a signal
+            # that arrives just before this thread begins to wait does not end the wait.
+            is_done = False
+            while not is_done:
+                finished, unfinished = wait(parts, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
+                is_done = not unfinished or any(each.exception() for each in finished)
+            begun = [each for each in parts if not each.cancel()]
+            while wait(begun, SECONDS_BETWEEN_LOOKS).not_done:
+                pass
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for each in begun:
+            each.result()
 
     def folders(self) -> list[str]:
         """Return the names directly below this prefix, folders with a slash at their end; sorted."""

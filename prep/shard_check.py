@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from prep.dataset import Shard
-from prep.errors import describe_os_error
+from prep.errors import InputError, describe_os_error
 from prep.files import sha256_of
 from prep.images import UnusableImageError, describe_undecodable
 from prep.jpeg import decode
@@ -121,8 +121,9 @@ def _read_next_to(job: ShardCheck, name: str) -> tuple[bytes | None, str]:
     """Return the content of a file next to the tar; None if there is none, and in words why."""
     try:
         return job.store.read(name), "is missing"
-    except OSError as error:  # of this file: the tar was read, and is undamaged
-        return None, f"cannot be read ({describe_os_error(error)})"
+    except (OSError, InputError) as error:  # of this file: the tar was read, and is undamaged
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return None, f"cannot be read ({reason})"
 
 
 def _check_segments(job: ShardCheck, rows: list[Row], segments: list[Segments | None], report: ShardReport) -> None:

@@ -222,7 +222,7 @@ def is_whole(split: RemoteSplit, folder: Path) -> bool:
 def list_missing(split: RemoteSplit, folder: Path) -> list[Shard]:
     """Return the shards that are not on this machine.
 
-    One is if its tar has its name and its size, and if the files next to it exist, of any size.
+    A shard is here if its tar has its name and its size, and if the files next to it exist, of any size.
     """
     return [shard for shard in split.manifest.shards if not _is_here(shard, folder / split.name)]
 

@@ -32,7 +32,8 @@ def press_while_reading(
         raise StoppedError("stopped")
 
     def press() -> None:
-        waits.wait(SECONDS)
+        if not waits.wait(SECONDS):
+            return
         if is_lost:
             signal.raise_signal(signal.SIGINT)
         else:

@@ -121,7 +121,9 @@ def test_a_shard_that_comes_out_otherwise_than_its_manifest_says_is_refused(tmp_
         path.write_bytes(content)
     (tmp_path / "out" / "train" / "train-000000.tar").unlink()
     before = tree(tmp_path / "out")
-    with pytest.raises(InputError, match=r"train-000000\.tar came out different from its manifest .*: use the version"):
+    with pytest.raises(
+        InputError, match=r"train-000000\.tar came out different from its manifest .*: use what prepared it"
+    ):
         prepare_folder(images, "train", tmp_path / "out")
     assert tree(tmp_path / "out") == before
 
