@@ -39,10 +39,13 @@ def press_while_reading(
         else:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(remote, "read_range", wait_for_s3)
-        presses = threading.Thread(target=press, daemon=True)
-        presses.start()
-        with pytest.raises(KeyboardInterrupt):
-            read()
-        assert ended.get(timeout=SECONDS)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, "read_range", wait_for_s3)
+            threading.Thread(target=press, daemon=True).start()
+            with pytest.raises(KeyboardInterrupt):
+                read()
+            assert ended.get(timeout=SECONDS)
+    finally:
+        signal.signal(signal.SIGINT, before)

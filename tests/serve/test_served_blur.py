@@ -57,12 +57,13 @@ def test_the_served_network_computes_the_checkpoints_logits_bit_for_bit(
     assert served.name.startswith("test_resnet with blur, ema of demo")
     assert json.loads((artifact / "artifact.json").read_text())["model_args"] == {"blur_first": True}
 
-    # The blur matters: without it the same weights compute something else.
+    # The blur matters: without it the same weights compute something else, by far more than rounding. How much more
+    # depends on the weights, and so on the CPU that trained them.
     plain = timm.create_model("test_resnet", num_classes=10).eval()
     plain.load_state_dict(
         {name: each for name, each in load_file(artifact / "model.safetensors").items() if BLUR_KERNEL not in name}
     )
-    assert (compute_logits(plain, draw_images()) - logits_BK).abs().max() > 0.1 * logits_BK.abs().max()
+    assert (compute_logits(plain, draw_images()) - logits_BK).abs().max() > 0.01 * logits_BK.abs().max()
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 5}, {"num_classes": 0}, {"features_only": True}])
