@@ -18,7 +18,7 @@ def compare_segments(
         digest: its SHA-256 in the manifest.
         images: the segments of the shard's images, found in its undamaged tar.
         keys: of these images.
-        absence: why there is no content, in words.
+        absence: in words, why the content is missing.
     """
     expected = encode_segments(images)
     if content is None:

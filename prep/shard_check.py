@@ -118,7 +118,7 @@ def _check_files(job: ShardCheck, report: ShardReport) -> None:
 
 
 def _read_next_to(job: ShardCheck, name: str) -> tuple[bytes | None, str]:
-    """Return the content of a file next to the tar; None if there is none, and in words why."""
+    """Return the content of a file next to the tar, or None; and in words, why it is missing."""
     try:
         return job.store.read(name), "is missing"
     except (OSError, InputError) as error:  # of this file: the tar was read, and is undamaged
