@@ -9,13 +9,14 @@ import platform
 import shlex
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.files import write_whole
 
 if TYPE_CHECKING:
-    from loaders import World
+    from loaders import Split, World
     from loaders.placement import Choice
 
 IMAGENET_SOURCE = "imagenet-1k"
@@ -44,6 +45,17 @@ def describe_hardware(gpu: str | None = None) -> dict[str, Any]:
 def label_source(name: str) -> str:
     """Return the label of a data set's source: "ImageNet" or "not ImageNet"."""
     return "ImageNet" if name.rstrip("/").endswith(IMAGENET_SOURCE) else "not ImageNet"
+
+
+def describe_dataset(split: "Split", name: str | None = None) -> dict[str, Any]:
+    """Return a split's description for a record, with `name` instead of the source's name if it is given."""
+    source = split.manifest.source.name
+    return {
+        "name": name or source,
+        "label": label_source(source),
+        "num_images": len(split),
+        "mean_bytes": round(float(split.column("size").mean())),
+    }
 
 
 def describe_date() -> str:
@@ -117,13 +129,6 @@ def describe_dali(backend: str) -> dict[str, str]:
     return {"dali": importlib.import_module("nvidia.dali").__version__} if backend == "dali" else {}
 
 
-def publish(record: dict[str, Any], out: Path | None) -> None:
-    """Print the record on standard output; also write it to the file `out` unless that is None."""
-    print(json.dumps(record), flush=True)
-    if out:
-        write_json(out, record)
-
-
 def write_json(out: Path, record: dict[str, Any]) -> None:
     """Write a record, or a part of one, as a file that is complete at any moment."""
     write_whole(out, (json.dumps(record, indent=1) + "\n").encode())
@@ -132,3 +137,9 @@ def write_json(out: Path, record: dict[str, Any]) -> None:
 def print_progress(line: str) -> None:
     """Print a line for people on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def describe_left(started: float, done: int, total: int) -> str:
+    """Return how much is done, and the time left at the same rate; `started` is a time of time.monotonic."""
+    left = datetime.timedelta(seconds=round((time.monotonic() - started) / done * max(0, total - done)))
+    return f"{done:,} of {total:,} done, {left} left"
