@@ -1,237 +1,228 @@
-"""Compare contenders that write a dataset: each run is a separate process, interleaved, on the same warm source.
+"""Races of readers and of writers: contenders take turns in rotating order, and one that fails drops out with a reason.
 
-A race has one source and the contenders that read it. A contender that fails is named and drops out; the others
-continue.
+A reader is a process that lives through all its windows, and is stopped between them. A writer is a new process in each
+repetition, which writes the source's images into an empty folder. The parent process measures CPU time and memory.
 """
 
-import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from record import summarize
+from machine import busy_core_seconds, has_module, read_into_page_cache
+from peers.job import MARKS, Job
+from peers.registry import LIBRARIES, Contender, Reader, Writer
+from record import print_progress, summarize
+from worker import FailedError, Worker, start_worker
 
-from prep.errors import InputError
-
-CONTENDERS = Path(__file__).resolve().parent / "contenders"
-RUN, MAKE_SOURCE = CONTENDERS / "run.py", CONTENDERS / "source.py"
-LEAST_REPETITIONS = 5
-LONGEST_SECONDS = 600  # a run that takes longer is considered hung
-NO_SYNC = "none: when it returns, what is written may still be in memory only"
-
-
-class FailedError(InputError):
-    """A contender or a command failed; the message is one line."""
+LONGEST_START, LONGEST_OPEN, LONGEST_RUN = 300, 300, 600  # seconds; FFCV compiles when it opens
+SPARE_SECONDS = 60  # that a window may take longer than requested
+RATE, UNDISTURBED = "images_per_second", "undisturbed_images_per_second"
+OTHERS, DISTURBED_CORES = "others_busy_cores", 0.2
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A contender: the generator `entry` in contenders/, run by the interpreter `python`.
+class Entrant:
+    """A reader with all that is needed to start it."""
 
-    `counter` is the function there that counts the images in its output.
-    """
-
-    name: str
-    what: str  # description
-    entry: str  # module:function
-    counter: str = "counts:tars"
-    options: dict[str, Any] = field(default_factory=dict)
-    durability: str = NO_SYNC  # what it syncs to disk before it returns
+    reader: Reader
+    job: Job
     python: str = sys.executable
-    module: str = ""  # that its interpreter must be able to import
-    install: str = ""  # how to install it
 
 
 @dataclass(frozen=True)
-class Race:
-    """One source and the contenders that read it; the first contender is the baseline."""
+class Source:
+    """A folder of parquet files that writers read."""
 
-    name: str
-    source: Path
-    facts: dict[str, Any]  # num_images, image_bytes, source_bytes
-    contenders: tuple[Contender, ...]
+    folder: Path
+    facts: dict[str, Any]  # name, num_images, image_bytes, source_bytes
 
 
-Report = Callable[[str], None]
+@dataclass
+class Turns:
+    """What contenders measured in turns, by name: the figures of each repetition, or the reason of a failure."""
+
+    title: str
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def drop_out(self, name: str) -> Iterator[None]:
+        """Note that a contender failed, instead of raising FailedError. One that failed once has no figures at all."""
+        try:
+            yield
+        except FailedError as error:
+            self.failed[name] = str(error)
+            self.runs.pop(name, None)
+
+    def take(self, names: list[str], repetitions: int, measure: Callable[[str], dict[str, Any]], shown: str) -> None:
+        """Measure each contender once per repetition.
+
+        The order rotates by one, so that no contender always follows the same other one.
+
+        Args:
+            measure: returns the figures of one turn of a contender, or raises FailedError.
+            shown: format of the line of progress, from these figures.
+        """
+        self.runs = {name: [] for name in names if name not in self.failed}
+        for repetition in range(repetitions):
+            first = repetition % max(1, len(names))
+            for name in names[first:] + names[:first]:
+                if name in self.failed:
+                    continue
+                with self.drop_out(name):
+                    self.runs[name].append(measure(name))
+                line = self.failed.get(name) or shown.format(**self.runs[name][-1])
+                print_progress(f"{self.title}, {repetition + 1} of {repetitions}, {name}: {line}")
 
 
-def last_line(errors: str) -> str:
-    """Return the last line of a process's standard error: the reason why it failed."""
-    lines = errors.strip().splitlines() or ["exited without an error message"]
-    return " ".join(lines[-1].split())[-300:]
+def find_missing(contenders: list[Contender], pythons: dict[str, str], flags: dict[str, str]) -> dict[str, str]:
+    """Return for each library that is not installed the reason why its contenders are skipped.
 
-
-def check_race_flags(repetitions: int, out: Path | None, work: Path | None) -> None:
-    """Check the flags that all races share; raise InputError for the first one that cannot be used."""
-    if repetitions < LEAST_REPETITIONS:
-        raise InputError(f"--repetitions must be at least {LEAST_REPETITIONS}, got {repetitions}")
-    if out and not out.resolve().parent.is_dir():
-        raise InputError(f"{out.parent} does not exist: create it or choose another --out")
-    if work and not work.is_dir():
-        raise InputError(f"{work} is not a folder: create it or choose another --work")
-
-
-def make_source(source: str, num_images: int, out: Path) -> dict[str, Any]:
-    """Write the source of a race, parquet files of `num_images` images from `source`; return its facts.
-
-    Raises:
-        InputError: `source` cannot be used.
+    Args:
+        pythons: interpreters, by library; the others have that of this process.
+        flags: the flag that names a library's interpreter, by library.
     """
-    command = [sys.executable, str(MAKE_SOURCE), source, str(num_images), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = last_line(done.stderr)
-        raise InputError(f"{source} cannot be used: {reason.partition('InputError: ')[2] or reason}")
-    return json.loads(done.stdout)
-
-
-def split_missing(contenders: tuple[Contender, ...]) -> tuple[tuple[Contender, ...], dict[str, str]]:
-    """Return the contenders whose packages are installed, and for each of the others the reason."""
     skipped = {}
-    for contender in contenders:
-        if contender.module and not has_module(contender.python, contender.module):
-            skipped[contender.name] = f"{contender.module} is not installed: {contender.install}"
-    return tuple(contender for contender in contenders if contender.name not in skipped), skipped
+    for name in dict.fromkeys(each.library for each in contenders):
+        module, install = LIBRARIES[name].module, LIBRARIES[name].install
+        if module and not has_module(pythons.get(name, sys.executable), module):
+            skipped[name] = f"{module} is not installed: {install}, in a separate environment, and pass {flags[name]}"
+    return skipped
 
 
-def has_module(python: str, module: str) -> bool:
-    """Return True if an interpreter exists and can import a module."""
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    try:
-        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+# Readers.
 
 
-def run_race(race: Race, repetitions: int, work: Path, report: Report) -> tuple[dict[str, Any], dict[str, str]]:
-    """Run all repetitions of a race; return the figures of each contender, and for each that failed the reason.
+def race_readers(title: str, entrants: list[Entrant], repetitions: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Measure all windows of a race; return the figures of each reader, and for each that failed the reason."""
+    turns, facts = Turns(title), {}
+    known = {each.reader.name: each for each in entrants}
+    with ExitStack() as stack:
+        # Start all processes at once; they import at the same time, then open their data one after another.
+        workers = {
+            name: stack.enter_context(start_worker("peers.job:read", asdict(each.job), each.python))
+            for name, each in known.items()
+        }
+        for worker in workers.values():
+            worker.send()
+        for name, worker in workers.items():
+            with turns.drop_out(name):
+                facts[name] = worker.receive(LONGEST_START)
+                worker.pause()
+        for name in facts:
+            with turns.drop_out(name):
+                facts[name] |= workers[name].ask(LONGEST_OPEN)
+                workers[name].pause()
 
-    The order rotates by one from repetition to repetition, so that no contender always follows the same other one.
+        # Measure one window of each per repetition. Only the process whose window it is runs.
+        turns.take(
+            list(known),
+            repetitions,
+            lambda name: measure_window(workers[name], known[name].job),
+            "{images_per_second:,.0f} images/s",
+        )
+    figures = {name: describe_windows(known[name].reader, facts[name], runs) for name, runs in turns.runs.items()}
+    return figures, turns.failed
+
+
+def measure_window(worker: Worker, job: Job) -> dict[str, float]:
+    """Measure one window of a reader, from the end of its warm-up on; then stop it.
+
+    `others_busy_cores` shows the load from other processes, which may have disturbed the window.
     """
-    runs: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in race.contenders}
-    failed: dict[str, str] = {}
-    for repetition in range(repetitions):
-        first = repetition % len(race.contenders)
-        for contender in race.contenders[first:] + race.contenders[:first]:
-            if contender.name in failed:
-                continue
-            try:
-                runs[contender.name].append(run_contender(race, contender, work))
-                shown = f"{runs[contender.name][-1]['seconds']:.2f} s"
-            except FailedError as error:
-                failed[contender.name] = shown = str(error)
-            report(f"{race.name}, {repetition + 1} of {repetitions}, {contender.name}: {shown}")
+    meters: list[tuple[float, float]] = []
 
-    # A contender that failed once has no figures at all.
-    complete = [contender for contender in race.contenders if contender.name not in failed]
-    return {contender.name: describe_runs(race, contender, runs[contender.name]) for contender in complete}, failed
+    def read_meters(_: Any = None) -> None:
+        meters.append((worker.cpu_seconds(), busy_core_seconds()))
+
+    window = worker.ask(SPARE_SECONDS + job.warmup + job.seconds, on_progress=read_meters)
+    read_meters()
+    worker.pause()
+    own, machine = (after - before for before, after in zip(*meters, strict=True))
+    return {
+        RATE: window["num_images"] / window["seconds"],
+        "cpu_seconds_per_1000_images": 1000 * own / window["num_images"],
+        "memory_bytes": worker.memory_bytes(),
+        OTHERS: max(0.0, machine - own) / window["seconds"],
+    }
 
 
-def run_contender(race: Race, contender: Contender, work: Path) -> dict[str, Any]:
-    """Run a contender once: into an empty folder, with the source in memory and nothing waiting to be written to disk.
+def describe_windows(reader: Reader, facts: dict[str, Any], windows: list[dict[str, float]]) -> dict[str, Any]:
+    """Return a reader's figures with every repetition, and its rate in windows in which others kept few cores busy."""
+    figures = {name: summarize([window[name] for window in windows]) for name in windows[0]}
+    if quiet := [window[RATE] for window in windows if window[OTHERS] < DISTURBED_CORES]:
+        figures[UNDISTURBED] = summarize(quiet)
+    return {"what": reader.what, "data": reader.data, "options": reader.options, **figures, **facts}
+
+
+# Writers.
+
+
+def race_writers(
+    title: str, source: Source, writers: list[tuple[Writer, str]], repetitions: int, work: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run all repetitions of a race; return the figures of each writer, and for each that failed the reason.
+
+    Args:
+        writers: each with its interpreter.
+        work: folder on the disk to measure.
+    """
+    turns = Turns(title)
+    known = {writer.name: (writer, python) for writer, python in writers}
+    turns.take(list(known), repetitions, lambda name: run_writer(*known[name], source, work), "{seconds:.2f} s")
+    figures = {name: describe_runs(known[name][0], source, runs) for name, runs in turns.runs.items()}
+    return figures, turns.failed
+
+
+def run_writer(writer: Writer, python: str, source: Source, work: Path) -> dict[str, Any]:
+    """Run a writer once: into an empty folder, with the source in memory and nothing waiting to be written to disk.
 
     Raises:
         FailedError: the process ended, hung, or did not write every image.
     """
     # Empty the folder of the last run.
-    folder = work / "run"
+    folder, cpu_seconds = work / "run", 0.0
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "marks").mkdir(parents=True)
-    job = {"entry": contender.entry, "counter": contender.counter, "options": contender.options}
-    job |= {"source": str(race.source), "out": str(folder / "out")}
-    with _start_contender(contender.python, job, folder) as process:
-        # It answers "ready" when its imports are done and its source is open.
-        ready = _read_answer(process, folder)
+    job = {"entry": writer.entry, "options": writer.options}
+    job |= {"source": str(source.folder), "out": str(folder / "out")}
+    environment = {MARKS: str(folder / "marks"), "TMPDIR": str(folder)}
 
-        # Give every run the same state of the machine, then let it work.
-        read_into_page_cache(race.source)
+    def read_cpu_seconds(_: Any) -> None:
+        nonlocal cpu_seconds
+        cpu_seconds = worker.cpu_seconds()
+
+    with start_worker("peers.job:write", job, python, environment) as worker:
+        # It answers when its imports are done and its source is open. Give every run the same state of the machine.
+        ready = worker.ask(LONGEST_RUN)
+        read_into_page_cache(source.folder)
         os.sync()
-        assert process.stdin
-        with suppress(BrokenPipeError):  # it has ended; its missing answer reports that below
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        result = _read_answer(process, folder)
+        result = worker.ask(LONGEST_RUN, on_progress=read_cpu_seconds)
     shutil.rmtree(folder)
 
-    # A contender that loses images would be fast.
-    if result["num_images"] != race.facts["num_images"]:
-        raise FailedError(f"wrote {result['num_images']:,} of {race.facts['num_images']:,} images")
-    return result | {"versions": ready["versions"]}
+    # A writer that loses images would be fast.
+    if result["num_images"] != source.facts["num_images"]:
+        raise FailedError(f"wrote {result['num_images']:,} of {source.facts['num_images']:,} images")
+    return result | ready | {"cpu_seconds": max(0.0, cpu_seconds - result["start_cpu_seconds"])}
 
 
-def read_into_page_cache(folder: Path) -> None:
-    """Read all files of a folder into the page cache."""
-    buffer = bytearray(1 << 22)
-    for path in filter(Path.is_file, folder.rglob("*")):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
-@contextmanager
-def _start_contender(python: str, job: dict[str, Any], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a contender's process; end it and its child processes when the block ends, or after LONGEST_SECONDS."""
-    environment = os.environ | {"PENSTOCK_BENCHMARK_MARKS": str(folder / "marks"), "TMPDIR": str(folder)}
-    with (folder / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [python, str(RUN), json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            start_new_session=True,  # so that killing its process group ends its workers too
-        )
-
-    # A hung contender would block the reading of its answer forever: kill it after LONGEST_SECONDS.
-    watchdog = threading.Timer(LONGEST_SECONDS, _kill, [process])
-    watchdog.start()
-    try:
-        with process:
-            yield process
-            process.wait(LONGEST_SECONDS)
-    finally:
-        watchdog.cancel()
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the process and all its child processes."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _read_answer(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """Return the next line of the process, parsed; raise FailedError if it ends without one."""
-    assert process.stdout
-    if line := process.stdout.readline():
-        return json.loads(line)
-    _kill(process)
-    raise FailedError(last_line((folder / "stderr").read_text(errors="replace")))
-
-
-def describe_runs(race: Race, contender: Contender, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a contender's figures with every repetition; the durable rates include os.sync() afterwards."""
-    num_images = race.facts["num_images"]
-    size_bytes = race.facts["source_bytes" if contender.counter == "counts:parquet" else "image_bytes"]
-    seconds = [run["seconds"] for run in runs]
+def describe_runs(writer: Writer, source: Source, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a writer's figures with every repetition; the durable rates include os.sync() afterwards."""
+    num_images, megabytes = source.facts["num_images"], source.facts[writer.counted] / 1e6
     durable = [run["seconds"] + run["sync_seconds"] for run in runs]
+    measured = ("seconds", "call_seconds", "sync_seconds", "cpu_seconds")
     return {
-        "what": contender.what,
-        "durability": contender.durability,
-        "images_per_second": summarize([num_images / each for each in seconds]),
-        "megabytes_per_second": summarize([size_bytes / 1e6 / each for each in seconds]),
-        "durable_images_per_second": summarize([num_images / each for each in durable]),
-        **{name: summarize([run[name] for run in runs]) for name in ("seconds", "call_seconds", "sync_seconds")},
-        "cpu_seconds": summarize([run["cpu_seconds"] for run in runs]),
+        "what": writer.what,
+        "durability": writer.durability,
+        RATE: summarize([num_images / run["seconds"] for run in runs]),
+        "megabytes_per_second": summarize([megabytes / run["seconds"] for run in runs]),
+        f"durable_{RATE}": summarize([num_images / seconds for seconds in durable]),
+        **{name: summarize([run[name] for run in runs]) for name in measured},
         "output_bytes": runs[-1]["output_bytes"],
         "versions": runs[-1]["versions"],
     }

@@ -1,14 +1,12 @@
 """Benchmarks on restart shards: the bytes and MCUs that are counted, the verdict's storage, the GPU suite, reports."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import recorded
 from helpers.datasets import prepare_folder
 from helpers.restarts import KINDS, MCUS, make_jpeg, needs_transcoder
 
@@ -41,7 +39,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_an_epoch_reads_and_decodes_is_counted(shards: Path) -> None:
     split = Split(shards / "restarts", "train")
-    found = part("spans").count_epoch(shards / "restarts", "train", SIZE)
+    found = part("peers.penstock_peer").count_epoch(shards / "restarts", "train", SIZE)
 
     # The sizes of the spliced images, computed without reading an image.
     loader = build_loader(split, TrainTransform(SIZE), NUM_IMAGES)
@@ -63,61 +61,61 @@ def test_what_an_epoch_reads_and_decodes_is_counted(shards: Path) -> None:
 
 
 def test_stages_show_the_bytes_that_are_read(shards: Path) -> None:
-    rounds, setting, summary = (part(f"stages.{name}") for name in ("rounds", "setting", "summary"))
+    stages = part("stages")
     shares = {}
     for splice in ("auto", "off"):
         config = LoaderConfig(splice=splice)
         loader = build_loader(Split(shards / "restarts", "train"), TrainTransform(SIZE), BATCH_SIZE, config=config)
-        with rounds.open_stages("read", loader, setting.Setting(seconds=0.02)) as stages:
-            windows = rounds.run_rounds(stages, 1, lambda *_: None)
-        stage = summary.describe_stages(windows, loader.world)["read warm"]
+        with stages.open_stages("read", loader, stages.Setting(seconds=0.02)) as opened:
+            windows = stages.run_rounds(opened, 1, lambda *_: None)
+        stage = stages.describe_stages(windows, loader.world)["read warm"]
         each = shares[splice] = stage["bytes_per_image"]
         assert stage["megabytes_per_second"]["median"] == pytest.approx(
             each["read"] * stage["images_per_second"]["median"] / 1e6
         )
-        assert part("stages.judging").find_read_share(stage) == each["read"] / each["stored"]
+        assert part("probes").find_read_share(stage) == each["read"] / each["stored"]
     assert shares["auto"]["decoded"] < shares["auto"]["read"] < shares["auto"]["stored"]
     assert shares["off"]["decoded"] == shares["off"]["read"] == shares["off"]["stored"]
 
 
 def test_smaller_files_are_probed_with_complete_images(shards: Path) -> None:
-    decoding, smaller = part("stages.decoding"), part("stages.smaller")
+    stages, probes = part("stages"), part("probes")
     loader = build_loader(Split(shards / "restarts", "train"), TrainTransform(SIZE), BATCH_SIZE)
-    whole, spliced = decoding.hold_batches(loader, splices=False), decoding.hold_batches(loader)
-    assert smaller.mean_image_bytes(spliced) < smaller.mean_image_bytes(whole)
+    whole, spliced = stages.hold_batches(loader, splices=False), stages.hold_batches(loader)
+    assert probes.mean_image_bytes(spliced) < probes.mean_image_bytes(whole)
     assert np.array_equal(whole[0][0].windows_B4, loader.plan(0).windows_B4)
-    with decoding.Decoding(loader, spliced) as stage:
+    with stages.Decoding(loader, spliced) as stage:
         stage.take()  # windows are inside the spliced images
 
 
 def test_storage_must_deliver_only_what_is_read() -> None:
-    advice, words, test_verdict = part("verdict.advice"), part("verdict.words"), part("test_verdict")
+    verdict, test_verdict = part("verdict"), part("test_verdict")
     slow = test_verdict.build(read_cold=100.0, fits_memory=False, train=99.0)
     spliced = replace(slow, read_share=0.7)
     needed = []
     for figures in (slow, spliced):
-        probes = {advice.SMALLER_FILES: advice.Probe(rate=1.5, cpu=0.7, value=55_000.0)}
-        found = advice.advise(figures, probes, advice.Scaling(2.0, 2.0))
+        probes = {verdict.SMALLER_FILES: verdict.Probe(rate=1.5, cpu=0.7, value=55_000.0)}
+        found = verdict.advise(figures, probes, verdict.Scaling(2.0, 2.0))
         needed += [each.change["megabytes_per_second"] for each in found if "megabytes_per_second" in each.change]
         (files,) = (each.what for each in found if "max_side" in each.change)
         assert ("--restarts" in files) == (figures is spliced)
-        said = list(words._describe_storage(figures))
+        said = list(verdict._describe_storage(figures))
         assert ("Of an image's 110 KB, 70% are read" in said[0]) == (figures is spliced)
     assert needed[1] == pytest.approx(0.7 * needed[0])
 
 
 def test_the_suites_cases_need_restart_shards(tmp_path: Path) -> None:
     cases, suite = part("gpu.cases"), part("test_gpu_suite")
-    without = suite.settings(tmp_path, "cuda")
-    found = {case.name: case for case in cases.build_cases(replace(without, has_segments=True))}
+    options = suite.options(tmp_path, "cuda")
+    found = {case.name: case for case in cases.build_cases(options, True)}
     chosen = [case for name, case in found.items() if name.startswith(cases.RESTARTS)]
     assert not any(case.unable for case in chosen) and chosen[-1].path == "roi-0.99"
-    assert cases.estimate_seconds(cases.choose_cases(list(found.values()), ["restarts-*"], {})) < 240
+    assert cases.estimate_seconds(cases.choose_cases(list(found.values()), ("restarts-*",), {}))[0] < 240
     for case in chosen:
         job = cases.resolve_job(case, {})
         assert job["loader"]["splice"] == ("off" if case.name.endswith(("-off", "-rows")) else "auto")
         assert LoaderConfig(**job["loader"]).placement == ("cpu" if case.path == "cpu" else "gpu")
-    skipped = [case.unable for case in cases.build_cases(without) if case.name.startswith(cases.RESTARTS)]
+    skipped = [case.unable for case in cases.build_cases(options, False) if case.name.startswith(cases.RESTARTS)]
     assert skipped == ["needs --data that was prepared with --restarts"] * len(chosen)
 
 
@@ -128,12 +126,12 @@ def test_spliced_pixels_and_rates_are_measured(shards: Path, tmp_path: Path) -> 
     results = {}
     for splice in ("off", "rows", "auto"):
         job |= {"splice": splice, "loader": {"decode": "full", "splice": "auto" if splice == "auto" else "off"}}
-        right = part("gpu.parity").compare_with_reference(job, lambda _: None)
+        (right,) = part("gpu.pixels").compare_with_reference(job)
         assert right["verdict"] == "right" and set(right) >= {"train"} and "evaluation" not in right
-        rates = part("gpu.decoding").measure_decoding(job, lambda _: None)
+        (rates,) = part("gpu.rates").measure_decoding(job)
         results[f"restarts-decode-full-0-{splice}"] = {"status": "done", "result": rates}
     wrong = {"status": "done", "result": right | {"verdict": "wrong"}}
-    lines = list(part("gpu.table")._conclude_restarts(results | {"restarts-parity-full-0": wrong}))
+    lines = list(part("reports.gpu_runs")._conclude_restarts(results | {"restarts-parity-full-0": wrong}))
     assert len(lines) == 3 and all(line.endswith("whole ones") for line in lines[:2])
     assert "restarts-decode-full-0: rows only " in lines[0] and "restarts-decode-full-0: spliced " in lines[1]
     assert lines[2] == "restarts-parity-full-0: NO-GO, spliced images are wrong"
@@ -150,72 +148,11 @@ def test_a_pack_without_segments_is_refused(shards: Path, tmp_path: Path) -> Non
 
 
 def test_preparation_races_with_and_without_restart_markers(shards: Path, tmp_path: Path) -> None:
-    race, preparation = part("race"), part("preparation")
-    facts = race.make_source(str(shards / "source"), NUM_IMAGES, tmp_path / "source")
-    entered = race.Race(preparation.CHECKED, tmp_path / "source", facts, preparation.list_checked())
-    results, failed = preparation.run_races([entered], 1, tmp_path)
-    contenders = results[preparation.CHECKED]["contenders"]
-    ours, restarts = contenders[preparation.OURS], contenders[preparation.RESTARTS]
-    assert failed == {} and restarts["output_bytes"] != ours["output_bytes"]
+    prepare, race = part("prepare"), "original bytes, checked"
+    options = prepare.Write(source=str(shards / "source"), smaller_images=NUM_IMAGES, race=race, repetitions=1)
+    results, unable = prepare.run_races(options, tmp_path)
+    contenders = results[race]["contenders"]
+    ours, restarts = contenders["penstock"], contenders["penstock-restarts"]
+    assert unable["failed"] == {} and restarts["output_bytes"] != ours["output_bytes"]
     cost = ours["images_per_second"]["median"] / restarts["images_per_second"]["median"]
     assert restarts["ours_in_images_per_second"]["median"] == pytest.approx(cost)
-
-
-# Reports of records with restart shards.
-
-
-@pytest.fixture
-def record() -> dict[str, Any]:
-    return recorded.restarts()
-
-
-def test_results_tell_what_restart_shards_save(record: dict[str, Any], tmp_path: Path) -> None:
-    recorded.write(tmp_path, "restarts.json", record)
-    text = part("reports.document").write_document(part("reports.reading").read_records(tmp_path))
-    assert "100.0% of the images are spliced. For an epoch's windows, 0.704 of the JPEGs' bytes are read" in text
-    assert "of its rate on originals" in text
-    (row,) = (line for line in text.splitlines() if line.startswith("| penstock-restarts | 1,750"))
-    assert "| 0.80 × | 1.25 × |" in row
-
-
-def test_figures_of_restart_shards_can_be_quoted(
-    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    quoted, reading = part("reports.quoted"), part("reports.reading")
-    recorded.write(tmp_path, "restarts.json", record)
-    recorded.write(tmp_path, "restarts-readers.json", record)
-    prepared = {"penstock-restarts": {"ours_in_images_per_second": recorded.summary(4.9, 5.0, 5.2)}}
-    content = recorded.ORIGIN | {"what": "preparation", "races": {"original bytes, checked": {"contenders": prepared}}}
-    recorded.write(tmp_path, "restarts-prepared.json", content)
-    names = [name for name in quoted.QUOTES if name.startswith("restarts-")]
-    found = {name: quoted.write_quote(name, reading.read_records(tmp_path)) for name in names}
-    assert found == {
-        "restarts-gain": "1.25 ×",
-        "restarts-lead": "1.75 ×",
-        "restarts-read": "70%",
-        "restarts-decoded": "52%",
-        "restarts-index": "686",
-        "restarts-readers": "1.04 ×",
-        "restarts-cost": "5.00 ×",
-    }
-    table = quoted.write_peers(record)
-    assert "| Penstock (`dali` on the CPU), restarts | 1,750 | 1.25 × itself on originals |" in table
-
-
-def test_pictures_show_restart_shards(record: dict[str, Any], shown: Callable[[Any], list[str]]) -> None:
-    (picture,) = part("drawing.shown").show_peers(record)
-    bars = {bar.label: bar for bar in picture.marks}
-    ours, reader = bars["Penstock, restarts"], bars["webdataset, restarts"]
-    assert ours.is_ours and not reader.is_ours
-    assert (ours.ratio, ours.of_originals, reader.of_originals) == ("", "1.25 × originals", "0.96 × originals")
-    texts = [text.get_text() for text in part("pictures").draw_marks(picture).axes[0].texts]
-    assert texts.count("Penstock is") == 1  # the readers' race has no such ratios
-    assert "1.25 × originals" in texts
-    lines = shown(picture)
-    assert any("Penstock, restarts" in line and line.endswith("1.25 × originals") for line in lines)
-
-
-@pytest.fixture
-def shown() -> Callable[[Any], list[str]]:
-    """Return what a picture looks like in the terminal."""
-    return part("test_pictures").print_it

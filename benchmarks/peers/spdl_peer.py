@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """SPDL's pipeline of threads over image files, with its own decoders (FFmpeg's) or with torchvision's."""
 
 import math
@@ -7,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import spdl.io  # pyright: ignore[reportMissingImports]
+import spdl.io
 import torch
-from job import Job
-from spdl.pipeline import PipelineBuilder  # pyright: ignore[reportMissingImports]
-from transforms import build_decoder
+from peers.job import Job
+from peers.torchvision_peer import build_decoder
+from spdl.pipeline import PipelineBuilder
 
 BUFFERED = 3  # batches, SPDL's default
 
 
-def own_decoders(job: Job) -> Iterator[torch.Tensor]:
+def read_with_ffmpeg(job: Job) -> Iterator[torch.Tensor | None]:
     """Yield uint8 NHWC batches: one FFmpeg graph decodes, crops and scales each image, as SPDL recommends."""
     return run_pipeline(job, partial(decode_frames, job), collate_frames)
 
 
-def torchvision_decoders(job: Job) -> Iterator[torch.Tensor]:
+def read_with_torchvision(job: Job) -> Iterator[torch.Tensor | None]:
     """Yield uint8 NCHW batches: torchvision's functions, which release the interpreter's lock, in SPDL's threads."""
     torch.set_num_threads(1)  # the threads are SPDL's
     decoder = build_decoder(job)
@@ -30,8 +31,9 @@ def torchvision_decoders(job: Job) -> Iterator[torch.Tensor]:
 
 def run_pipeline(
     job: Job, decode: Callable[[str], Any], collate: Callable[[list[Any]], torch.Tensor]
-) -> Iterator[torch.Tensor]:
+) -> Iterator[torch.Tensor | None]:
     """Run the pipeline, with one more thread than decode, since collating needs one too."""
+    yield None
     pipeline = (
         PipelineBuilder()
         .add_source(shuffle_forever(job))

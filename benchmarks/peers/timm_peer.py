@@ -4,27 +4,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from job import SPLIT, Job
+from peers.job import SPLIT, Job
 from timm.data import ImageDataset, create_dataset, create_loader
 
 REPEATS = 1000  # of the shards in an epoch: without a pause between epochs, which would be short here
 
 
-def prefetching(job: Job) -> Iterator[torch.Tensor]:
+def read_folder(job: Job) -> Iterator[torch.Tensor | None]:
     """Yield float32 NCHW batches of a folder of images."""
-    return feed(job, ImageDataset(job.data))
+    yield None
+    yield from feed(job, ImageDataset(job.data))
 
 
-def webdataset(job: Job) -> Iterator[torch.Tensor]:
+def read_shards(job: Job) -> Iterator[torch.Tensor | None]:
     """Yield float32 NCHW batches of prepared shards, read by timm's own reader of WebDataset."""
+    yield None
     is_training = not job.evaluates
     dataset = create_dataset(
         "wds/", job.data, SPLIT, is_training=is_training, batch_size=job.batch_size, repeats=REPEATS
     )
-    return feed(job, dataset, use_multi_epochs_loader=False)  # which does not support such datasets
+    yield from feed(job, dataset, use_multi_epochs_loader=False)  # which does not support such datasets
 
 
-def feed(job: Job, dataset: Any, use_multi_epochs_loader: bool = True) -> Iterator[torch.Tensor]:
+def feed(job: Job, dataset: Any, use_multi_epochs_loader: bool = True) -> Iterator[torch.Tensor | None]:
     """Yield float32 NCHW batches, normalised by the prefetcher in the main process: timm has no other way."""
     loader = create_loader(
         dataset,

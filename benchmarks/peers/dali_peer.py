@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from job import Job
 from nvidia.dali import fn, pipeline_def, types
+from peers.job import Job
 
 FILTER = {"interp_type": types.INTERP_TRIANGULAR, "antialias": True}  # Pillow's bilinear, as ours
 
 
-def webdataset(job: Job) -> Iterator[torch.Tensor]:
+def read(job: Job) -> Iterator[torch.Tensor | None]:
     """Yield uint8 NCHW batches, channels_last, in DALI's memory; labels stay ASCII bytes, which DALI cannot parse."""
+    yield None
     pipeline = build_pipeline(job)
     pipeline.build()
     while True:
