@@ -5,253 +5,291 @@ pixels); loader (the complete loader, up to the device); model (the training ste
 (the step fed by the loader). They are measured in rounds, one window of each stage per round. With all stages measured,
 the verdict names the bottleneck, what would help and by how much, and the hours and dollars of the reference recipe.
 With --recipe NAME: loader, model and training at each resolution of a recipe, and the hours and dollars of all of it.
-One JSON record goes to stdout, a table and the verdict to stderr. Under torchrun: rates per process and in total.
-docs/benchmarks.md explains the figures.
+With --tune: a search for the loader's fastest settings. Progress goes to stderr, tables and the verdict to stdout, the
+record to --out FILE. Under torchrun: rates per process and in total. docs/benchmarks.md explains the figures.
 """
 
-import argparse
+import importlib
+import shutil
+import subprocess
+import sys
 import tempfile
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from stages.setting import MODES, AmpMode, Setting
+from options import check_known, check_outputs, check_positive, check_repetitions, parse_options
+from record import print_progress
 
 from loaders.config import LoaderConfig
 from prep.errors import InputError, run
 from train.compile import CompileMode
-from train.config import Recipe
-from train.recipe import RECIPES
+from train.config import AmpKind, Recipe
+from train.recipe import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:
-    from verdict.cost import Cost
+    from signs import Sign
+    from stages import Report, Setting, Windows
 
-    from loaders import Loader, World
+    from loaders import Loader, Split, World
 
-LEAST_REPETITIONS = 5
+Mode = Literal["all", "read", "decode", "loader", "model", "train"]
 # All of loaders.backends.BACKENDS except "synthetic", which has nothing to read or decode. Written out here because
 # importing the backends takes seconds, which --help should not; a test compares the two.
-MEASURED_BACKENDS = ("dali", "reference")
+MeasuredBackend = Literal["dali", "reference"]
+MEASURED_BACKENDS = get_args(MeasuredBackend)
 DEFAULT_LOADER = LoaderConfig()
-DEFAULT_BATCH, DEFAULT_SIZE = 64, 224
+# Options that are also fields of the setting; None: the recipe's value, or the default.
+OF_SETTING = ("mode", "batch_size", "microbatch", "size", "model", "amp", "compile", "repetitions", "seconds")
+OF_SETTING += ("scale", "full", "dollars_per_hour")
+
+IMAGENET = Path("data/imagenet")
+PREPARE = Path(__file__).resolve().parent.parent / "prep" / "shard.py"
+PHOTOS, PHOTOS_NAME, COPIES = ("china.jpg", "flower.jpg"), "two sample photos of scikit-learn, copied", 128
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, or the given words."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/throughput.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="prepared dataset (default: data/imagenet, else two sample photos)")
-    add("--mode", choices=MODES, default="all", help="stages to measure (default: all, which ends with a verdict)")
-    add("--backend", choices=MEASURED_BACKENDS, default="dali", help="default: dali")
-    add("--recipe", choices=RECIPES, metavar="NAME", help="measure each resolution of this recipe, as it trains there")
-    add("--scale", type=float, default=1.0, help="with --recipe: measure at its resolutions times this (a rehearsal)")
-    add("--full", action="store_true", help="with --recipe: also reading, decoding, and the effect of each change")
-    add("--batch-size", type=int, help="images per step and process (default: 64, or the recipe's)")
-    add("--microbatch", type=int, default=0, help="images at once per process (default: all, or the recipe's)")
-    add("--size", type=int, help="image size in pixels (default: 224)")
-    add("--model", default="resnet50d", help="name of a timm model (default: resnet50d, or the recipe's)")
-    add("--amp", choices=get_args(AmpMode), default="bf16", help="autocast precision (default: bf16, or the recipe's)")
-    add("--compile", choices=get_args(CompileMode), default="none", help="torch.compile mode (default: none)")
-    add("--repetitions", type=int, default=LEAST_REPETITIONS, help="number of rounds, at least 5 (default: 5)")
-    add("--seconds", type=float, default=3.0, help="approximate length of one window of a stage (default: 3)")
-    add("--threads", type=int, default=0, help="decoding threads per process (default: an equal share of the cores)")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--placement", default=DEFAULT_LOADER.placement, metavar="SIDE", help="where to decode images: auto, cpu, gpu")
-    add(
-        "--decode", default=DEFAULT_LOADER.decode, metavar="HOW", help="auto, roi (crop region only), full (full image)"
-    )
-    add("--splice", default=DEFAULT_LOADER.splice, metavar="HOW", help="restart shards: auto (only the crop) or off")
-    load = f"share of the JPEGs for the GPU's hardware decoder (default: {DEFAULT_LOADER.hw_decoder_load:g})"
-    add("--hw-decoder-load", type=float, default=DEFAULT_LOADER.hw_decoder_load, metavar="SHARE", help=load)
-    add("--dollars-per-hour", type=float, metavar="D", help="price of all machines together, for the recipe's cost")
-    add("--tune", action="store_true", help="search the loader's fastest settings on this machine and write their file")
-    add("--minutes", type=float, default=5.0, help="length of the search of --tune (default: 5)")
-    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
+@dataclass(frozen=True)
+class Options:
+    """The options of a measurement."""
 
-    # With a recipe, its values are the defaults.
-    if recipe := find_recipe(parser.parse_args(words)):
-        parser.set_defaults(
-            model=recipe.model.name, amp=recipe.amp, compile=recipe.speed.compile, microbatch=recipe.speed.microbatch
+    data: Path | None = None  # prepared dataset; unset: data/imagenet, else two sample photos
+    mode: Mode = "all"  # stages to measure; all of them end with a verdict
+    backend: MeasuredBackend = "dali"  # the loader's backend
+    recipe: str = ""  # name of a recipe: measure each of its resolutions, as it trains there
+    scale: float = 1.0  # with --recipe: measure at its resolutions times this (a rehearsal)
+    full: bool = False  # with --recipe: also reading, decoding, and the effect of each change
+    batch_size: int | None = None  # images per step and process; unset: 64, or the recipe's
+    microbatch: int | None = None  # images at once per process, 0: all; unset: 0, or the recipe's
+    size: int | None = None  # image size in pixels; unset: 224
+    model: str | None = None  # name of a timm model; unset: resnet50d, or the recipe's
+    amp: AmpKind | None = None  # autocast precision; unset: bf16, or the recipe's
+    compile: CompileMode | None = None  # torch.compile mode; unset: none, or the recipe's
+    repetitions: int = 5  # number of rounds, at least 5
+    seconds: float = 3.0  # approximate length of one window of a stage
+    threads: int = 0  # decoding threads per process; 0: an equal share of the cores
+    device: str = "auto"  # auto, cpu or cuda
+    placement: str = DEFAULT_LOADER.placement  # where to decode images: auto, cpu, gpu
+    decode: str = DEFAULT_LOADER.decode  # auto, roi (crop region only), full (full image)
+    splice: str = DEFAULT_LOADER.splice  # restart shards: auto (only the crop) or off
+    hw_decoder_load: float = DEFAULT_LOADER.hw_decoder_load  # share of the JPEGs for the GPU's hardware decoder
+    dollars_per_hour: float | None = None  # price of all machines together, for the recipe's cost
+    tune: bool = False  # search the loader's fastest settings on this machine; --out writes their file
+    minutes: float = 5.0  # length of the search of --tune
+    out: Path | None = None  # write the record to this file
+
+    def check(self) -> None:
+        """Check the options; raise InputError for the first one that cannot be used."""
+        check_repetitions(self.repetitions)
+        check_known("--recipe", [self.recipe] if self.recipe else [], RECIPES)
+        for name in ("size", "mode", "tune"):
+            if self.recipe and getattr(self, name) not in (None, "all", False):
+                raise InputError(f"--recipe and --{name} exclude each other: give one of them")
+        values = {name: getattr(self, name) for name in ("seconds", "size", "scale", "batch_size", "dollars_per_hour")}
+        check_positive(**{name: value for name, value in values.items() if value is not None})
+        check_outputs(self.out)
+        self.loader.check()
+        if recipe := self.find_recipe():
+            from phases import check_sizes, plan_phases  # noqa: PLC0415
+
+            check_sizes(plan_phases(recipe, self.scale))
+
+    def find_recipe(self) -> Recipe | None:
+        """Return the recipe to measure, None without --recipe."""
+        return RECIPES[self.recipe]() if self.recipe else None
+
+    @property
+    def loader(self) -> LoaderConfig:
+        """The loader's settings as the flags ask for them; "auto" is not resolved yet."""
+        return LoaderConfig(
+            backend=self.backend,
+            num_threads=self.threads,
+            placement=self.placement,  # pyright: ignore[reportArgumentType]  (LoaderConfig.check has checked it)
+            decode=self.decode,  # pyright: ignore[reportArgumentType]
+            splice=self.splice,  # pyright: ignore[reportArgumentType]
+            hw_decoder_load=self.hw_decoder_load,
         )
-    return parser.parse_args(words)
+
+    def read_setting(self, run_dir: Path, world: "World") -> "Setting":
+        """Return the settings of the measurement; with a recipe, its values are the defaults.
+
+        Args:
+            run_dir: compiled code is cached here.
+            world: the processes that share a recipe's batch.
+        """
+        from stages import Setting  # noqa: PLC0415
+
+        usual = Setting(run_dir=run_dir, loader=self.loader, dataset_name=None if find_data(self.data) else PHOTOS_NAME)
+        if recipe := self.find_recipe():
+            usual = replace(
+                usual,
+                batch_size=len(world.share(recipe.batch_size)),
+                model=recipe.model.name,
+                amp=recipe.amp,
+                compile=recipe.speed.compile,
+                microbatch=recipe.speed.microbatch,
+                recipe=recipe,
+            )
+        given = {name: getattr(self, name) for name in OF_SETTING}
+        return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
-def find_recipe(arguments: argparse.Namespace) -> Recipe | None:
-    """Return the recipe to measure, None without --recipe."""
-    return RECIPES[arguments.recipe]() if arguments.recipe else None
+def read_options(words: list[str] | None = None) -> Options:
+    """Parse the command line, or the given words."""
+    return parse_options(Options, "benchmarks/throughput.py", __doc__, words)
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Check the values of the flags; raise InputError for the first one that cannot be used."""
-    if arguments.repetitions < LEAST_REPETITIONS:
-        raise InputError(f"--repetitions must be at least {LEAST_REPETITIONS}, got {arguments.repetitions}")
-    for name in ("size", "mode", "tune"):
-        if arguments.recipe and getattr(arguments, name) not in (None, "all", False):
-            raise InputError(f"--recipe and --{name} exclude each other: give one of them")
-    for name in ("seconds", "size", "scale", "batch_size", "dollars_per_hour"):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
-    if arguments.out and not arguments.out.resolve().parent.is_dir():
-        raise InputError(f"{arguments.out.parent} does not exist: create it or choose another --out")
-    read_loader(arguments).check()
+# The images.
 
 
-def read_setting(arguments: argparse.Namespace, run_dir: Path) -> Setting:
-    """Return the settings of the measurement; compiled code is cached in `run_dir`."""
-    return Setting(
-        batch_size=arguments.batch_size or DEFAULT_BATCH,
-        size=arguments.size or DEFAULT_SIZE,
-        model=arguments.model,
-        amp=arguments.amp,
-        compile=arguments.compile,
-        microbatch=arguments.microbatch,
-        run_dir=run_dir,
-        loader=read_loader(arguments),
-        repetitions=arguments.repetitions,
-        seconds=arguments.seconds,
-    )
+@contextmanager
+def open_split(folder: Path | None, world: "World") -> Iterator["Split"]:
+    """Yield the train split to measure on; without a dataset, sample photos that are prepared now and deleted later."""
+    from loaders import Split  # noqa: PLC0415
+    from train.dist import broadcast_from_rank0  # noqa: PLC0415
+
+    folder = find_data(folder)
+    if folder is not None:
+        yield Split(folder, "train")
+    elif world.rank != 0:
+        # Rank 0 prepares the photos and sends their folder.
+        yield Split(broadcast_from_rank0(None, world), "train")
+    else:
+        with tempfile.TemporaryDirectory(prefix="penstock-") as temporary:
+            yield Split(broadcast_from_rank0(str(prepare_photos(Path(temporary))), world), "train")
 
 
-def read_loader(arguments: argparse.Namespace) -> LoaderConfig:
-    """Return the loader's settings as the flags ask for them; "auto" is not resolved yet."""
-    return LoaderConfig(
-        backend=arguments.backend,
-        num_threads=arguments.threads,
-        placement=arguments.placement,
-        decode=arguments.decode,
-        splice=arguments.splice,
-        hw_decoder_load=arguments.hw_decoder_load,
-    )
+def find_data(folder: Path | None) -> Path | None:
+    """Return the requested dataset, or ImageNet in its default folder; None if there is neither."""
+    return IMAGENET if folder is None and (IMAGENET / "train" / "manifest.json").exists() else folder
 
 
-def measure_throughput(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
-    """Measure the stages and return the record; every process of the world must call it."""
-    from signs.measure import measure_signs  # noqa: PLC0415
-    from stages.judging import build_verdict  # noqa: PLC0415
-    from stages.photos import open_split  # noqa: PLC0415
-    from stages.progress import ProgressDisplay  # noqa: PLC0415
-    from stages.rounds import open_stages, run_rounds  # noqa: PLC0415
-    from stages.summary import describe_stages  # noqa: PLC0415
-    from verdict.cost import Cost  # noqa: PLC0415
+def prepare_photos(folder: Path) -> Path:
+    """Prepare copies of scikit-learn's two sample photos with the real command; return the folder of the shards."""
+    images = Path(str(importlib.import_module("sklearn.datasets").__file__)).parent / "images"
+    source, out = folder / "source", folder / "shards"
+    for photo in PHOTOS:
+        name = Path(photo).stem
+        (source / "train" / name).mkdir(parents=True)
+        for number in range(COPIES):
+            shutil.copyfile(images / photo, source / "train" / name / f"{name}_{number:03d}.jpg")
+    command = [sys.executable, str(PREPARE), "--source", str(source), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[-300:]
+        raise InputError(f"the sample photos could not be prepared ({reason}): pass --data DIR to use a dataset")
+    return out
 
+
+# The measurements. Every process of the world must call them.
+
+
+def measure(options: Options, world: "World") -> dict[str, Any]:
+    """Measure or tune as the options ask for it, and return the record."""
     from loaders import TrainTransform, build_loader  # noqa: PLC0415
     from train.loader_settings import agree_on_placement  # noqa: PLC0415
-    from train.recipe import DEFAULT_RECIPE, RECIPES  # noqa: PLC0415
 
-    with (
-        open_split(arguments.data, world) as split,
-        tempfile.TemporaryDirectory(prefix="penstock-") as run_dir,
-        ProgressDisplay(world) as display,
-    ):
-        # Build the loader as training does. Every rank decodes on the side that rank 0 chose.
-        setting = read_setting(arguments, Path(run_dir))
-        transform, batch_size = TrainTransform(setting.size), setting.batch_size * world.size
-        placement = agree_on_placement(setting.loader, world)
-        loader = build_loader(split, transform, batch_size, world, config=placement)
+    # Every rank decodes on the side that rank 0 chose. A placement that this machine does not have is refused before
+    # sample photos are prepared.
+    placement = agree_on_placement(options.loader, world)
+    with open_split(options.data, world) as split, tempfile.TemporaryDirectory(prefix="penstock-") as run_dir:
+        setting = options.read_setting(Path(run_dir), world)
+        if options.tune:
+            from tune import Workload, run_search  # noqa: PLC0415
 
-        # Measure all stages in rounds, then close them: the probes of the verdict open other stages.
-        with open_stages(arguments.mode, loader, setting) as stages:
-            windows = run_rounds(stages, setting.repetitions, display.report)
-            signs = measure_signs(loader, stages, windows, setting, display.report) if arguments.mode == "all" else []
+            work = Workload(split, world, setting.batch_size, setting.size)
+            return run_search(work, options.loader, options.minutes)
+        report = make_report(world)
+        if setting.recipe:
+            from resolutions import Bench, measure_recipe  # noqa: PLC0415
 
-        # Compute the figures over all processes, and the verdict from them.
-        described = describe_stages(windows, world)
-        cost = Cost(RECIPES[DEFAULT_RECIPE](), arguments.dollars_per_hour)
-        verdict = build_verdict(described, loader, setting, cost, display.report, signs)
-        return build_record(setting, arguments, loader, described, verdict, cost)
+            return measure_recipe(Bench(setting.recipe, setting, split, placement, world), report, options.out)
+        batch_size = setting.batch_size * world.size
+        loader = build_loader(split, TrainTransform(setting.size), batch_size, world, config=placement)
+        return measure_stages(setting, loader, report)
 
 
-def tune_loader(arguments: argparse.Namespace, world: "World") -> dict[str, Any]:
-    """Search the loader's fastest settings and return their file's content; every process of the world must call it."""
-    from stages.photos import open_split  # noqa: PLC0415
-    from tuning.command import Request, run_search  # noqa: PLC0415
-    from tuning.turns import Workload  # noqa: PLC0415
-
-    with open_split(arguments.data, world) as split:
-        setting = read_setting(arguments, Path())
-        work = Workload(split, world, setting.batch_size, setting.size)
-        return run_search(Request(work, read_loader(arguments), arguments.minutes))
-
-
-def measure_phases(arguments: argparse.Namespace, recipe: Recipe, world: "World") -> dict[str, Any]:
-    """Measure all resolutions of a recipe and return the record; every process of the world must call it."""
-    from phases.command import measure_recipe  # noqa: PLC0415
-
-    setting = read_setting(arguments, Path())
-    share = len(world.share(recipe.batch_size))
-    return measure_recipe(arguments, recipe, replace(setting, batch_size=arguments.batch_size or share), world)
-
-
-def build_record(
-    setting: Setting,
-    arguments: argparse.Namespace,
-    loader: "Loader",
-    stages: dict[str, dict[str, Any]],
-    verdict: dict[str, Any] | None,
-    cost: "Cost",
-) -> dict[str, Any]:
-    """Return the record: the figures, and all that is needed to read and to repeat them."""
+def measure_stages(setting: "Setting", loader: "Loader", report: "Report") -> dict[str, Any]:
+    """Measure the stages of a mode and return the record, which has all that is needed to read and to repeat it."""
     import torch  # noqa: PLC0415
-    from record import describe_dali, describe_origin, describe_placement  # noqa: PLC0415
-    from stages.photos import PHOTOS_NAME, describe_dataset, find_data  # noqa: PLC0415
-    from stages.summary import describe_efficiency  # noqa: PLC0415
+    from probes import build_verdict  # noqa: PLC0415
+    from stages import describe_efficiency, describe_setup, describe_stages  # noqa: PLC0415
+    from verdict import Cost  # noqa: PLC0415
+
+    # Compute the figures over all processes, and the verdict from them.
+    windows, signs = measure_rounds(setting, loader, report)
+    stages = describe_stages(windows, loader.world)
+    cost = Cost(RECIPES[DEFAULT_RECIPE](), setting.dollars_per_hour)
+    verdict, train = build_verdict(stages, loader, setting, cost, report, signs), stages.get("train")
 
     # The model's settings are recorded only if a stage has used the model.
-    has_steps, world = arguments.mode in ("all", "model", "train"), loader.world
-    train = stages.get("train")
+    without = {} if setting.mode in ("all", "model", "train") else dict.fromkeys(("model", "amp", "compile"))
     return {
         "what": "throughput",
-        "mode": arguments.mode,
+        "mode": setting.mode,
         "stages": stages,
         "efficiency": describe_efficiency(stages),
         "verdict": verdict,
         "recipe": cost.to_dict(train["total"]["median"]) if train else None,
-        "dataset": describe_dataset(loader.split, None if find_data(arguments.data) else PHOTOS_NAME),
-        "backend": arguments.backend,
-        "batch_size": setting.batch_size,
         "size": setting.size,
-        "model": arguments.model if has_steps else None,
-        "amp": arguments.amp if has_steps else None,
-        "compile": arguments.compile if has_steps else None,
-        "num_processes": world.size,
-        "threads": loader.make_spec().num_threads,
         "torch_threads": torch.get_num_threads(),
-        "device": world.device.type,
-        "placement": describe_placement(loader.placement),
         "splices": loader.whole is not None,
-        **describe_origin("benchmarks/throughput.py", world, **describe_dali(arguments.backend)),
+        **describe_setup(setting, loader),
+        **without,
     }
 
 
+def measure_rounds(setting: "Setting", loader: "Loader", report: "Report") -> tuple["Windows", list["Sign"]]:
+    """Measure all stages in rounds, and the signs on them; return the windows of each stage, and the signs.
+
+    The stages end here, with their network: the probes of the verdict open others, which need the memory.
+    """
+    from signs import measure_signs  # noqa: PLC0415
+    from stages import open_stages, run_rounds  # noqa: PLC0415
+
+    with open_stages(setting.mode, loader, setting) as opened:
+        windows = run_rounds(opened, setting.repetitions, report)
+        signs = measure_signs(loader, opened, windows, setting, report) if setting.mode == "all" else []
+    return windows, signs
+
+
+def make_report(world: "World") -> "Report":
+    """Return a function that prints the last result and the remaining time on stderr, on rank 0."""
+    # Time and finished share of the first report; the warm-up before it is not extrapolated.
+    first: tuple[float, float] | None = None
+
+    def report(what: str, done: float) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = (now, done)
+        started, share = first
+        # After the last window (done is 1) come signs and probes, whose time is not known.
+        left = f"; {(1 - done) * (now - started) / (done - share):.0f} s left" if share < done < 1 else ""
+        if world.rank == 0:
+            print_progress(f"{what}{left}")
+
+    if world.rank == 0:
+        print_progress("opening the stages and warming them up")
+    return report
+
+
 def main() -> None:
-    """Measure or tune on all processes, then print and write the record on rank 0."""
-    arguments = parse_arguments()
-    check_arguments(arguments)
+    """Measure or tune on all processes, then publish the record on rank 0."""
+    options = read_options()
+    options.check()
 
     # These imports cost seconds: --help and a refused flag must not wait for them.
-    from record import publish  # noqa: PLC0415
-    from stages.tables import print_recipe, print_record  # noqa: PLC0415
+    from reports.kinds import publish  # noqa: PLC0415
 
     from train.dist import join_world  # noqa: PLC0415
-    from train.loader_settings import agree_on_placement  # noqa: PLC0415
 
-    with join_world(arguments.device) as world:
-        # Refuse a placement that this machine does not have before sample photos are prepared.
-        agree_on_placement(read_loader(arguments), world)
-        recipe = find_recipe(arguments)
-        if recipe:
-            record = measure_phases(arguments, recipe, world)
-        else:
-            record = tune_loader(arguments, world) if arguments.tune else measure_throughput(arguments, world)
+    with join_world(options.device) as world:
+        record = measure(options, world)
     if world.rank == 0:
-        if recipe:
-            print_recipe(record)
-        elif not arguments.tune:
-            print_record(record)
-        publish(record, arguments.out)
+        publish(record, options.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import importlib
 import json
 import struct
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,19 @@ POWER, HOT, IDLE, APPLICATION = 0x04, 0x40, 0x01, 0x02
 
 
 def part(name: str) -> Any:
-    return importlib.import_module(f"signs.{name}")
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
     """Import everything before hypothesis measures how long an example takes."""
-    part("measure")
+    part("signs")
 
 
 @given(st.floats(0.5, 20.0))
 def test_the_share_of_communication_is_what_a_step_without_it_saves(gain: float) -> None:
-    sign = part("communication").judge_communication(gain)
+    signs = part("signs")
+    sign = signs.judge_communication(gain)
     assert sign.share == pytest.approx(max(0.0, 1 - 1 / gain)) and f"{sign.share:.0%} of a training step" in sign.says
     assert sign.is_found == (sign.share > 0.1) == ("larger batch" in sign.says)
     # A step of 1 second with its communication halved takes 1 - share / 2.
@@ -63,7 +65,8 @@ def test_two_processes_measure_their_communication(ranks: Ranks, digits: Path, t
 def test_launching_is_found_in_a_small_step_or_in_an_idle_gpu_that_does_not_wait(
     fixed: float, idle: float, wait: float
 ) -> None:
-    judge = part("launching").judge_launching
+    signs = part("signs")
+    judge = signs.judge_launching
     by_step, by_gpu = judge(fixed), judge(None, idle, wait)
     assert by_step.is_found == (fixed > 0.7) and by_gpu.is_found == (idle > 0.15 and wait < 0.05)
     both = judge(fixed, idle, wait)
@@ -87,17 +90,18 @@ def test_a_recorded_gpu_that_is_idle_without_waiting_is_found(
     busy_percent: float, wait_percent: float, is_found: bool
 ) -> None:
     """Figures of the two runs on an H200 (records/h200 and h200-first), by case: sm_percent and data_wait_percent."""
-    sign = part("launching").judge_launching(None, 1 - busy_percent / 100, wait_percent / 100)
+    signs = part("signs")
+    sign = signs.judge_launching(None, 1 - busy_percent / 100, wait_percent / 100)
     assert sign.is_found == is_found and f"idle {1 - busy_percent / 100:.0%} of the time" in sign.says
 
 
 def test_a_step_of_few_images_is_measured_and_not_compiled(digits: Path) -> None:
-    launching, stepping = part("launching"), importlib.import_module("stages.stepping")
-    setting = importlib.import_module("stages.setting").Setting(16, 32, "test_resnet", "none", seconds=0.02)
+    signs, stages = part("signs"), part("stages")
+    setting = stages.Setting(16, 32, "test_resnet", "none", seconds=0.02)
     loader = build_loader(Split(digits, "train"), TrainTransform(32), 16)
-    assert launching.measure_few(loader, stepping.build_step(setting, loader), setting) > 0
-    compiled = importlib.import_module("dataclasses").replace(setting, compile="default")
-    assert launching.measure_few(loader, None, compiled) is None
+    assert signs.measure_few(loader, stages.build_step(setting, loader), setting) > 0
+    compiled = replace(setting, compile="default")
+    assert signs.measure_few(loader, None, compiled) is None
 
 
 def timeline(usual: float, slow: float, num_slow: int = 3) -> list[float]:
@@ -107,7 +111,8 @@ def timeline(usual: float, slow: float, num_slow: int = 3) -> list[float]:
 
 def test_engines_with_the_same_mean_are_judged_by_their_slowest_batches() -> None:
     """The p99 of DALI's pull request 6366: 24.5 ms, and 34.3 ms at a load of 0.90."""
-    judge = part("engines").judge_engines
+    signs = part("signs")
+    judge = signs.judge_engines
     times = {0.65: timeline(15.6, 24.5), 0.9: timeline(15.4, 34.3)}
     sign = judge(0.9, times, busy=0.69)
     assert sign.is_found and sign.figures["best"] == 0.65
@@ -121,15 +126,17 @@ def test_engines_with_the_same_mean_are_judged_by_their_slowest_batches() -> Non
 
 
 def test_a_percentile_is_the_smallest_time_that_its_share_does_not_exceed() -> None:
+    signs = part("signs")
     times = list(range(1, 101))
-    assert [part("engines").percentile(times, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
+    assert [signs.percentile(times, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=300), st.sampled_from([0.5, 0.99]))
 def test_a_percentile_is_one_of_the_times_and_is_not_exceeded_by_more_than_its_share(
     times: list[float], share: float
 ) -> None:
-    found = part("engines").percentile(times, share)
+    signs = part("signs")
+    found = signs.percentile(times, share)
     assert found in times
     assert sum(time > found for time in times) <= (1 - share) * len(times) + 1e-9 or len(times) == 1
 
@@ -153,7 +160,8 @@ TWO_NODES = {0: "0-3,8-11", 1: "4-7,12-15"}
     [(range(16), 8, True), (range(4), 0, True), ([4, 5, 12], 3, False)],
 )
 def test_cores_of_another_node_than_the_gpu_are_counted(tmp_path: Path, cores: Any, near: int, is_found: bool) -> None:
-    sign = part("distance").judge_distance(make_sys(tmp_path, TWO_NODES, 1), "0000:17:00.0", set(cores))
+    signs = part("signs")
+    sign = signs.judge_distance(make_sys(tmp_path, TWO_NODES, 1), "0000:17:00.0", set(cores))
     assert sign.is_found == is_found == ("numactl --cpunodebind=1 --membind=1" in sign.says)
     assert f"NUMA node 1, as do {near} of the {len(set(cores))} cores" in sign.says
 
@@ -166,8 +174,9 @@ def test_without_a_known_node_there_is_no_sign(
     tmp_path: Path, nodes: dict[int, str], gpu_node: int, address: str
 ) -> None:
     """One node; a virtual machine, in which the kernel answers -1; a device that does not exist."""
-    assert part("distance").judge_distance(make_sys(tmp_path, nodes, gpu_node), address, {0, 1}) is None
-    assert part("distance").find_distance(part("nvml").open_gpu(torch.device("cpu"))) is None
+    signs, machine = part("signs"), part("machine")
+    assert signs.judge_distance(make_sys(tmp_path, nodes, gpu_node), address, {0, 1}) is None
+    assert signs.find_distance(machine.open_gpu(torch.device("cpu"))) is None
 
 
 class FakeNvml:
@@ -206,37 +215,38 @@ class FakeNvml:
 
 
 def test_clocks_are_sampled_while_a_block_runs() -> None:
-    clocks = part("clocks")
+    signs, machine = part("signs"), part("machine")
     nvml = FakeNvml(POWER, POWER | HOT, IDLE)
-    with clocks.ClockSampler(part("nvml").find_gpu(nvml, "GPU-1")) as sampler:
+    with machine.ClockSampler(machine.find_gpu(nvml, "GPU-1")) as sampler:
         assert nvml.all_read.wait(30)
     assert [sample.reasons for sample in sampler.samples[:3]] == [POWER, POWER | HOT, IDLE]
-    assert sampler.samples[0] == clocks.Sample(POWER, 1410, 1980)
-    with clocks.ClockSampler(None) as sampler:
+    assert sampler.samples[0] == machine.Sample(POWER, 1410, 1980)
+    with machine.ClockSampler(None) as sampler:
         pass
-    assert sampler.samples == [] and clocks.judge_clocks([]) is None
+    assert sampler.samples == [] and signs.judge_clocks([]) is None
 
 
 def test_the_address_of_a_gpu_is_that_of_the_kernel() -> None:
-    nvml = part("nvml")
-    assert nvml.read_address(nvml.find_gpu(FakeNvml(0), "GPU-1")) == "0000:17:00.0"
+    machine = part("machine")
+    assert machine.read_address(machine.find_gpu(FakeNvml(0), "GPU-1")) == "0000:17:00.0"
 
 
 def test_older_drivers_and_drivers_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks, find_gpu = part("clocks"), part("nvml").find_gpu
+    machine = part("machine")
+    find_gpu = machine.find_gpu
     old = FakeNvml(HOT, name="nvmlDeviceGetCurrentClocksThrottleReasons")
-    assert clocks.read_sample(find_gpu(old, "GPU-1")).reasons == HOT
-    assert clocks.read_sample(find_gpu(FakeNvml(HOT, name="other"), "GPU-1")) is None
+    assert machine.read_sample(find_gpu(old, "GPU-1")).reasons == HOT
+    assert machine.read_sample(find_gpu(FakeNvml(HOT, name="other"), "GPU-1")) is None
     unable = FakeNvml(HOT)
     monkeypatch.setattr(unable, "nvmlDeviceGetClockInfo", lambda *_: 3)  # NVML_ERROR_NOT_SUPPORTED
-    assert clocks.read_sample(find_gpu(unable, "GPU-1")) is None
+    assert machine.read_sample(find_gpu(unable, "GPU-1")) is None
     assert find_gpu(old, "GPU-2") is None
 
 
 @given(st.lists(st.sampled_from([0, IDLE, APPLICATION, POWER, HOT, POWER | HOT]), min_size=1, max_size=50))
 def test_power_and_temperature_are_found_and_idleness_is_not(bits: list[int]) -> None:
-    clocks = part("clocks")
-    sign = clocks.judge_clocks([clocks.Sample(each, 1410, 1980) for each in bits])
+    signs, machine = part("signs"), part("machine")
+    sign = signs.judge_clocks([machine.Sample(each, 1410, 1980) for each in bits])
     slowed = sum(bool(each & (POWER | HOT)) for each in bits) / len(bits)
     assert sign.share == pytest.approx(slowed) and sign.is_found == (slowed > 0.1) == ("nvidia-smi -q" in sign.says)
     assert sign.says.startswith("The GPU ran at 1,410 of at most 1,980 MHz")

@@ -34,7 +34,7 @@ def part(name: str) -> Any:
 
 
 def settings(**changes: Any) -> Any:
-    return part("stages.setting").Setting(16, 32, "test_resnet", "none", **{"seconds": 0.1, **changes})
+    return part("stages").Setting(16, 32, "test_resnet", "none", **{"seconds": 0.1, **changes})
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class StandIn(Loader):
 
 
 def test_training_is_measured_with_a_stand_in_for_the_other_placement(loader: Loader) -> None:
-    compare = part("stages.probes").compare_placements
+    compare = part("probes").compare_placements
     opened: list[StandIn] = []
 
     def open_other() -> Loader:
@@ -77,7 +77,7 @@ def test_training_is_measured_with_a_stand_in_for_the_other_placement(loader: Lo
 @pytest.mark.parametrize("fails_after", [0, 12])
 def test_a_stand_in_that_fails_is_reported_with_its_reason(loader: Loader, fails_after: int) -> None:
     """At its first batch, or while it is measured: by then both warm-ups and windows have taken more."""
-    compare = part("stages.probes").compare_placements
+    compare = part("probes").compare_placements
     found = compare(loader, ON_GPU, lambda: StandIn(loader, fails_after=fails_after), settings())
     assert (found.rate, found.failure) == (None, "nvJPEG error 8 in the decoder")
 
@@ -86,7 +86,7 @@ def test_another_placement_that_cannot_be_built_is_reported_with_its_reason(load
     def open_other() -> Loader:
         raise InputError("the backend dali has no equalize here")
 
-    found = part("stages.probes").compare_placements(loader, ON_GPU, open_other, settings())
+    found = part("probes").compare_placements(loader, ON_GPU, open_other, settings())
     assert (found.rate, found.failure) == (None, "the backend dali has no equalize here")
 
 
@@ -115,7 +115,7 @@ def test_the_other_placement_decodes_in_its_default_way(
     monkeypatch: pytest.MonkeyPatch, asked: LoaderConfig, expected: LoaderConfig
 ) -> None:
     """A namespace replaces a loader on a GPU, and nothing is measured."""
-    probes, world = part("stages.probes"), World(device=torch.device("cuda", 0))
+    probes, world = part("probes"), World(device=torch.device("cuda", 0))
     monkeypatch.setattr(probes, "compare_placements", lambda loader, config, open_other, setting: (config, open_other))
     built: list[LoaderConfig] = []
     monkeypatch.setattr(probes, "build_loader", lambda *arguments: built.append(arguments[-1]))
@@ -128,40 +128,58 @@ def test_the_other_placement_decodes_in_its_default_way(
 
 
 def test_without_a_gpu_or_another_way_to_decode_there_is_no_other_placement(loader: Loader) -> None:
-    probe = part("stages.probes").probe_placement
+    probe = part("probes").probe_placement
     assert probe(loader, settings(), lambda *_: None) is None
     reference = SimpleNamespace(world=World(device=torch.device("cuda", 0)), backend=find_backend("reference"))
     assert probe(reference, settings(), lambda *_: None) is None
 
 
 def test_the_record_and_the_words_have_what_a_stand_in_gave(
-    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command, judging, probes = part("throughput"), part("stages.judging"), part("stages.probes")
+    """The stand-in is opened and compared as a loader on a GPU would be; only the measured ratio is given."""
+    command, probes = part("throughput"), part("probes")
+
+    def give_half(pair: Any, seconds: float) -> tuple[float, float]:
+        assert [isinstance(stage.feed.loader, StandIn) for stage in pair] == [
+            False,
+            True,
+        ]  # the current one comes first
+        for stage in pair:
+            stage.take()
+        return 0.5, 1.2
 
     def probe(loader: Loader, setting: Any, report: Any) -> Any:
-        return probes.compare_placements(loader, ON_GPU, lambda: StandIn(loader, pause=0.05), setting)
+        with monkeypatch.context() as patch:
+            patch.setattr(probes, "measure_ratios", give_half)
+            return probes.compare_placements(loader, ON_GPU, lambda: StandIn(loader), setting)
 
-    monkeypatch.setattr(judging, "probe_placement", probe)
-    words = ("--data", str(digits), "--seconds", "0.05", *SMALL)
+    monkeypatch.setattr(probes, "probe_placement", probe)
+    out = tmp_path / "record.json"
+    words = ("--data", str(digits), "--seconds", "0.05", "--out", str(out), *SMALL)
     monkeypatch.setattr(sys, "argv", ["throughput.py", *words])
     command.main()
-    shown = capsys.readouterr()
-    record = json.loads(shown.out)
+    shown, record = capsys.readouterr().out, json.loads(out.read_text())
     assert record["placement"] == {"placement": "cpu", "decode": "roi", "reason": "the model is on the CPU too"}
-    assert shown.err.count("images decoded on the CPU (roi; the model is on the CPU too)") == 1
-    other, train = record["verdict"]["other_placement"], record["stages"]["train"]["total"]["median"]
-    assert (other["here"], other["there"], other["decode"]) == ("cpu", "gpu", "full") and 0 < other["rate"] < 1
-    line = f"Decoding on the GPU instead of the CPU: {train * other['rate']:,.0f} instead of {train:,.0f} images/s."
-    assert line in record["verdict"]["says"] and line in shown.err
+    assert "decoded on the CPU (roi; the model is on the CPU too)" in shown
+    assert record["verdict"]["other_placement"] == {
+        "here": "cpu",
+        "there": "gpu",
+        "decode": "full",
+        "rate": 0.5,
+        "failure": "",
+    }
+    train = record["stages"]["train"]["total"]["median"]
+    line = f"Decoding on the GPU instead of the CPU: {train / 2:,.0f} instead of {train:,.0f} images/s."
+    assert line in record["verdict"]["says"] and line in shown
 
 
 def test_a_way_to_decode_that_was_asked_for_is_measured_and_recorded(digits: Path) -> None:
     command = part("throughput")
     words = ["--data", str(digits), "--mode", "decode", "--seconds", "0.02", "--decode", "full", "--placement", "cpu"]
-    record = command.measure_throughput(command.parse_arguments([*words, *SMALL]), World())
+    record = command.measure(command.read_options([*words, *SMALL]), World())
     assert record["placement"] == {"placement": "cpu", "decode": "full", "reason": "as asked for"}
-    asked = command.read_loader(command.parse_arguments(["--placement", "gpu", "--hw-decoder-load", "0.99"]))
+    asked = command.read_options(["--placement", "gpu", "--hw-decoder-load", "0.99"]).loader
     assert asked == replace(LoaderConfig(), placement="gpu", hw_decoder_load=0.99)
 
 
@@ -180,7 +198,7 @@ def test_an_impossible_placement_is_refused_in_one_line_before_anything_is_prepa
 ) -> None:
     command = part("throughput")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(part("stages.photos"), "open_split", lambda *_: pytest.fail("photographs must not be prepared"))
+    monkeypatch.setattr(command, "open_split", lambda *_: pytest.fail("photographs must not be prepared"))
     monkeypatch.setattr(sys, "argv", ["throughput.py", "--device", "cpu", *words, *tune])
     with pytest.raises(InputError, match=message) as caught:
         command.main()
@@ -193,4 +211,4 @@ def test_more_cores_help_decoding_up_to_the_most_threads(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     loader.config = replace(loader.config, num_threads=threads)
-    assert part("stages.probes").find_core_scaling(loader).decode == pytest.approx(scaling)
+    assert part("probes").find_core_scaling(loader).decode == pytest.approx(scaling)

@@ -13,6 +13,7 @@ from helpers.ranks import Ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaders import World
 from loaders.plan import TrainTransform
 from prep.errors import InputError
 from train.config import Recipe, RunConfig
@@ -30,7 +31,7 @@ def part(name: str) -> Any:
 
 def figures(loader: float, model: float, train: float | None = None, cores: float | None = None) -> Any:
     """A loader and a model on a GPU, or on a CPU of which an image needs 1 / `cores` seconds."""
-    return part("verdict.bounds").Figures(
+    return part("verdict").Figures(
         read_warm=float("inf"),
         decode=loader,
         model=model,
@@ -49,18 +50,18 @@ def figures(loader: float, model: float, train: float | None = None, cores: floa
 
 
 def result(num_images: int, size: int = 88, promised: tuple[Any, ...] = (), **rates: float) -> Any:
-    phase = part("phases.plan").Phase(size, size, num_images)
-    return part("phases.total").PhaseResult(phase, figures(**rates), promised)
+    phase = part("phases").Phase(size, size, num_images)
+    return part("phases").PhaseResult(phase, figures(**rates), promised)
 
 
 def advice(rate: float, **change: Any) -> Any:
-    return part("verdict.advice").Advice(f"change to {change}", rate, change)
+    return part("verdict").Advice(f"change to {change}", rate, change)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
     """Import everything before hypothesis measures how long an example takes."""
-    part("phases.command")
+    part("resolutions")
 
 
 # The phases.
@@ -69,7 +70,7 @@ def imported() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_phases_hold_all_images_of_a_recipe(name: str) -> None:
     recipe = RECIPES[name]()
-    *training, evaluation = part("phases.plan").plan_phases(recipe)
+    *training, evaluation = part("phases").plan_phases(recipe)
     assert sum(phase.num_images for phase in training) == pytest.approx(recipe.epochs * IMAGENET, abs=len(training))
     assert sorted({phase.size for phase in training}) == [phase.size for phase in training]
     assert evaluation.evaluates and evaluation.size == recipe.evaluation.size
@@ -77,7 +78,7 @@ def test_the_phases_hold_all_images_of_a_recipe(name: str) -> None:
 
 
 def test_quick_24_trains_on_half_of_its_images_at_88_pixels() -> None:
-    *training, evaluation = part("phases.plan").plan_phases(quick_24())
+    *training, evaluation = part("phases").plan_phases(quick_24())
     assert [phase.size for phase in training] == [88, 104, 120, 136, 152, 168, 176]
     assert training[0].num_images / (24 * IMAGENET) == pytest.approx(13 / 24, abs=0.05)
     assert evaluation.size == 224
@@ -90,20 +91,20 @@ def test_part_of_an_epoch_counts_as_part_and_the_last_evaluation_always_counts()
         transform=TrainTransform(size=64, first_size=32, grow=(1.0, 2.0)),
         run=RunConfig(evaluate_every=2.0),
     )
-    small, large, evaluation = part("phases.plan").plan_phases(recipe)
+    small, large, evaluation = part("phases").plan_phases(recipe)
     assert (small.num_images, large.num_images) == (2 * IMAGENET, round(0.5 * IMAGENET))
     assert evaluation.num_images == 2 * 50_000
     never = replace(recipe, run=RunConfig(evaluate_every=float("inf")))
-    assert part("phases.plan").plan_phases(never)[-1].num_images == 50_000
+    assert part("phases").plan_phases(never)[-1].num_images == 50_000
 
 
 def test_scaled_resolutions_are_even_and_must_differ() -> None:
-    *training, evaluation = part("phases.plan").plan_phases(quick_24(), 0.25)
+    *training, evaluation = part("phases").plan_phases(quick_24(), 0.25)
     assert [phase.measured_size for phase in training] == [22, 26, 30, 34, 38, 42, 44]
     assert [phase.size for phase in training] == [88, 104, 120, 136, 152, 168, 176] and evaluation.measured_size == 56
-    close = part("phases.plan").plan_phases(quick_24(), 0.05)[:-1]
+    close = part("phases").plan_phases(quick_24(), 0.05)
     with pytest.raises(InputError, match="times --scale must differ from each other, got 4, 6, 6"):
-        part("phases.command").check_sizes(close)
+        part("phases").check_sizes(close)
 
 
 # Their sum.
@@ -111,7 +112,7 @@ def test_scaled_resolutions_are_even_and_must_differ() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 10**8), RATES, RATES), min_size=1, max_size=8))
 def test_the_rate_of_a_recipe_is_weighted_by_images(rows: list[tuple[int, float, float]]) -> None:
-    total = part("phases.total")
+    total = part("phases")
     results = [result(count, loader=loader, model=model) for count, loader, model in rows]
     seconds = sum(count / min(loader, model) for count, loader, model in rows)
     assert total.sum_seconds(results) == pytest.approx(seconds)
@@ -124,7 +125,7 @@ def test_the_rate_of_a_recipe_is_weighted_by_images(rows: list[tuple[int, float,
 
 
 def test_a_loader_that_binds_only_at_small_sizes_is_named_there_alone() -> None:
-    total = part("phases.total")
+    total = part("phases")
     results = [
         result(300, 88, loader=1_000.0, model=3_000.0),
         result(100, 176, loader=1_000.0, model=500.0),
@@ -137,7 +138,7 @@ def test_a_loader_that_binds_only_at_small_sizes_is_named_there_alone() -> None:
 
 
 def test_a_change_counts_in_the_phases_in_which_it_was_tried() -> None:
-    total = part("phases.total")
+    total = part("phases")
     results = [
         result(300, 88, (advice(2_000.0, short_side=256),), loader=1_000.0, model=3_000.0),
         result(100, 176, loader=1_000.0, model=500.0),
@@ -157,12 +158,12 @@ def test_storage_is_advised_for_the_phase_that_needs_most() -> None:
         result(100, 88, (advice(4_000.0, megabytes_per_second=500.0),), loader=1_000.0, model=4_000.0),
         result(100, 176, (advice(2_000.0, megabytes_per_second=250.0),), loader=1_000.0, model=2_000.0),
     ]
-    (gain,) = part("phases.total").sum_gains(results)
+    (gain,) = part("phases").sum_gains(results)
     assert "500" in gain.what and gain.gain == pytest.approx(0.2 / 0.075)
 
 
 def test_the_words_hold_the_sum() -> None:
-    words = part("phases.words")
+    words = part("phases")
     results = [
         result(27 * 10**6, 88, (advice(2_000.0, short_side=256),), loader=1_000.0, model=3_000.0),
         result(9 * 10**6, 176, loader=1_000.0, model=500.0),
@@ -184,8 +185,8 @@ def test_the_words_hold_the_sum() -> None:
 
 
 def test_a_sign_is_said_once_where_it_is_strongest() -> None:
-    words, plan = part("phases.words"), part("phases.plan")
-    judge = part("signs.communication").judge_communication
+    words, plan = part("phases"), part("phases")
+    judge = part("signs").judge_communication
     phases = [plan.Phase(size, size, 1) for size in (88, 120, 176)]
     found = list(zip(phases, [judge(2.0), judge(1.5), judge(1.01)], strict=True))
     (line,) = words.write_signs(found)
@@ -203,8 +204,8 @@ def test_the_command_measures_each_resolution_and_adds_up(ranks: Ranks, digits: 
     words = ("--data", digits, "--recipe", "quick_24", "--scale", "0.2", "--dollars-per-hour", "2", "--out", out)
     done = ranks.run_command(tmp_path, SCRIPT, *words, *SMALL)
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert record == json.loads(out.read_text()) and record["what"] == "throughput of a recipe"
+    record = json.loads(out.read_text())
+    assert record["what"] == "throughput of a recipe"
 
     # Every phase has its rates with their spread; the hours are those of its images at its rate.
     assert [phase["size"] for phase in record["phases"]] == [88, 104, 120, 136, 152, 168, 176]
@@ -225,11 +226,11 @@ def test_the_command_measures_each_resolution_and_adds_up(ranks: Ranks, digits: 
 
     # What differs from the recipe is said, and everything said is shown.
     assert record["says"][0].startswith("Not measured as the recipe trains: sizes times 0.2, test_resnet instead of")
-    assert all(line in done.stderr for line in record["says"])
+    assert all(line in done.stdout for line in record["says"])
 
     # The same figures are in the section of RESULTS.md.
-    section = "\n".join(part("reports.phases").describe_phases(record))
-    assert section.count("\n| ") == 8 and all(line in section for line in record["says"])
+    section = part("tables").to_markdown(part("reports.kinds").make_tables(record))
+    assert section.count("\n| ") == 9 and all(line in section for line in record["says"])
 
 
 def test_a_killed_measurement_keeps_the_phases_it_has_measured(digits: Path, tmp_path: Path) -> None:
@@ -248,10 +249,11 @@ def test_a_killed_measurement_keeps_the_phases_it_has_measured(digits: Path, tmp
 
 
 def test_in_full_it_measures_all_stages_and_changes(ranks: Ranks, digits: Path, tmp_path: Path) -> None:
-    words = ("--data", digits, "--recipe", "fast_24", "--scale", "0.2", "--full")
+    out = tmp_path / "record.json"
+    words = ("--data", digits, "--recipe", "fast_24", "--scale", "0.2", "--full", "--out", out)
     done = ranks.run_command(tmp_path, SCRIPT, *words, *SMALL)
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    record = json.loads(out.read_text())
     for phase in record["phases"]:
         assert {"read warm", "decode", "loader", "model", "train"} <= phase["stages"].keys()
         assert phase["bottleneck"] in ("storage", "decoding", "the model", "the number of CPU cores")
@@ -264,35 +266,38 @@ def test_in_full_it_measures_all_stages_and_changes(ranks: Ranks, digits: Path, 
         (("--size", "64"), "--recipe and --size exclude each other"),
         (("--mode", "loader"), "--recipe and --mode exclude each other"),
         (("--tune",), "--recipe and --tune exclude each other"),
-        (("--scale", "0"), "--scale must be greater than 0, got 0.0"),
+        (("--scale", "0"), "--scale must be greater than 0, got 0"),
         (("--batch-size", "0"), "--batch-size must be greater than 0, got 0"),
     ],
 )
 def test_flags_that_contradict_a_recipe_are_refused(words: tuple[str, ...], message: str) -> None:
     command = part("throughput")
     with pytest.raises(InputError, match=message):
-        command.check_arguments(command.parse_arguments(["--recipe", "quick_24", *words]))
+        command.read_options(["--recipe", "quick_24", *words]).check()
 
 
 def test_the_recipes_values_are_the_defaults_and_flags_change_them() -> None:
     command = part("throughput")
-    parsed = command.parse_arguments(["--recipe", "quick_24"])
-    assert (parsed.model, parsed.amp, parsed.batch_size, parsed.compile) == ("resnet50", "bf16", None, "none")
-    changed = command.parse_arguments(["--recipe", "quick_24", "--model", "resnet10t", "--amp", "fp16"])
-    assert (changed.model, changed.amp) == ("resnet10t", "fp16")
-    plain = command.parse_arguments([])
-    setting = command.read_setting(plain, Path())
-    assert (setting.batch_size, setting.size, setting.model, setting.recipe) == (64, 224, "resnet50d", None)
+
+    def read(*words: str) -> Any:
+        return command.read_options(list(words)).read_setting(Path(), World())
+
+    own = read("--recipe", "quick_24")
+    assert (own.model, own.amp, own.batch_size, own.compile) == ("resnet50", "bf16", 2048, "none")
+    changed = read("--recipe", "quick_24", "--model", "resnet10t", "--amp", "none", "--batch-size", "32")
+    assert (changed.model, changed.amp, changed.batch_size) == ("resnet10t", "none", 32)
+    plain = read()
+    assert (plain.batch_size, plain.size, plain.model, plain.recipe) == (64, 224, "resnet50d", None)
 
 
 def test_the_step_is_that_of_the_recipe(digits: Path) -> None:
-    stepping, setting = part("stages.stepping"), part("stages.setting").Setting(32, 32, "test_resnet", "none")
+    stages, setting = part("stages"), part("stages").Setting(32, 32, "test_resnet", "none")
     setting = replace(
         setting, microbatch=16, recipe=replace(quick_24(), model=replace(quick_24().model, pretrained="a1"))
     )
     loaders = part("loaders")
     loader = loaders.build_loader(loaders.Split(digits, "train"), TrainTransform(32), 32)
-    recipe = stepping.build_step(setting, loader).recipe
+    recipe = stages.build_step(setting, loader).recipe
     assert recipe.loss == "bce" and recipe.optim == quick_24().optim and recipe.label_smoothing == 0.08
     assert (recipe.batch_size, recipe.model.name, recipe.model.pretrained, recipe.amp) == (
         32,

@@ -8,6 +8,7 @@ import json
 import os
 import statistics
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,18 +33,13 @@ MINUTES = 0.02  # the least that a search can do takes longer
 
 @pytest.fixture(scope="module", autouse=True)
 def tuning() -> Any:
-    """The package's command, importable as the benchmarks import it."""
-    return importlib.import_module("tuning.command")
+    """The module, importable as the benchmarks import it."""
+    return importlib.import_module("tune")
 
 
 @pytest.fixture(scope="module")
-def turns() -> Any:
-    return importlib.import_module("tuning.turns")
-
-
-@pytest.fixture(scope="module")
-def work(digits: Path, turns: Any) -> Any:
-    return turns.Workload(Split(digits, "train"), World(), 16, 24)
+def work(digits: Path, tuning: Any) -> Any:
+    return tuning.Workload(Split(digits, "train"), World(), 16, 24)
 
 
 @pytest.mark.parametrize("backend", ["dali", "reference"])
@@ -51,7 +47,7 @@ def test_a_file_holds_every_figure_and_training_takes_it(
     digits: Path, work: Any, tuning: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
     out = tmp_path / "tuned.json"
-    record = tuning.run_search(tuning.Request(work, LoaderConfig(backend), MINUTES))
+    record = tuning.run_search(work, LoaderConfig(backend), MINUTES)
     out.write_text(json.dumps(record))
     assert record == json.loads(out.read_text())
     assert (record["what"], record["backend"], record["device"]) == ("loader settings", backend, "cpu")
@@ -71,8 +67,9 @@ def test_a_file_holds_every_figure_and_training_takes_it(
     epochs = build(digits, "train", 16, device="cpu", backend=backend, tuned=out)
     next(iter(epochs))
     epochs.close()
-    said = capsys.readouterr()
-    assert said.out == "" and " s left: " in said.err and "[not ImageNet]" in said.err
+    said, kinds = capsys.readouterr(), importlib.import_module("reports.kinds")
+    assert said.out == "" and " s left: " in said.err
+    assert "[not ImageNet]" in str(kinds.make_tables(record))
     assert "images are decoded on the CPU (the model is on the CPU too)" in said.err
 
 
@@ -86,7 +83,7 @@ def test_a_file_of_before_there_were_placements_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_able", [True, False])
 def test_on_a_gpu_the_other_placement_is_tried_first(
-    digits: Path, tuning: Any, turns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_able: bool
+    digits: Path, tuning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_able: bool
 ) -> None:
     """On a pretended GPU: a stand-in that decodes on the CPU, or that fails, for a loader that decodes on the GPU."""
     pretend(monkeypatch)
@@ -95,8 +92,8 @@ def test_on_a_gpu_the_other_placement_is_tried_first(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
     properties = SimpleNamespace(name="Pretended GPU", total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(turns, "all_gather_values", lambda values, _: [values])
-    build_loader, opened = turns.build_loader, []
+    monkeypatch.setattr(tuning, "all_gather_values", lambda values, _: [values])
+    build_loader, opened = tuning.build_loader, []
 
     def stand_in(*arguments: Any, config: LoaderConfig) -> Any:
         opened.append((config.placement, config.decode))
@@ -105,10 +102,10 @@ def test_on_a_gpu_the_other_placement_is_tried_first(
         return build_loader(*arguments, config=replace(config, placement="cpu"))
 
     tries = iter([True] * 12)
-    monkeypatch.setattr(turns, "build_loader", stand_in)
-    monkeypatch.setattr(tuning.Tuner, "may_try", lambda _: next(tries, False))
-    work = turns.Workload(Split(digits, "train"), GPU, 16, 24)
-    record = tuning.run_search(tuning.Request(work, LoaderConfig(), MINUTES))
+    monkeypatch.setattr(tuning, "build_loader", stand_in)
+    monkeypatch.setattr(tuning.Tuner, "has_time", lambda _, pairs: pairs > tuning.LAST_PAIRS and next(tries, False))
+    work = tuning.Workload(Split(digits, "train"), GPU, 16, 24)
+    record = tuning.run_search(work, LoaderConfig(), MINUTES)
     reason = "this process has 6 cores, at least 6"
     assert record["starts_with"] == {"placement": "cpu", "decode": "roi", "reason": reason}
     first = record["comparisons"][0]
@@ -125,20 +122,20 @@ def test_on_a_gpu_the_other_placement_is_tried_first(
 
 def test_where_a_placement_lacks_a_gpu_nothing_is_tuned(work: Any, tuning: Any) -> None:
     with pytest.raises(InputError, match="placement gpu needs a GPU"):
-        tuning.run_search(tuning.Request(work, LoaderConfig(placement="gpu"), MINUTES))
+        tuning.run_search(work, LoaderConfig(placement="gpu"), MINUTES)
 
 
-def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, turns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[tuple[LoaderConfig, int]] = []
-    take = turns.Runner.window
+    take = tuning.Runner.window
 
     def window(self: Any, num_untimed: int, num_steps: int) -> float:
         windows.append((self.config, self.num_taken + num_untimed))
         return take(self, num_untimed, num_steps)
 
-    monkeypatch.setattr(turns.Runner, "window", window)
+    monkeypatch.setattr(tuning.Runner, "window", window)
     candidate = replace(START, batches_ahead=4)
-    with turns.PairedWindows(work, START, 0.05) as each:
+    with tuning.PairedWindows(work, START, 0.05) as each:
         comparison = each.compare(candidate, START, 5, lambda: False)
         again = each.compare(START, START, 2, lambda: False)
     assert (len(comparison.pairs), len(again.pairs)) == (5, 2)
@@ -152,29 +149,48 @@ def test_the_windows_of_a_pair_are_of_the_same_images(work: Any, turns: Any, mon
     assert pairs[5][0][1] == pairs[5][1][1]
 
 
-def test_a_loader_that_is_not_measured_rests(work: Any, turns: Any) -> None:
-    runner = turns.Runner(work, START, 0)
+def test_processes_wait_for_each_other_before_the_untimed_batches(
+    work: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loader reads ahead while its process waits for others is not part of its window."""
+    timing, events = importlib.import_module("timing"), []
+    runner = tuning.Runner(work, START, 0)
+    first = runner.num_taken
+    monkeypatch.setattr(timing, "barrier", lambda _: events.append(("wait", runner.num_taken - first)))
+
+    def read_clock(_: World) -> float:
+        events.append(("clock", runner.num_taken - first))
+        return time.perf_counter()
+
+    monkeypatch.setattr(timing, "read_clock", read_clock)
+    with closing(runner):
+        assert runner.window(7, 3) > 0
+    assert events == [("wait", 0), ("clock", 7), ("clock", 10)]
+
+
+def test_a_loader_that_is_not_measured_rests(work: Any, tuning: Any) -> None:
+    runner = tuning.Runner(work, START, 0)
     planned = runner.loader.planned
     time.sleep(0.3)
     assert runner.loader.planned == planned
     assert runner.loader.stats().queue_depth == START.batches_ahead
-    runner.take(runner.num_untimed)
+    runner.rest()
     assert runner.loader.planned > planned
     runner.close()
 
 
 def test_a_candidate_that_fails_has_lost_and_the_search_continues(
-    work: Any, turns: Any, monkeypatch: pytest.MonkeyPatch
+    work: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_loader = turns.build_loader
+    build_loader = tuning.build_loader
 
     def failing(*arguments: Any, config: LoaderConfig) -> Any:
         if config.decode == "full":
             raise RuntimeError("out of memory\nin a place of the decoder's")
         return build_loader(*arguments, config=config)
 
-    monkeypatch.setattr(turns, "build_loader", failing)
-    with turns.PairedWindows(work, START, 0.05) as each:
+    monkeypatch.setattr(tuning, "build_loader", failing)
+    with tuning.PairedWindows(work, START, 0.05) as each:
         failed = each.compare(replace(START, decode="full"), START, 5, lambda: True)
         assert (failed.failure, failed.is_better) == ("out of memory in a place of the decoder's", False)
         assert len(each.compare(replace(START, batches_ahead=1), START, 2, lambda: False).pairs) == 2
@@ -187,7 +203,7 @@ def test_what_was_found_outlives_batches_that_do_not_fit(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(tuning, "measure_sizes", fail)
-    record = tuning.run_search(tuning.Request(work, START, MINUTES))
+    record = tuning.run_search(work, START, MINUTES)
     assert record["batch_sizes"] == [] and len(record["best"]["ratio"]["repetitions"]) >= 5
     assert "cannot be measured (out of memory)" in capsys.readouterr().err
 
@@ -209,15 +225,15 @@ def test_two_processes_agree_on_every_figure(ranks: Ranks, digits: Path, tmp_pat
 
 def test_what_cannot_be_tuned_is_refused_before_anything_opens(work: Any, tuning: Any) -> None:
     with pytest.raises(InputError, match="synthetic"):
-        tuning.run_search(tuning.Request(work, LoaderConfig("synthetic"), MINUTES))
+        tuning.run_search(work, LoaderConfig("synthetic"), MINUTES)
 
 
-def test_one_thread_is_found_to_be_too_few(imagenet_samples: Path, turns: Any, tuning: Any) -> None:
+def test_one_thread_is_found_to_be_too_few(imagenet_samples: Path, tuning: Any) -> None:
     if not os.environ.get("PENSTOCK_SOAK_TUNE"):
         pytest.skip("takes a minute: set PENSTOCK_SOAK_TUNE")
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    work = turns.Workload(Split(imagenet_samples, "train"), World(), 16, 224)
+    work = tuning.Workload(Split(imagenet_samples, "train"), World(), 16, 224)
     start = LoaderConfig(num_threads=1, batches_ahead=1)
-    record = tuning.run_search(tuning.Request(work, start, 1.0))
+    record = tuning.run_search(work, start, 1.0)
     assert record["settings"]["num_threads"] != 1 and record["best"]["is_better"]

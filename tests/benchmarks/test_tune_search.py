@@ -40,13 +40,13 @@ many = settings(max_examples=200, deadline=None)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tuning() -> Any:
-    """The package's modules, importable as the benchmarks import them."""
-    return importlib.import_module("tuning.command")
+def imported() -> None:
+    """Import everything before hypothesis measures how long an example takes."""
+    part("tune")
 
 
-def _part(name: str) -> Any:
-    return importlib.import_module(f"tuning.{name}")
+def part(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def _always() -> bool:
@@ -57,15 +57,16 @@ def _compare(rate: Rate, noise: Callable[[], float]) -> Any:
     """Comparisons on a made-up machine, by the real rule."""
 
     def compare(candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: Callable[[], bool]) -> Any:
-        pairs = _part("rule").measure_pairs(lambda: (rate(candidate) * noise(), rate(other) * noise()), least, has_time)
-        return _part("search").Comparison(candidate, other, tuple(pairs))
+        measure_one = lambda: (rate(candidate) * noise(), rate(other) * noise())  # noqa: E731
+        pairs = part("timing").measure_pairs(measure_one, least, has_time)
+        return part("tune").Comparison(candidate, other, tuple(pairs))
 
     return compare
 
 
 def _space(*, has_gpu: bool = False, start: LoaderConfig = START) -> Any:
     tables = {"cpu": VALUES, "gpu": GPU_VALUES} if has_gpu else {"cpu": VALUES}
-    return _part("space").Space(tables, start)
+    return part("tune").Space(tables, start)
 
 
 def _rate(machine: dict[str, list[float]], space: Any) -> Rate:
@@ -80,13 +81,13 @@ def _rate(machine: dict[str, list[float]], space: Any) -> Rate:
 
 
 def _search(rate: Rate, noise: Callable[[], float], start: LoaderConfig = START, space: Any = None) -> Any:
-    return _part("search").search(start, space or _space(), _compare(rate, noise), _always, _always)
+    return part("tune").search(start, space or _space(), _compare(rate, noise), _always, _always)
 
 
 @many
 @given(machine=machines, has_gpu=st.booleans())
 def test_without_noise_it_climbs_until_no_neighbour_is_faster(machine: dict[str, list[float]], has_gpu: bool) -> None:
-    space, least_gain = _space(has_gpu=has_gpu), _part("rule").LEAST_GAIN
+    space, least_gain = _space(has_gpu=has_gpu), part("timing").LEAST_GAIN
     rate = _rate(machine, space)
     found = _search(rate, lambda: 1.0, space=space)
     assert rate(found.config) >= rate(START)
@@ -116,8 +117,8 @@ def test_equally_fast_settings_are_taken_for_faster_in_5_of_100_cases() -> None:
     accepted = 0
     for tosses in product((1.05, 0.95), repeat=8):
         pairs = iter([(each, 1.0) for each in tosses])
-        taken = _part("rule").measure_pairs(lambda pairs=pairs: next(pairs), 0, _always)
-        verdict = _part("rule").is_faster(taken)
+        taken = part("timing").measure_pairs(lambda pairs=pairs: next(pairs), 0, _always)
+        verdict = part("timing").is_faster(taken)
         assert verdict is not None
         accepted += verdict
     assert accepted / 2**8 == 1 / 32 + 5 / 256
@@ -140,9 +141,9 @@ def test_a_bad_start_is_improved_in_spite_of_noise() -> None:
     def rate(config: LoaderConfig) -> float:  # two cores; a queue of one stalls now and then
         return 310 * min(config.num_threads or 2, 2) * (0.85 if config.batches_ahead == 1 else 1)
 
-    space = _part("space").Space({"cpu": {**VALUES, "num_threads": (1, 0)}}, start)
+    space = part("tune").Space({"cpu": {**VALUES, "num_threads": (1, 0)}}, start)
     compare = _compare(rate, lambda: draw.lognormvariate(0, 0.03))
-    found = _part("search").search(start, space, compare, _always, _always)
+    found = part("tune").search(start, space, compare, _always, _always)
     assert found.config.num_threads == 0 and found.config.batches_ahead > 1
     assert rate(found.config) == rate(START)
 
@@ -152,14 +153,14 @@ def test_settings_that_cannot_run_are_passed_over() -> None:
 
     def failing(candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: Callable[[], bool]) -> Any:
         if candidate.decode == "full":
-            return _part("search").Comparison(candidate, other, (), "no memory")
+            return part("tune").Comparison(candidate, other, (), "no memory")
         return compare(candidate, other, least, has_time)
 
-    found = _part("search").search(START, _space(), failing, _always, _always)
+    found = part("tune").search(START, _space(), failing, _always, _always)
     assert found.config == replace(START, batches_ahead=8)
     failed = [step for step in found.steps if step.failure]
     assert failed and not any(step.is_better for step in failed)
-    assert _part("report").describe_step(failed[0]) == "decode full instead of roi: cannot run here (no memory)"
+    assert part("tune").describe_step(failed[0]) == "decode full instead of roi: cannot run here (no memory)"
 
 
 class FakeTurns:
@@ -167,6 +168,7 @@ class FakeTurns:
 
     def __init__(self, rate: Rate, seed: int, pair_seconds: float) -> None:
         self.now, self.pair_seconds = 0.0, pair_seconds
+        self.work = part("tune").Workload(None, World(), 8, 24)
         self.rate, self.draw = rate, random.Random(seed)
 
     def compare(self, *arguments: Any) -> Any:
@@ -180,11 +182,9 @@ class FakeTurns:
 @many
 @given(machine=machines, seed=st.integers(0, 2**32), budget=st.floats(1, 400), pair_seconds=st.floats(0.5, 9))
 def test_the_time_limit_is_kept(machine: dict[str, list[float]], seed: int, budget: float, pair_seconds: float) -> None:
-    command = _part("command")
+    command = part("tune")
     turns = FakeTurns(_rate(machine, _space()), seed, pair_seconds)
-    clock = _part("budget").Budget(budget, World(), lambda: turns.now)
-    tuner = command.Tuner(command.Request(_part("turns").Workload(None, World(), 8, 24), START), turns, clock)
-    found = tuner.find(_space())
+    found = command.Tuner(turns, budget / 60, 0.0, lambda: turns.now).find(START, _space())
     assert len(found.last.pairs) >= 5  # whatever the time
     tail = command.SIZES_PAIRS * pair_seconds  # what the batch sizes need afterwards
     assert turns.now <= max(budget - tail, 5 * pair_seconds) + 1e-6
@@ -200,7 +200,7 @@ def test_threads_keep_to_the_cores_where_training_needs_them(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     world = World(local_size=local_size, size=local_size)
-    share, numbers = len(share_cores(world)), _part("space").find_threads(world, placement)
+    share, numbers = len(share_cores(world)), part("tune").find_threads(world, placement)
     meant = [number or min(16, share) for number in numbers]
     assert meant == sorted(set(meant)) and numbers.count(0) == 1
     assert max(meant) <= (2 * share if placement == "gpu" else share)
@@ -209,7 +209,7 @@ def test_threads_keep_to_the_cores_where_training_needs_them(
 def test_a_given_number_of_threads_is_inserted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     starts = [replace(START, num_threads=number) for number in (0, 5, 8, 10)]
-    spaces = [_part("space").find_space(start, World()) for start in starts]
+    spaces = [part("tune").find_space(start, World()) for start in starts]
     assert [space.find_values("num_threads", "cpu") for space in spaces] == [
         (1, 2, 3, 4, 6, 0),
         (1, 2, 3, 4, 5, 6, 0),
@@ -219,7 +219,7 @@ def test_a_given_number_of_threads_is_inserted_in_order(monkeypatch: pytest.Monk
 
 
 def test_the_space_holds_where_the_search_starts() -> None:
-    find_space = _part("space").find_space
+    find_space = part("tune").find_space
     for number in (0, 1, 5, len(share_cores(World()))):
         space = find_space(replace(START, num_threads=number, batches_ahead=5), World())
         threads = space.find_values("num_threads", "cpu")
@@ -260,7 +260,7 @@ def test_on_a_gpu_every_candidate_can_be_built_and_means_what_it_says(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
         start = choose_placement(asked, GPU_WORLD).config
-        space = _part("space").find_space(start, GPU_WORLD)
+        space = part("tune").find_space(start, GPU_WORLD)
         assert space.names[:2] == ("placement", "hw_decoder_load")
         config = start
         for name, step in moves:
@@ -285,18 +285,18 @@ def test_a_search_finds_the_other_placement_and_its_settings() -> None:
     def rate(config: LoaderConfig) -> float:  # a GPU with a fast hardware decoder, on a machine with few cores
         return 3_000 + 4_000 * config.hw_decoder_load if config.placement == "gpu" else 2_500
 
-    space = _part("space").find_space(START, GPU_WORLD)
+    space = part("tune").find_space(START, GPU_WORLD)
     found = _search(rate, lambda: 1.0, space=space)
     assert found.config == replace(START, placement="gpu", decode="full", hw_decoder_load=0.99)
     first = found.steps[0]
-    assert _part("report").describe_step(first).startswith("placement gpu instead of cpu, decode full instead of roi: ")
+    assert part("tune").describe_step(first).startswith("placement gpu instead of cpu, decode full instead of roi: ")
     assert "roi" not in [each.candidate.decode for each in found.steps if each.candidate.placement == "gpu"]
 
     def slow(config: LoaderConfig) -> float:  # a GPU that decodes slowly, which the search starts with
         return 1_000 + config.hw_decoder_load if config.placement == "gpu" else 2_500
 
     start = replace(GPU_START, hw_decoder_load=0.3, num_threads=2)
-    back = _search(slow, lambda: 1.0, start, _part("space").find_space(start, GPU_WORLD))
+    back = _search(slow, lambda: 1.0, start, part("tune").find_space(start, GPU_WORLD))
     assert (back.config.placement, back.config.decode, back.config.hw_decoder_load) == ("cpu", "roi", 0.3)
 
 
@@ -305,17 +305,17 @@ def test_a_placement_that_cannot_run_is_passed_over() -> None:
 
     def failing(candidate: LoaderConfig, other: LoaderConfig, least: int, has_time: Callable[[], bool]) -> Any:
         if candidate.placement == "gpu":
-            return _part("search").Comparison(candidate, other, (), "nvJPEG is not there")
+            return part("tune").Comparison(candidate, other, (), "nvJPEG is not there")
         return compare(candidate, other, least, has_time)
 
-    found = _part("search").search(START, _space(has_gpu=True), failing, _always, _always)
+    found = part("tune").search(START, _space(has_gpu=True), failing, _always, _always)
     assert found.config == replace(START, batches_ahead=8)
     assert {step.candidate.placement for step in found.steps if step.failure} == {"gpu"}
-    assert "placement gpu instead of cpu" in _part("report").describe_step(found.steps[0])
+    assert "placement gpu instead of cpu" in part("tune").describe_step(found.steps[0])
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
 def test_a_time_limit_of_zero_is_refused(minutes: float) -> None:
-    work = _part("turns").Workload(None, World(), 8, 24)
+    work = part("tune").Workload(None, World(), 8, 24)
     with pytest.raises(InputError, match=f"--minutes must be greater than 0 .*, got {minutes:g}"):
-        _part("command").Request(work, START, minutes).check()
+        part("tune").run_search(work, START, minutes)

@@ -17,10 +17,10 @@ def tune(rank: int, size: int, group: Path, *, data: str, minutes: float, port: 
     """Tune as `benchmarks/throughput.py --tune` does, and write this rank's result."""
     sys.path.insert(0, str(CHECKOUT / "benchmarks"))
     take_place(rank, size, port)
-    command, turns = (importlib.import_module(f"tuning.{name}") for name in ("command", "turns"))
+    command = importlib.import_module("tune")
     with join_world("cpu") as world:
-        work = turns.Workload(Split(data, "train"), world, 16, 24)
-        record = command.run_search(command.Request(work, LoaderConfig(), minutes))
+        work = command.Workload(Split(data, "train"), world, 16, 24)
+        record = command.run_search(work, LoaderConfig(), minutes)
     (group / f"record-{rank}").write_text(json.dumps(record))
 
 
@@ -28,7 +28,7 @@ def probe(rank: int, size: int, group: Path, *, data: str, port: int) -> None:
     """Measure another placement with a loader that the last rank cannot open, and write this rank's result."""
     sys.path.insert(0, str(CHECKOUT / "benchmarks"))
     take_place(rank, size, port)
-    probes, setting = importlib.import_module("stages.probes"), importlib.import_module("stages.setting")
+    probes, stages = importlib.import_module("probes"), importlib.import_module("stages")
     with join_world("cpu") as world:
         split, transform = Split(data, "train"), TrainTransform(24)
         loader = build_loader(split, transform, 16, world)
@@ -38,7 +38,7 @@ def probe(rank: int, size: int, group: Path, *, data: str, port: int) -> None:
                 raise InputError("this GPU has no decoder")
             return build_loader(split, transform, 16, world)
 
-        asked = setting.Setting(8, 24, "test_resnet", "none", seconds=0.02)
+        asked = stages.Setting(8, 24, "test_resnet", "none", seconds=0.02)
         found = probes.compare_placements(loader, replace(loader.config, placement="gpu"), open_other, asked)
     (group / f"found-{rank}").write_text(json.dumps(vars(found)))
 
