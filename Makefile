@@ -50,7 +50,8 @@ test: env
 	$(BIN)/pyright
 	$(PYTEST) --durations 10
 
-# The same tests with many more cases, and tests that are too long for `make test`.
+# The same tests with many more cases, and tests that are too long for `make test`. With a folder of photographs,
+# `make soak PHOTOS=DIR`, also the proofs that throughput.py names the right bottleneck and that --tune does no harm.
 soak: env
 	PENSTOCK_SOAK_KILLS=50 PENSTOCK_SOAK_FLIPS=400 $(BIN)/pytest tests/prep/test_crash.py tests/prep/test_verify.py
 	PENSTOCK_SOAK_STAGE_KILLS=20 PENSTOCK_SOAK_STAGE_STOPPED=30 $(BIN)/pytest tests/prep/test_stage.py
@@ -64,6 +65,7 @@ soak: env
 	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/train/test_optim.py tests/train/test_resume.py
 	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/train/test_models.py tests/test_model_families.py
 	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/benchmarks/test_throughput.py tests/benchmarks/test_throughput_stages.py tests/benchmarks/test_tune_measured.py
+	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_PROOFS=$(PHOTOS) $(BIN)/pytest tests/benchmarks/test_prove.py
 	PENSTOCK_SOAK_IMAGES=10007 $(BIN)/pytest tests/train/test_evaluate.py
 	PENSTOCK_SOAK_GPU_MODEL=1 $(BIN)/pytest tests/benchmarks/test_gpu_model.py tests/benchmarks/test_gpu_model_kernels.py
 	PENSTOCK_SOAK_WINDOWS=100000 PENSTOCK_SOAK_COMPILE=1 $(BIN)/pytest tests/loaders/test_geometry.py tests/train/test_speed.py
