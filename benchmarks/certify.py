@@ -2,110 +2,149 @@
 
 Certificates: every image once per epoch, the right pixels, classes per batch, displacement between epochs, no image on
 two ranks, exact resuming, and decoders that agree. --loader also checks the order of peers that shuffle in a buffer.
-A table goes to stderr, one JSON record to stdout; the exit status is 1 if a certificate fails.
+Each certificate is told on standard error once its loader is done, tables are printed at the end, --out FILE has the
+JSON record, so far after each loader; the exit status is 1 if a certificate fails.
 """
 
-import argparse
+import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certificates.job import ENTRIES, OURS, Job
+import numpy as np
+from certificates.epochs import (
+    OURS,
+    Certificate,
+    Job,
+    certify_resume,
+    collect,
+    place_spans,
+    show_progress,
+    split_epochs,
+)
+from options import check_known, check_least, check_outputs, parse_options
+from record import print_progress, write_json
+from tyro.conf import Positional
 
 from prep.errors import InputError, run
 
+# Imported inside functions, so that --help and a refused flag answer at once: torch, DALI, scipy and timm.
 if TYPE_CHECKING:
-    from loaders import Split
+    from certificates.pixels import ProbeNetwork
+
+    from loaders import Split, World
     from loaders.placement import Choice
 
 PEERS = {
     "webdataset": "WebDataset(split_by_node, shardshuffle=100, detshuffle=True).shuffle(buffer)",
     "dali-reader": "fn.readers.webdataset(random_shuffle=True, initial_fill=buffer, pad_last_batch=True), PARTIAL",
 }
+NUM_KEPT = 200  # decoded images that are compared with their files
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/certify.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("data", type=Path, metavar="DIR", help="prepared dataset")
-    add("--split", default="train", help="default: train")
-    add("--loader", nargs="+", choices=list(ENTRIES), default=[OURS], help="default: penstock")
-    add("--epochs", type=int, default=2, help="at least 2 (default: 2)")
-    add("--batch-size", type=int, default=256, help="images of all ranks together (default: 256)")
-    add("--size", type=int, default=224, help="pixels (default: 224)")
-    add("--limit", type=int, default=50_000, metavar="N", help="decode at most N images in epochs (default: 50,000)")
-    add("--ranks", type=int, nargs="+", default=[2, 3], metavar="N", help="numbers of ranks (default: 2 3)")
-    add("--seed", type=int, default=0, help="of the order and of the samples (default: 0)")
-    add("--buffer", type=int, nargs="+", default=[1000], metavar="N", help="peers' shuffle buffer (default: 1000)")
-    add("--model", type=Path, metavar="DIR", help="export or checkpoint for the logits (default: random weights)")
-    add("--parity-images", type=int, default=64, metavar="N", help="images to compare decoders on (default: 64)")
-    add("--threads", type=int, default=0, help="decoding threads (default: an equal share of the cores)")
-    add("--device", default="auto", help="of our loader: auto, cpu or cuda")
-    add("--placement", default="auto", metavar="SIDE", help="where our loader decodes: auto, cpu or gpu")
-    add("--decode", default="auto", metavar="HOW", help="auto, roi (regions) or full (images)")
-    add("--out", type=Path, metavar="FILE", help="also write the record to this file")
-    add("--picture", type=Path, metavar="FILE", help="draw classes per batch and displacements (PNG)")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    data: Positional[Path]  # folder of a prepared dataset
+    split: str = "train"  # split to check
+    loader: tuple[str, ...] = (OURS,)  # penstock, webdataset, dali-reader
+    epochs: int = 2  # at least 2
+    batch_size: int = 256  # images of all ranks together
+    size: int = 224  # pixels
+    limit: int = 50_000  # decode at most so many images in epochs
+    ranks: tuple[int, ...] = (2, 3)  # numbers of ranks
+    seed: int = 0  # of the order and of the samples
+    buffer: tuple[int, ...] = (1000,)  # peers' shuffle buffer; several sizes are checked one after another
+    model: Path | None = None  # export or checkpoint for the logits; unset: random weights
+    parity_images: int = 64  # images to compare decoders on
+    threads: int = 0  # decoding threads (0: an equal share of the cores)
+    device: str = "auto"  # of our loader: auto, cpu or cuda
+    placement: str = "auto"  # where our loader decodes: auto, cpu or gpu
+    decode: str = "auto"  # auto, roi (regions) or full (images)
+    out: Path | None = None  # write the record to this file, so far after each loader
+    picture: Path | None = None  # draw classes per batch and displacements (PNG)
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Check the arguments that need no dataset.
-
-    Raises:
-        InputError: one has a value that cannot be used.
-    """
-    if arguments.epochs < 2:
-        raise InputError(f"--epochs must be at least 2, got {arguments.epochs}: displacement is between two epochs")
-    for name in ("batch_size", "size", "parity_images"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
-    if min(arguments.buffer) < 1:
-        raise InputError(f"--buffer must be at least 1, got {min(arguments.buffer)}")
-    if arguments.limit < 0:
-        raise InputError(f"--limit must be at least 0, got {arguments.limit}")
-    if min(arguments.ranks) < 2:
-        raise InputError(f"--ranks must all be at least 2, got {min(arguments.ranks)}")
-    if max(arguments.ranks) > arguments.batch_size:
+def check_options(options: Options) -> None:
+    """Check the options that need no dataset; raise InputError for one that cannot be used."""
+    check_known("--loader", options.loader, (OURS, *PEERS))
+    if options.epochs < 2:
+        raise InputError(f"--epochs must be at least 2, got {options.epochs}: displacement is between two epochs")
+    if min(options.ranks) < 2:
+        raise InputError(f"--ranks must all be at least 2, got {min(options.ranks)}: one rank shares with no other")
+    check_least(1, batch_size=options.batch_size, size=options.size, buffer=min(options.buffer))
+    check_least(1, parity_images=options.parity_images)
+    check_least(0, limit=options.limit)
+    multiple = math.lcm(*options.ranks)
+    if options.batch_size < multiple:
+        among = " and ".join(map(str, options.ranks))
         raise InputError(
-            f"--batch-size {arguments.batch_size} is too small for {max(arguments.ranks)} ranks: "
-            "choose a larger one, or fewer --ranks"
+            f"--batch-size must be at least {multiple} to be divided among {among} ranks, got {options.batch_size}: "
+            "choose a larger one, or other --ranks"
         )
-    for out in filter(None, (arguments.out, arguments.picture)):
-        if not out.resolve().parent.is_dir():
-            raise InputError(f"{out.parent} does not exist: create it, or choose another folder for {out.name}")
+    check_outputs(options.out, options.picture)
 
 
-def list_loaders(arguments: argparse.Namespace) -> list[tuple[str, int]]:
-    """Return each loader with its buffer size: a peer once per size, ours with 0 because it has no buffer."""
-    buffers = {name: [0] if name == OURS else arguments.buffer for name in dict.fromkeys(arguments.loader)}
-    return [(name, buffer) for name, sizes in buffers.items() for buffer in sizes]
+def build_job(options: Options, loader: str, buffer: int, num_images: int) -> Job:
+    """Return the job of one process that takes all epochs; ours also returns a sample of the decoded images."""
+    names = ("split", "batch_size", "seed", "threads", "epochs", "size", "device", "placement", "decode")
+    job = Job(loader, str(options.data.resolve()), buffer=buffer, **{name: getattr(options, name) for name in names})
+    if loader != OURS:
+        return job
+
+    # Draw the sample among the positions that are decoded.
+    spans = place_spans(options.batch_size, num_images, options.epochs, options.limit)
+    decoded = np.concatenate([np.arange(0), *(np.arange(span.start, span.stop) for span in spans if span.decoded)])
+    draw = np.random.Generator(np.random.Philox([options.seed, 3]))
+    kept = draw.choice(decoded, min(NUM_KEPT, len(decoded)), replace=False) if len(decoded) else decoded
+    return replace(job, spans=spans, kept=tuple(map(int, kept)))
 
 
-def choose_our_placement(arguments: argparse.Namespace) -> "Choice":
-    """Return where our loader decodes.
+def certify_stream(options: Options, split: "Split", job: Job) -> list[Certificate]:
+    """Return the certificates that apply to any loader's stream; for ours also that of the pixels."""
+    from certificates import mixing  # noqa: PLC0415
+    from certificates.pixels import certify_pixels  # noqa: PLC0415
 
-    It is chosen once for all worlds: a process of many ranks has fewer cores and might choose differently.
+    # All epochs, taken by one process.
+    num_images, labels_N = len(split), split.column("label").astype("int64")
+    with show_progress(f"{job.loader}: epochs", job.spans[-1].stop if job.spans else job.epochs * num_images) as report:
+        (arrays,) = collect(job, report)
+    epochs = split_epochs(arrays, job, num_images)
 
-    Raises:
-        InputError: this machine lacks the placement.
-    """
-    from loaders import LoaderConfig, World  # noqa: PLC0415  (torch)
-    from loaders.placement import choose_placement  # noqa: PLC0415
-    from loaders.world import resolve_device  # noqa: PLC0415
+    # The first epoch, taken by several ranks. Our loader only plans it; peers cannot skip reading.
+    worlds = {}
+    for size in options.ranks:
+        batch_size = job.batch_size // size * size
+        spans = place_spans(batch_size, num_images, 1, 0) if job.spans else ()
+        shared = replace(job, num_ranks=size, batch_size=batch_size, epochs=1, kept=(), spans=spans)
+        with show_progress(f"{job.loader}: {size} ranks", num_images) as report:
+            worlds[size] = [split_epochs(each, shared, num_images)[0] for each in collect(shared, report)]
+    return [
+        mixing.certify_coverage(epochs, labels_N),
+        *([certify_pixels(arrays, split, job.placement == "gpu")] if job.loader == OURS else []),
+        mixing.certify_classes(epochs, labels_N, job.batch_size),
+        mixing.certify_displacement(epochs, num_images),
+        mixing.certify_ranks(worlds, num_images),
+    ]
 
-    asked = LoaderConfig(placement=arguments.placement, decode=arguments.decode, num_threads=arguments.threads)
-    return choose_placement(asked, World(device=resolve_device(arguments.device)))
+
+def certify_ours(options: Options, split: "Split", job: Job, network: "ProbeNetwork") -> list[Certificate]:
+    """Return the certificates that apply to our loader only: resuming, and the decoders."""
+    from certificates.pixels import certify_parity, draw_sample, list_ways  # noqa: PLC0415
+
+    resumed = certify_resume(job, options.ranks, len(split))
+    sample = draw_sample(split, options.parity_images, options.seed)
+    with show_progress("decoders", 2 * len(list_ways(job)) * len(sample)) as report:
+        return [resumed, *certify_parity(sample, job, network, report)]
 
 
 def describe_loader(job: Job, choice: "Choice") -> dict[str, Any]:
     """Return the loader's fields of the record: name, settings, and how much was decoded."""
-    from record import describe_placement  # noqa: PLC0415  (torch)
+    from record import describe_placement  # noqa: PLC0415
 
-    if not job.spans:
+    if job.loader != OURS:
         return {"loader": job.loader, "what": PEERS[job.loader], "buffer": job.buffer, "num_decoded": 0}
     decoded = sum(span.stop - span.start for span in job.spans if span.decoded)
     return {
@@ -117,12 +156,10 @@ def describe_loader(job: Job, choice: "Choice") -> dict[str, Any]:
     }
 
 
-def build_record(arguments: argparse.Namespace, split: "Split", found: dict[str, Any]) -> dict[str, Any]:
+def build_record(options: Options, split: "Split", world: "World", found: dict[str, Any]) -> dict[str, Any]:
     """Return the record: the certificates of each loader, and all that is needed to repeat them."""
-    from record import describe_dali, describe_origin, label_source  # noqa: PLC0415  (torch)
+    from record import describe_dali, describe_origin, label_source  # noqa: PLC0415
 
-    from loaders import World  # noqa: PLC0415
-    from loaders.world import resolve_device  # noqa: PLC0415
     from train.versions import describe_versions  # noqa: PLC0415
 
     source = split.manifest.source.name
@@ -135,53 +172,58 @@ def build_record(arguments: argparse.Namespace, split: "Split", found: dict[str,
             "num_images": len(split),
             "num_classes": len(split.class_names),
         },
-        **{name: getattr(arguments, name) for name in ("split", "epochs", "batch_size", "size", "seed", "ranks")},
+        **{name: getattr(options, name) for name in ("split", "epochs", "batch_size", "size", "seed", "ranks")},
         "loaders": found,
-        **describe_origin("benchmarks/certify.py", World(device=resolve_device(arguments.device)), **versions),
+        **describe_origin("benchmarks/certify.py", world, **versions),
     }
 
 
 def main() -> None:
-    """Certify each loader; print the table and the record."""
-    arguments = parse_arguments()
-    check_arguments(arguments)
+    """Certify each loader; write the record after each, print the tables, draw the picture."""
+    options = parse_options(Options, "benchmarks/certify.py", __doc__)
+    check_options(options)
 
-    # Imported here, so that --help and a refused flag answer at once: torch, DALI, scipy and timm.
-    from certificates.judge import load_probe_network  # noqa: PLC0415
-    from certificates.resume import place_stretch  # noqa: PLC0415
-    from certificates.stages import build_job, certify  # noqa: PLC0415
-    from certificates.table import print_certificates  # noqa: PLC0415
-    from certificates.verdict import list_failed  # noqa: PLC0415
-    from record import publish  # noqa: PLC0415
+    from certificates.pixels import load_probe_network  # noqa: PLC0415
+    from reports.claims import PASSED  # noqa: PLC0415
+    from reports.kinds import publish  # noqa: PLC0415
 
-    from loaders import Split  # noqa: PLC0415
+    from loaders import LoaderConfig, Split, World  # noqa: PLC0415
+    from loaders.placement import choose_placement  # noqa: PLC0415
     from loaders.world import resolve_device  # noqa: PLC0415
 
-    # Refuse all that cannot be certified, before the first epoch is read.
-    choice = choose_our_placement(arguments)
-    arguments.device = resolve_device(arguments.device).type
-    arguments.placement, arguments.decode = choice.side, choice.config.decode
-    split, found, failed = Split(arguments.data, arguments.split), {}, []
-    place_stretch(build_job(arguments, OURS, 0, len(split)), arguments.ranks, len(split))
-    network = None
-    if OURS in arguments.loader:
-        network = load_probe_network(arguments.model, len(split.class_names), arguments.seed)
+    # Choose where our loader decodes, once for all worlds: a process of many ranks has fewer cores and might choose
+    # differently. What cannot be certified is refused before the first epoch is read.
+    world = World(device=resolve_device(options.device))
+    how: dict[str, Any] = {"placement": options.placement, "decode": options.decode, "num_threads": options.threads}
+    choice = choose_placement(LoaderConfig(**how), world)
+    options = replace(options, device=world.device.type, placement=choice.side, decode=choice.config.decode)
+    split, network = Split(options.data, options.split), None
+    if OURS in options.loader:
+        network = load_probe_network(options.model, len(split.class_names), options.seed)
 
-    # Certify the loaders one after another.
-    for loader, buffer in list_loaders(arguments):
-        job, name = build_job(arguments, loader, buffer, len(split)), f"{loader} {buffer:,}" if buffer else loader
-        certificates = certify(arguments, split, job, network if loader == OURS else None)
-        found[name] = describe_loader(job, choice) | {"certificates": [asdict(each) for each in certificates]}
-        print_certificates(describe_loader(job, choice), certificates)
-        failed += [f"{name}: {each}" for each in list_failed(certificates)]
+    # Certify the loaders one after another: ours, which has no buffer, once, a peer once per size of its buffer. It can
+    # take hours: if a later loader fails, what is certified is in the file.
+    found, failed, record = {}, [], dict[str, Any]()
+    for loader in dict.fromkeys(options.loader):
+        for buffer in (0,) if loader == OURS else options.buffer:
+            job, name = build_job(options, loader, buffer, len(split)), f"{loader} {buffer:,}" if buffer else loader
+            certificates = certify_stream(options, split, job)
+            if loader == OURS and network:
+                certificates += certify_ours(options, split, job, network)
+            found[name] = describe_loader(job, choice) | {"certificates": list(map(asdict, certificates))}
+            failed += [f"{name}: {each.name}" for each in certificates if each.passed is False]
+            for each in certificates:
+                print_progress(f"{name}: {each.name}: {PASSED[each.passed]}: {each.measured}")
+            record = build_record(options, split, world, found)
+            if options.out:
+                write_json(options.out, record)
 
-    # Write the record and the picture; the exit status tells whether all have passed.
-    record = build_record(arguments, split, found)
-    publish(record, arguments.out)
-    if arguments.picture:
-        from certificates.picture import draw_certificates  # noqa: PLC0415  (matplotlib)
+    # Print the tables and draw the picture; the exit status tells whether all have passed.
+    publish(record, options.out)
+    if options.picture:
+        from certificates.mixing import draw_certificates  # noqa: PLC0415
 
-        draw_certificates(record, arguments.picture)
+        draw_certificates(record, options.picture)
     if failed:
         sys.exit(f"error: {len(failed)} certificates failed: {'; '.join(failed)}")
 

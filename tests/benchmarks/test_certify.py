@@ -4,7 +4,8 @@ import importlib
 import json
 import shutil
 import sys
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prep.errors import InputError
 SCRIPT = CHECKOUT / "benchmarks" / "certify.py"
 NUM_IMAGES, BATCH_SIZE, BUFFER, PIXELS = 1437, 64, 100, 32
 SMALL = ["--size", PIXELS, "--batch-size", BATCH_SIZE, "--ranks", 2, "--buffer", BUFFER, "--parity-images", 8]
+PARTS = ("streams", "pixels", "epochs")
 ANYONES = ["every image once an epoch", "classes in a batch", "displacement between epochs", "ranks share nothing"]
 OURS = [ANYONES[0], "pixels are those of the rows", *ANYONES[1:], "resume"]
 OURS += ["parity, CPU, training", "parity, CPU, evaluation"]
@@ -42,34 +44,31 @@ def sorted_digits(digits_source: Path, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmarks' folder, as the command sees it."""
-
-
-def take_here(job: Any, folder: Path, report: Any) -> list[dict[str, np.ndarray]]:
+def take_here(job: Any, report: Any) -> list[dict[str, np.ndarray]]:
     """Return the images of each rank, taken in this process one rank after another: a process needs 2 s to start."""
-    take, job_module = (importlib.import_module(f"certificates.{name}") for name in ("take", "job"))
-    entry = importlib.import_module(f"certificates.{job_module.ENTRIES[job.loader]}")
-    return [take.join_parts(entry.take_images(replace(job, rank=rank))) for rank in range(job.size)]
+    streams = importlib.import_module("certificates.streams")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{rank}.npz") for rank in range(job.num_ranks)]
+        for rank, path in enumerate(paths):
+            answers = list(streams.write_images(asdict(replace(job, rank=rank, out=str(path)))))
+            assert answers[-1] == "written"
+        return [dict(np.load(path)) for path in paths]
 
 
 @pytest.fixture
-def certify(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+def certify(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command's `main` in this process; its words, if it ends with some."""
     for name in ("RANK", "WORLD_SIZE"):  # webdataset is told by them which rank it is
         monkeypatch.setenv(name, "0")
-    for name in ("stages", "resume"):
-        monkeypatch.setattr(importlib.import_module(f"certificates.{name}"), "collect", take_here)
+    for name in ("certify", "certificates.epochs"):
+        monkeypatch.setattr(importlib.import_module(name), "collect", take_here)
 
     def run(data: Path, *more: object) -> str:
         monkeypatch.setattr(sys, "argv", ["certify.py", str(data), *map(str, [*SMALL, *more])])
         try:
             importlib.import_module("certify").main()
-        except SystemExit as ended:
+        except (SystemExit, InputError) as ended:
             return str(ended)
-        except InputError as error:
-            return str(error)
         return ""
 
     return run
@@ -87,50 +86,74 @@ def test_ours_passes_and_peers_fail_by_what_they_do_not_mix(
     peers = [f"webdataset {BUFFER}", f"dali-reader {BUFFER}"]
     asked = ["--loader", "penstock", "webdataset", "dali-reader", "--limit", 400, "--out", out, "--picture", picture]
     ended = certify(sorted_digits, *asked)
-    record = json.loads(capsys.readouterr().out)
-    assert record == json.loads(out.read_text()) and list(record["loaders"]) == ["penstock", *peers]
+    record, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert list(record["loaders"]) == ["penstock", *peers]
     assert verdicts(record, "penstock") == dict.fromkeys(OURS, True)
     for peer in peers:
         assert verdicts(record, peer) == dict(zip(ANYONES, [True, False, False, True], strict=True))
         assert f"{peer}: classes in a batch; {peer}: displacement between epochs" in ended
+    assert all(name in printed for name in (*OURS, *peers)) and printed.count("FAIL") == 4
     ours = record["loaders"]["penstock"]
     assert ours["num_decoded"] == 2 * 3 * BATCH_SIZE  # of each epoch the batches that fit into half of 400
     figures = {each["name"]: each["figures"] for each in ours["certificates"]}
     assert figures["every image once an epoch"]["num_taken"] == 2 * NUM_IMAGES
     assert figures["pixels are those of the rows"]["num_images"] == 200
     assert figures["pixels are those of the rows"]["median_to_another"] > 10
-    assert record["dataset"]["label"] == "not ImageNet"
+    assert record["dataset"]["label"] == "not ImageNet" and "[not ImageNet]" in printed
     with Image.open(picture) as opened:
         assert opened.format == "PNG" and min(opened.size) > 500
 
 
-def test_as_a_user_runs_it_with_a_process_a_rank_and_everything_decoded(digits: Path) -> None:
-    done = run_command(SCRIPT, digits, *SMALL, "--split", "validation", "--epochs", 3, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+def test_as_a_user_runs_it_with_a_process_a_rank_and_everything_decoded(digits: Path, tmp_path: Path) -> None:
+    asked = ["--split", "validation", "--epochs", 3, "--device", "cpu", "--out", tmp_path / "record.json"]
+    done = run_command(SCRIPT, digits, *SMALL, *asked)
+    told = [line.split(": ")[:3] for line in done.stderr.splitlines()]
+    assert (done.returncode, told) == (0, [["penstock", name, "pass"] for name in OURS])
+    record = json.loads((tmp_path / "record.json").read_text())
     assert verdicts(record, "penstock") == dict.fromkeys(OURS, True)
     assert record["loaders"]["penstock"]["decoded_percent"] == 100
-    assert "100% of its epochs" in done.stderr and "(random weights: ignored)" in done.stdout
     assert record["loaders"]["penstock"]["placement"] == ON_CPU
-    assert "images decoded on the CPU (roi; the model is on the CPU too)" in " ".join(done.stderr.split())
+    words = " ".join(done.stdout.split())
+    assert "100% of its epochs" in words and "(random weights: ignored)" in words
+    assert "images decoded on the CPU (roi; the model is on the CPU too)" in words
 
 
-def test_full_images_are_certified_where_they_are_asked_for(
-    certify: Any, digits: Path, capsys: pytest.CaptureFixture[str]
+def test_a_loader_that_fails_loses_no_earlier_one(
+    certify: Any, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert certify(digits, "--split", "validation", "--limit", 128, "--decode", "full", "--device", "cpu") == ""
-    record = json.loads(capsys.readouterr().out)
-    assert verdicts(record, "penstock") == dict.fromkeys(OURS, True)
-    assert record["loaders"]["penstock"]["placement"] == ON_CPU | {"decode": "full"}
+    module, epochs = importlib.import_module("certify"), importlib.import_module("certificates.epochs")
+    lost = epochs.Certificate("every image once an epoch", False, "2 images lost", "0", "0: counted")
+
+    def measure(options: Any, split: Any, job: Any) -> list[Any]:
+        if job.loader == "dali-reader":
+            raise InputError("dali-reader, rank 0 of 1: no memory")
+        return [lost]
+
+    monkeypatch.setattr(module, "certify_stream", measure)
+    out = tmp_path / "record.json"
+    asked = ["--split", "validation", "--loader", "webdataset", "dali-reader", "--out", out]
+    assert certify(digits, *asked) == "dali-reader, rank 0 of 1: no memory"
+    assert verdicts(json.loads(out.read_text()), f"webdataset {BUFFER}") == {lost.name: False}
+    assert f"webdataset {BUFFER}: every image once an epoch: FAIL: 2 images lost" in capsys.readouterr().err
 
 
-def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
-    ours, pixels, job = (importlib.import_module(f"certificates.{name}") for name in ("ours", "pixels", "job"))
+def test_full_images_are_certified_where_they_are_asked_for_and_pixels_are_not_judged_if_nothing_is_decoded(
+    certify: Any, digits: Path, tmp_path: Path
+) -> None:
+    asked = ["--split", "validation", "--decode", "full", "--device", "cpu", "--out", tmp_path / "record.json"]
+    for limit, passed in ((128, True), (0, None)):
+        assert certify(digits, *asked, "--limit", limit) == ""
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert verdicts(record, "penstock") == dict.fromkeys(OURS, True) | {"pixels are those of the rows": passed}
+        assert record["loaders"]["penstock"]["placement"] == ON_CPU | {"decode": "full"}
+
+
+def test_rows_that_lie_are_found(digits: Path) -> None:
+    streams, pixels, epochs = (importlib.import_module(f"certificates.{each}") for each in PARTS)
     split = Split(digits, "validation")
     loader = build_loader(split, TrainTransform(PIXELS), 60, config=LoaderConfig("reference"))
-    work = job.Job("penstock", str(digits), "validation", 60, seed=0, threads=1, kept=tuple(range(0, 60, 3)))
-    batch = next(iter(loader))
-    part = ours.keep_images(work, loader, batch, np.arange(60))
+    work = epochs.Job("penstock", str(digits), "validation", 60, seed=0, threads=1, kept=tuple(range(0, 60, 3)))
+    part = streams.describe_batch(work, loader, next(iter(loader)))
     assert pixels.certify_pixels(part, split, decodes_on_gpu=False).passed
     lying = part | {"kept_rows": np.roll(part["kept_rows"], 1)}
     assert not pixels.certify_pixels(lying, split, decodes_on_gpu=False).passed
@@ -141,10 +164,14 @@ def test_rows_that_lie_are_found(benchmarks: None, digits: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--epochs", 1], "--epochs must be at least 2, got 1"),
-        (["--ranks", 1], "--ranks must all be at least 2, got 1"),
-        (["--ranks", 2, 65], "too small for 65 ranks"),
-        (["--ranks", 7, 11], "must be at least 77 to be divided among [7, 11] ranks"),
+        (["--epochs", 1], "--epochs must be at least 2, got 1: displacement is between two epochs"),
+        (["--ranks", 3, 1], "--ranks must all be at least 2, got 1"),
+        (["--ranks", 2, 65], "must be at least 130 to be divided among 2 and 65 ranks, got 64"),
+        (["--ranks", 7, 11], "must be at least 77 to be divided among 7 and 11 ranks"),
+        (["--ranks"], "--ranks needs at least one value"),
+        (["--buffer"], "--buffer needs at least one value"),
+        (["--loader", "ours"], "unknown name 'ours': choose from penstock, webdataset, dali-reader"),
+        (["--loader"], "--loader needs at least one value"),
         (["--buffer", 0], "--buffer must be at least 1, got 0"),
         (["--parity-images", 0], "--parity-images must be at least 1, got 0"),
         (["--out", "nowhere/record.json"], "nowhere does not exist"),
@@ -161,13 +188,13 @@ def test_what_cannot_be_certified_is_refused_in_a_line(
     assert words in ended and "\n" not in ended
 
 
-def test_a_process_that_fails_is_named_with_its_reason(benchmarks: None, digits_copy: Path, tmp_path: Path) -> None:
+def test_a_process_that_fails_is_named_with_its_reason(digits_copy: Path) -> None:
     shard = next((digits_copy / "validation").glob("*.tar"))
     content = bytearray(shard.read_bytes())
     content[1536:60000] = bytes(len(content[1536:60000]))
     shard.write_bytes(content)
-    collect, job = (importlib.import_module(f"certificates.{name}") for name in ("collect", "job"))
-    spans = (job.Span(0, 360, True),)
-    work = job.Job("penstock", str(digits_copy), "validation", 60, seed=0, threads=1, pixels=PIXELS, spans=spans)
+    epochs = importlib.import_module("certificates.epochs")
+    spans = (epochs.Span(0, 360, True),)
+    work = epochs.Job("penstock", str(digits_copy), "validation", 60, seed=0, threads=1, size=PIXELS, spans=spans)
     with pytest.raises(InputError, match=f"^penstock, rank 0 of 1: .*{shard.name}: .*prep/verify.py"):
-        collect.collect(work, tmp_path, lambda _: None)
+        epochs.collect(work, lambda _: None)

@@ -21,7 +21,7 @@ def load(name: str) -> Any:
 def taken(rows: Any, labels: Any = None, first: int = 0) -> Any:
     """Return images as taken from a loader, with the right labels unless others are given."""
     rows = np.asarray(rows, np.int64)
-    return load("taken").Taken(rows, LABELS[rows] if labels is None else np.asarray(labels, np.int64), first)
+    return load("epochs").Taken(rows, LABELS[rows] if labels is None else np.asarray(labels, np.int64), first)
 
 
 def permutations(seed: int, count: int = 2) -> list[Any]:
@@ -99,7 +99,7 @@ def test_displacements_are_shares_of_an_epoch() -> None:
 def test_a_buffer_over_a_sorted_list_fails(size: int) -> None:
     mixing = load("mixing")
     epochs = [shuffled_in_a_buffer(size, seed) for seed in (0, 1)]
-    assert load("counts").certify_coverage(epochs, LABELS).passed
+    assert load("mixing").certify_coverage(epochs, LABELS).passed
     assert not mixing.certify_classes(epochs, LABELS, BATCH_SIZE).passed
     assert not mixing.certify_displacement(epochs, NUM_IMAGES).passed
 
@@ -120,7 +120,7 @@ def test_of_three_epochs_each_pair_is_judged() -> None:
 
 
 def test_each_fault_of_counting_is_found_and_named() -> None:
-    certify = load("counts").certify_coverage
+    certify = load("mixing").certify_coverage
     whole = np.arange(NUM_IMAGES)
     assert certify([taken(whole), taken(whole[::-1])], LABELS).passed
     wrong = LABELS.copy()
@@ -140,7 +140,7 @@ def test_each_fault_of_counting_is_found_and_named() -> None:
 
 
 def test_ranks_that_overlap_or_leave_images_out_fail() -> None:
-    certify = load("counts").certify_ranks
+    certify = load("mixing").certify_ranks
     parts = [taken(part) for part in np.array_split(permutations(0)[0].rows_M, 3)]
     assert certify({3: parts, 2: [taken(np.arange(700)), taken(np.arange(700, NUM_IMAGES))]}, NUM_IMAGES).passed
     overlapping = certify({3: [*parts[:2], taken(np.append(parts[2].rows_M, parts[0].rows_M[:4]))]}, NUM_IMAGES)
@@ -153,8 +153,7 @@ def test_ranks_that_overlap_or_leave_images_out_fail() -> None:
 def test_spans_are_whole_batches_of_all_epochs_and_decode_no_more_than_they_may(
     batch_size: int, epochs: int, most: int
 ) -> None:
-    job = load("job").Job("penstock", "data", "train", batch_size, seed=0, threads=1)
-    spans = load("ours").place_spans(job, NUM_IMAGES, epochs, most)
+    spans = load("epochs").place_spans(batch_size, NUM_IMAGES, epochs, most)
     assert spans[0].start == 0 and NUM_IMAGES * epochs <= spans[-1].stop < NUM_IMAGES * epochs + batch_size
     assert all(before.stop == after.start for before, after in itertools.pairwise(spans))
     assert all(span.start % batch_size == 0 == span.stop % batch_size for span in spans)
@@ -165,8 +164,33 @@ def test_spans_are_whole_batches_of_all_epochs_and_decode_no_more_than_they_may(
         assert sum(span.decoded for span in spans) == epochs
 
 
+def test_a_log_tells_the_rate_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs, clock = load("epochs"), itertools.count(step=50)
+    monkeypatch.setattr(epochs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(epochs, "describe_left", lambda started, done, total: f"{done} of {total} since {started}")
+    monkeypatch.setattr(epochs, "SECONDS_BETWEEN_LINES", 60)
+    with epochs.show_progress("nothing yet", 400) as report:
+        report(0)
+        report(0)
+    clock = itertools.count(step=50)
+    with epochs.show_progress("ours", 400) as report:
+        for _ in range(4):
+            report(100)
+    first, second = capsys.readouterr().err.splitlines()  # a line in a minute, of the reports at 50, 100, 150 and 200 s
+    assert (first, second) == ("ours: 200 of 400 since 0, 2 images/s", "ours: 400 of 400 since 0, 2 images/s")
+
+
+def test_the_time_left_is_that_of_the_rate_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = importlib.import_module("record")
+    monkeypatch.setattr(record.time, "monotonic", lambda: 100.0)
+    assert record.describe_left(40.0, 1000, 3000) == "1,000 of 3,000 done, 0:02:00 left"
+    assert record.describe_left(40.0, 64, 60) == "64 of 60 done, 0:00:00 left"  # the last batch crosses the epoch's end
+
+
 def test_a_resumed_stream_that_differs_is_found() -> None:
-    resume = load("resume")
+    resume = load("epochs")
     rows, digests = np.arange(100, 110), np.array([f"{row:02x}" for row in range(10)])
     whole = {"positions": np.arange(10), "rows": rows, "digests": digests}
 
@@ -184,34 +208,36 @@ def test_a_resumed_stream_that_differs_is_found() -> None:
 
 def test_decoders_are_compared_on_the_way_that_is_in_use() -> None:
     """No GPU here: which ways there are follows from the job alone."""
-    list_ways, job = load("parity").list_ways, load("job").Job("penstock", "data", "train", 16, seed=0, threads=1)
+    list_ways, job = load("pixels").list_ways, load("epochs").Job("penstock", "data", "train", 16, seed=0, threads=1)
 
-    def names(**changes: Any) -> list[tuple[str, str, bool]]:
-        return [(way.name, way.decode, way.decodes_on_gpu) for way in list_ways(dataclasses.replace(job, **changes))]
+    def ways(**changes: Any) -> list[tuple[str, str, str, str]]:
+        found = list_ways(dataclasses.replace(job, **changes))
+        return [(name, way.device, way.placement, way.decode) for name, way in found.items()]
 
-    assert names() == [("CPU", "roi", False)] and names(decode="full") == [("CPU", "full", False)]
-    uploaded = ("CPU, uploaded to the GPU", "roi", False)
-    assert names(device="cuda") == [("CPU", "roi", False), uploaded]
-    assert names(device="cuda", placement="gpu", decode="full") == [("CPU", "roi", False), ("GPU", "full", True)]
+    alone = ("CPU", "cpu", "cpu", "roi")
+    assert ways() == [alone] and ways(decode="full") == [("CPU", "cpu", "cpu", "full")]
+    assert ways(device="cuda") == [alone, ("CPU, uploaded to the GPU", "cuda", "cpu", "roi")]
+    assert ways(device="cuda", placement="gpu", decode="full") == [alone, ("GPU", "cuda", "gpu", "full")]
 
 
 def test_parity_fails_by_pixels_by_logits_and_by_what_a_trained_model_takes_for_first() -> None:
-    parity, judge = load("parity"), load("judge")
+    pixels = load("pixels")
     right = np.random.Generator(np.random.Philox(0)).normal(size=(20, 5))
-    trained, random_weights = (judge.ProbeNetwork("a model", is_trained, None) for is_trained in (True, False))
+    trained, random_weights = (pixels.ProbeNetwork("a model", is_trained, None, None) for is_trained in (True, False))
 
-    def conclude(pixels: float, apart: float, model: Any, kind: str = "4:2:0", on_gpu: bool = False) -> Any:
-        logits = {"ours": right + apart, "reference": right, "noise": right + 0.1}
-        return parity.build_certificate("parity", [(kind, pixels, 9)] * 20, [logits], model, on_gpu)
+    def conclude(apart: float, logits: Any, model: Any, kind: str = "4:2:0", on_gpu: bool = False) -> bool:
+        shown = {"ours": logits, "reference": right, "noise": right + 0.1}
+        return pixels.judge_parity("parity", [(kind, apart, 9)] * 20, shown, model, on_gpu).passed
 
-    assert conclude(0.2, 0.05, trained).passed and conclude(0.2, 0.05, random_weights).passed
-    assert not conclude(1.1, 0.05, trained).passed
-    assert conclude(3.9, 0.05, trained, on_gpu=True).passed
-    assert not conclude(3.9, 0.05, trained, "4:4:4", on_gpu=True).passed
-    assert not conclude(0.2, 0.2, trained).passed
-    close, second = right.copy(), np.argsort(right[0])[-2]
-    close[0, second] = right[0].max() - 1e-3
-    logits = {"ours": close.copy(), "reference": close, "noise": close + 0.1}
-    logits["ours"][0, second] += 2e-3  # much less than noise, which here turns no order
-    assert not parity.build_certificate("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], trained, False).passed
-    assert parity.build_certificate("parity, CPU", [("grey", 0.1, 1)] * 20, [logits], random_weights, False).passed
+    assert conclude(0.2, right + 0.05, trained) and conclude(0.2, right + 0.05, random_weights)
+    assert not conclude(1.1, right + 0.05, trained)
+    assert conclude(3.9, right + 0.05, trained, on_gpu=True)
+    assert not conclude(3.9, right + 0.05, trained, "4:4:4", on_gpu=True)
+    assert not conclude(0.2, right + 0.2, trained)
+    # Two classes that are almost equal change places by much less than noise, which here changes no order.
+    second = np.argsort(right[0])[-2]
+    right[0, second] = right[0].max() - 1e-3
+    turned = right.copy()
+    turned[0, second] += 2e-3
+    assert not conclude(0.1, turned, trained, "grey")
+    assert conclude(0.1, turned, random_weights, "grey")

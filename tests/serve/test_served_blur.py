@@ -1,6 +1,7 @@
 """A network with blur is exported, loaded and shown with the same bits; timm, which would leave it out, is refused."""
 
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -11,13 +12,13 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers.commands import CHECKOUT
 from helpers.evaluations import CPU, one_thread
 from helpers.served import Exported, run_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.certificates.judge import load_probe_network
 from prep.blur import BLUR_KERNEL
 from prep.errors import InputError
 from prep.preprocess import draw_pattern
@@ -105,14 +106,17 @@ def test_the_cards_lines_load_it_with_timm_and_nothing_of_ours(artifact: Path) -
     assert "library_name" not in front and "timm" not in front["tags"]
 
 
-def test_certificates_judge_pixels_with_an_export_as_it_is_served(artifact: Path) -> None:
+def test_certificates_judge_pixels_with_an_export_as_it_is_served(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "benchmarks"))
     served = load_artifact(artifact)
-    network = load_probe_network(artifact, 10, 0)
+    network = importlib.import_module("certificates.pixels").load_probe_network(artifact, 10, 0)
     assert network.is_trained and network.what == f"test_resnet, {artifact.name}"
     pixels_BCHW = torch.from_numpy(draw_pattern(SIZE)).permute(2, 0, 1)[None].contiguous()
     image_BCHW = to_tensor(Image.fromarray(draw_pattern(SIZE)), served.preprocessing)[None]
     with one_thread():
-        logits_BK = network.logits(pixels_BCHW)
+        logits_BK = network.compute_logits(pixels_BCHW)
     assert (logits_BK - compute_logits(served.model, image_BCHW)).abs().max() <= 1e-5 * logits_BK.abs().max()
 
 
