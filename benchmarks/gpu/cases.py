@@ -7,62 +7,81 @@ path does to its process cannot affect the next path.
 Estimates are seconds on an H200 with 16 cores and the default settings (benchmarks/records/h200); that of the tests is
 extrapolated from 173 seconds in one worker to two. They decide whether a case is still started before the deadline, and
 their sum has to stay below the default of nine minutes.
+
+Later cases depend on conclusions from the results of earlier ones: which decode paths may be used, which is best, which
+placement trains faster. By its parity case, a path is `right`, `differs` (only subsampled JPEGs exceed their bound:
+their colours are upsampled differently) or `wrong`; or that case has crashed, hung or failed. A path that differs may
+be used if none is right. Any other path is never chosen, except the safe one if nothing was measured.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gpu.verdicts import (
-    DECODE,
-    FALLBACK,
-    PARITY,
-    Results,
-    find_best_path,
-    find_faster_side,
-    is_usable,
-    parse_paths,
-)
+from tables import Table
 
 from prep.errors import InputError
 
 STAGES = ("smoke", "decode", "rates", "tests", "training")  # each has its own file of records
 CPU = "cpu"  # the decode path without a GPU
-DAMAGED, RESTARTS = "damaged-", "restarts-"
-SPLICED, WHOLE = "auto", "off"  # values of the loader's `splice`, in the names of cases with restart shards
-ROWS = "rows"  # as in gpu/decoding.py
+FALLBACK = "full-0"  # the safe path, complete images without the hardware engine: no failure of it is known
 # First the fastest path of MLPerf's submissions. Regions on the hardware decoder are reported to crash on H100s (not on
 # the H200 that was tried): they are last.
 PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0.99")
 BEST, FASTER = "best", "faster"  # in place of a path: the GPU's best one; the one with which training was faster
-END_SECONDS = 1.0  # to end a worker process
-TIMED = ("gpu.decoding:measure_decoding", "gpu.rates:measure_rates", "gpu.rates:measure_compiled")
+PARITY, DECODE, LOAD, DAMAGED, RESTARTS = "parity-", "decode-", "load-", "damaged-", "restarts-"  # begin names of cases
+SPLICED, WHOLE = "auto", "off"  # values of the loader's `splice`, in the names of cases with restart shards
+ROWS = "rows"  # instead of a value of `splice`: complete rows of segments, which the loader does not do
+COMPARE, DECODING, RATES = "gpu.pixels:compare_with_reference", "gpu.rates:measure_decoding", "gpu.rates:measure_rates"
+COMPILED, DAMAGE = "gpu.rates:measure_compiled", "gpu.pixels:decode_damaged"
+TIMED = (DECODING, RATES, COMPILED)  # a process that starts at the same time would disturb their figures
+GPU_WINS = 1.02  # times the CPU's rate: below that the placements count as equal, and the CPU's bits are exact
 CPU_LIMITS = 4  # in a rehearsal on a CPU, limits are this many times larger
 RESIZE_RATIO = 256 / 224  # of evaluation: short side to crop
 START_SECONDS = 14.0  # to start the suite and its first worker process; the other workers start while cases run
+END_SECONDS = 1.0  # to end a worker process
+
+Job = dict[str, Any]  # the arguments of a case's entry
+Figures = Iterator[dict[str, Any]]  # what it yields: each value is the result so far, and the last one is the result
+Results = dict[str, dict[str, Any]]  # records by the name of their case
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings that all cases share."""
+class Options:
+    """The suite's options."""
 
-    data: Path  # prepared shards of real JPEGs
-    split: str
-    work: Path  # folder for compiled models, damaged copies and the run of the training case
-    device: str  # cpu or cuda
-    batch_size: int
-    size: int  # pixels
-    models: tuple[str, ...]
-    amp: str
-    repetitions: int
-    seconds: float  # approximate length of a repetition
-    epochs: int  # of the training case
-    has_segments: bool = False  # the shards were prepared with --restarts
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device == "cuda"
+    data: Path
+    """Prepared dataset of a few hundred real JPEGs or more."""
+    out: Path
+    """Folder for smoke, decode, rates, tests, training (.json) and workers.log."""
+    split: str = "train"
+    """Split of the dataset."""
+    work: Path = Path("data/gpu-suite")
+    """Folder for compiled models, damaged copies and the run of the training case."""
+    minutes: float = 9.0
+    """Deadline, counted from the start of the command."""
+    only: tuple[str, ...] = ()
+    """Run these cases (with wildcards) and those that they need."""
+    list: bool = False
+    """Print the cases with limits and estimates, and exit."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu: rehearse without a GPU."""
+    batch_size: int = 256
+    """Images per batch."""
+    size: int = 224
+    """Pixels."""
+    models: tuple[str, ...] = ("resnet50", "resnet50d")
+    """timm models; the first one is also compiled and tried in fp16."""
+    amp: Literal["none", "bf16", "fp16"] = "bf16"
+    """Mixed precision."""
+    repetitions: int = 3
+    """Repetitions per rate."""
+    seconds: float = 1.0
+    """Approximate length of a repetition."""
+    epochs: int = 40
+    """Epochs of the training case, over all images."""
 
 
 @dataclass(frozen=True)
@@ -71,270 +90,211 @@ class Case:
 
     name: str
     stage: str
-    work: str  # "module:function"; called with the job in a worker process
+    entry: str  # "module:function", called with the job in a worker process; gives Figures
     limit: float  # seconds; a case that runs longer is hung
     estimate: float  # seconds
-    job: dict[str, Any]
+    job: Job
+    path: str = ""  # decode path of the job: one of PATHS, BEST or FASTER
     group: str = ""  # cases of one group share a worker process; default: the stage
     needs: tuple[str, ...] = ()  # names of cases that must be done first
-    path: str = ""  # decode path of the job: one of PATHS, BEST or FASTER
     unable: str = ""  # the reason why it cannot run on this device
 
-    @property
-    def is_timed(self) -> bool:
-        """True if a process that starts at the same time would disturb its figures."""
-        return self.work in TIMED
 
+def build_cases(options: Options, has_segments: bool) -> list[Case]:
+    """Return all cases in order. On a CPU, which is slower, the limits are larger.
 
-def build_cases(settings: Settings) -> list[Case]:
-    """Return all cases in order. On a CPU, which is slower, the limits are larger."""
+    Args:
+        options: with the device that was found, and absolute paths because commands run in other folders.
+        has_segments: the shards were prepared with --restarts.
+    """
+    common = {"data": str(options.data), "split": options.split, "device": options.device}
+    common |= {name: getattr(options, name) for name in ("batch_size", "size", "repetitions", "seconds")}
+    rated = common | {"amp": options.amp, "compile": "none", "work": str(options.work), "model": options.models[0]}
+    train = common | {"amp": options.amp, "epochs": options.epochs, "run": str(options.work / "training")}
     cases = [
-        *_smoke_cases(settings),
-        *_decode_cases(settings),
-        _load_case(settings),
-        _augment_case(settings),
-        *_damaged_cases(settings),
-        *_rate_cases(settings),
-        _training_case(settings),
+        *_pixel_cases(common, options),
+        *_rate_cases(rated, options.models),
+        Case("training", "training", "gpu.training:train_and_resume", 150, 75, train),
         Case("gpu-tests", "tests", "gpu.marked:run_tests", 220, 105, {"marker": "gpu"}),
-        _compile_case(settings),
-        *_restart_cases(settings),
+        # gpu_model.py measures other modes.
+        Case("compile-default", "rates", COMPILED, 150, 70, rated | {"compile": "default"}, FASTER, "compile"),
+        *_restart_cases(common, rated),
     ]
-    return cases if settings.on_gpu else [replace(case, limit=CPU_LIMITS * case.limit) for case in cases]
-
-
-def _smoke_cases(settings: Settings) -> list[Case]:
-    """Return cases that describe the machine, import DALI, decode eight images, and count the JPEG engines."""
-    job = _common(settings)
-    eight: dict[str, Any] = {"stage": "smoke", "job": job | {"batch_size": 8}, "needs": ("dali",)}
+    on_gpu = options.device == "cuda"
+    ratio = 1 if on_gpu else CPU_LIMITS
     return [
-        Case("machine", "smoke", "gpu.smoke:describe_machine", 40, 2, job),
-        Case("dali", "smoke", "gpu.smoke:find_dali", 40, 1, job),
-        Case("smoke", work="gpu.smoke:decode_eight", limit=40, estimate=4, path=FALLBACK, **eight),
-        # In its own process: the decoder's library may read its log level only when it is first used.
-        Case(
-            "engines", work="gpu.smoke:count_engines", limit=40, estimate=4, group="engines", path="full-0.99", **eight
-        ),
+        replace(case, limit=ratio * case.limit, unable=explain_unable(case, on_gpu, has_segments)) for case in cases
     ]
 
 
-def _decode_cases(settings: Settings) -> list[Case]:
-    """Return two cases for each decode path, in one process: compare its pixels, then measure its rate."""
-    compare, measure = "gpu.parity:compare_with_reference", "gpu.decoding:measure_decoding"
-    rated = _common(settings)
-    compared = rated | {"num_images": settings.batch_size * 2, "resize": _resize(settings)}
-    cases = []
+def _pixel_cases(common: Job, options: Options) -> Iterator[Case]:
+    """Yield the first checks, the pixels and the rate of each decode path, equal bits, RandAugment, damaged files."""
+    eight, resize = common | {"batch_size": 8}, {"resize": round(options.size * RESIZE_RATIO)}
+    compared = common | resize | {"num_images": 2 * options.batch_size}
+    augmented = common | {"num_images": options.batch_size}
+    damaged = common | resize | {"work": str(options.work)}
+    dali = ("dali",)
+    yield Case("machine", "smoke", "gpu.smoke:describe_machine", 40, 2, common)
+    yield Case("dali", "smoke", "gpu.smoke:find_dali", 40, 1, common)
+    yield Case("smoke", "smoke", "gpu.smoke:decode_eight", 40, 4, eight, FALLBACK, needs=dali)
+    # In its own process: the decoder's library may read its log level only when it is first used.
+    yield Case("engines", "smoke", "gpu.smoke:count_engines", 40, 4, eight, "full-0.99", "engines", dali)
     for path in PATHS:
-        here: dict[str, Any] = {"stage": "decode", "group": f"path-{path}", "path": path}
-        here["unable"] = _unable(settings, path)
-        imported = () if path == CPU else ("dali",)
-        right = (PARITY + path,)
-        cases += [
-            Case(PARITY + path, work=compare, limit=40, estimate=6.5, job=compared, needs=imported, **here),
-            Case(DECODE + path, work=measure, limit=40, estimate=7.5, job=rated, needs=right, **here),
-        ]
-    return cases
+        group, needs = f"path-{path}", () if path == CPU else dali
+        yield Case(PARITY + path, "decode", COMPARE, 40, 6.5, compared, path, group, needs)
+        yield Case(DECODE + path, "decode", DECODING, 40, 7.5, common, path, group, (PARITY + path,))
+    yield Case("load-best", "decode", "gpu.pixels:compare_under_load", 40, 8, common, BEST, "load")
+    # A GPU computes RandAugment's operations with its own kernels.
+    yield Case("augmented", "decode", "gpu.pixels:compare_augmented", 40, 7, augmented, FALLBACK, "augment", dali)
+    # Damaged files are decoded by JPEG engines, by other code of the GPU, and by the CPU's code.
+    for path in ("full-0.99", FALLBACK, CPU):
+        yield Case(DAMAGED + path, "decode", DAMAGE, 40, 13, damaged, path, "damaged", (PARITY + path,))
 
 
-def _load_case(settings: Settings) -> Case:
-    """Return the case that checks whether a plan gives the same bits while the device is busy with other work."""
-    here: dict[str, Any] = {"limit": 40, "estimate": 8, "group": "load", "path": BEST}
-    return Case(
-        "load-best",
-        "decode",
-        "gpu.loads:compare_under_load",
-        job=_common(settings),
-        unable=_without_gpu(settings),
-        **here,
-    )
+def _rate_cases(rated: Job, models: tuple[str, ...]) -> Iterator[Case]:
+    """Yield cases that measure loader, model and training, for both placements, in one process."""
+    loader = rated | {"mode": "loader", "model": None}
+    yield Case("loader-cpu", "rates", RATES, 60, 9, loader, CPU)
+    yield Case("loader-gpu", "rates", RATES, 60, 9, loader, BEST)
+    for model in models:
+        # The process's first step also loads cuDNN and chooses its kernels.
+        alone, train = ({"mode": mode, "model": model} for mode in ("model", "train"))
+        yield Case(f"model-{model}", "rates", RATES, 60, 18 if model == models[0] else 8, rated | alone)
+        yield Case(f"train-{model}-cpu", "rates", RATES, 60, 10, rated | train, CPU)
+        yield Case(f"train-{model}-gpu", "rates", RATES, 60, 10, rated | train, BEST)
+    # Other ways to train the first model. With more work for the JPEG engines, decoding takes less of the GPU's cores
+    # from the model. fp16 has other BatchNorm kernels than bf16.
+    name, train = f"train-{models[0]}", rated | {"mode": "train"}
+    yield Case(f"{name}-full-0.99", "rates", RATES, 60, 10, train, "full-0.99")
+    yield Case(f"{name}-gpu-fp16", "rates", RATES, 60, 19, train | {"amp": "fp16"}, BEST)
 
 
-def _augment_case(settings: Settings) -> Case:
-    """Return the case that compares images with RandAugment, whose operations a GPU computes with its own kernels."""
-    job = _common(settings) | {"num_images": settings.batch_size}
-    here: dict[str, Any] = {"limit": 40, "estimate": 7, "group": "augment", "path": FALLBACK, "needs": ("dali",)}
-    return Case("augmented", "decode", "gpu.parity:compare_augmented", job=job, **here)
-
-
-def _damaged_cases(settings: Settings) -> list[Case]:
-    """Return cases that decode damaged files: by JPEG engines, by other code of the GPU, by the CPU's code."""
-    here: dict[str, Any] = {"stage": "decode", "work": "gpu.damage:decode_damaged", "limit": 40, "estimate": 13}
-    here |= {"job": _common(settings) | {"resize": _resize(settings), "work": str(settings.work)}, "group": "damaged"}
-    return [
-        Case(DAMAGED + path, path=path, needs=(PARITY + path,), unable=_unable(settings, path), **here)
-        for path in ("full-0.99", FALLBACK, CPU)
-    ]
-
-
-def _rate_cases(settings: Settings) -> list[Case]:
-    """Return cases that measure loader, model and training, for both placements, in one process."""
-    unable = _without_gpu(settings)
-    cases = [
-        _rate("loader-cpu", 9, _rate_job(settings, mode="loader"), path=CPU),
-        _rate("loader-gpu", 9, _rate_job(settings, mode="loader"), path=BEST, unable=unable),
-    ]
-    for model in settings.models:
-        train = _rate_job(settings, mode="train", model=model)
-        cases += [
-            # The process's first step also loads cuDNN and chooses its kernels.
-            _rate(
-                f"model-{model}",
-                18 if model == settings.models[0] else 8,
-                _rate_job(settings, mode="model", model=model),
-            ),
-            _rate(f"train-{model}-cpu", 10, train, path=CPU),
-            _rate(f"train-{model}-gpu", 10, train, path=BEST, unable=unable),
-        ]
-    return cases + _variant_cases(settings)
-
-
-def _variant_cases(settings: Settings) -> list[Case]:
-    """Return cases that train the first model in other ways, to compare with its cases of `_rate_cases`."""
-    model, unable = settings.models[0], _without_gpu(settings)
-    train, job = f"train-{model}", _rate_job(settings, mode="train", model=model)
-    return [
-        # With more work for the JPEG engines, decoding takes less of the GPU's cores from the model.
-        _rate(f"{train}-full-0.99", 10, job, path="full-0.99", unable=unable),
-        # fp16 has other BatchNorm kernels than bf16.
-        _rate(f"{train}-gpu-fp16", 19, job | {"amp": "fp16"}, path=BEST, unable=unable),
-    ]
-
-
-def _compile_case(settings: Settings) -> Case:
-    """Return the case that measures the first model compiled: alone and in training, with one compilation."""
-    job = _rate_job(settings, model=settings.models[0], compile="default")  # gpu_model.py measures other modes
-    return Case("compile-default", "rates", "gpu.rates:measure_compiled", 150, 70, job, group="compile", path=FASTER)
-
-
-def _training_case(settings: Settings) -> Case:
-    """Return the case that kills, resumes, finishes and evaluates a run of train/main.py."""
-    job = _common(settings) | {"amp": settings.amp, "epochs": settings.epochs, "run": str(settings.work / "training")}
-    return Case("training", "training", "gpu.training:train_and_resume", 150, 75, job)
-
-
-def _restart_cases(settings: Settings) -> list[Case]:
+def _restart_cases(common: Job, rated: Job) -> list[Case]:
     """Return cases that read restart shards: are spliced images right, and how fast are they, compared with whole ones.
 
     Decoding alone shows what the decoder gains. The complete loader and training also contain the Python code that
     splices, in one process for each GPU: they decide whether splicing pays there.
     """
-    first, second, last = (_restart_path(settings, path) for path in ("full-0.99", FALLBACK, "roi-0.99"))
-    return [*first, *second, *_restart_rates(settings), *last]
+    compared = common | {"num_images": 2 * common["batch_size"], "splice": SPLICED}
+    loader, train = rated | {"mode": "loader", "model": None}, rated | {"mode": "train"}
+    pixels: dict[str, list[Case]] = {}
+    for path in ("full-0.99", FALLBACK, "roi-0.99"):
+        right, group = f"{RESTARTS}{PARITY}{path}", RESTARTS + path
+        pixels[path] = [Case(right, "decode", COMPARE, 40, 4.5, compared, path, group, ("dali",))]
+        for splice in (WHOLE, ROWS, SPLICED):
+            name, job = f"{RESTARTS}{DECODE}{path}-{splice}", common | {"splice": splice}
+            pixels[path].append(Case(name, "decode", DECODING, 40, 7.5, job, path, group, (right,)))
+    rates = [
+        Case(f"{RESTARTS}{name}-{splice}", "rates", RATES, 60, estimate, job | {"splice": splice}, path)
+        for name, path, job, estimates in (
+            ("loader-full-0.99", "full-0.99", loader, (9, 9)),
+            (f"loader-{FALLBACK}", FALLBACK, loader, (9, 9)),
+            ("loader-cpu", CPU, loader, (9, 9)),
+            ("train", "full-0.99", train, (18, 10)),  # the first step loads cuDNN
+        )
+        for splice, estimate in zip((WHOLE, SPLICED), estimates, strict=True)
+    ]
+    return [*pixels["full-0.99"], *pixels[FALLBACK], *rates, *pixels["roi-0.99"]]
 
 
-def _restart_path(settings: Settings, path: str) -> list[Case]:
-    """Return the cases of a decode path, in one process: compare spliced images, then measure the rate of decoding."""
-    here: dict[str, Any] = {"stage": "decode", "group": RESTARTS + path, "path": path, "limit": 40}
-    here["unable"] = _without_segments(settings) or _unable(settings, path)
-    compare, measure = "gpu.parity:compare_with_reference", "gpu.decoding:measure_decoding"
-    right, rated = f"{RESTARTS}{PARITY}{path}", _common(settings)
-    compared = rated | {"num_images": settings.batch_size * 2, "splice": SPLICED}
-    cases = [Case(right, work=compare, estimate=4.5, job=compared, needs=("dali",), **here)]
-    for splice in (WHOLE, ROWS, SPLICED):
-        name, job = f"{RESTARTS}{DECODE}{path}-{splice}", rated | {"splice": splice}
-        cases.append(Case(name, work=measure, estimate=7.5, job=job, needs=(right,), **here))
-    return cases
+def explain_unable(case: Case, on_gpu: bool, has_segments: bool) -> str:
+    """Return why a case cannot run here, "" if it can. A rehearsal decodes paths without JPEG engines too."""
+    if case.name.startswith(RESTARTS) and not has_segments:
+        return "needs --data that was prepared with --restarts"
+    if on_gpu or case.name == "engines":  # this one finds none on a CPU
+        return ""
+    if case.path == BEST:
+        return "needs a GPU"
+    return "needs a GPU with JPEG engines" if case.path in PATHS and hardware_share(case.path) else ""
 
 
-def _restart_rates(settings: Settings) -> list[Case]:
-    """Return the cases of the loader and of training, in the process of the other rates."""
-    loader = _rate_job(settings, mode="loader")
-    train = _rate_job(settings, mode="train", model=settings.models[0])
-    cases = []
-    for name, path, job, estimates in (
-        ("loader-full-0.99", "full-0.99", loader, (9, 9)),
-        (f"loader-{FALLBACK}", FALLBACK, loader, (9, 9)),
-        ("loader-cpu", CPU, loader, (9, 9)),
-        ("train", "full-0.99", train, (18, 10)),  # the first step loads cuDNN
-    ):
-        unable = _without_segments(settings) or _unable(settings, path)
-        cases += [
-            _rate(f"{RESTARTS}{name}-{splice}", estimate, job | {"splice": splice}, path=path, unable=unable)
-            for splice, estimate in zip((WHOLE, SPLICED), estimates, strict=True)
-        ]
-    return cases
-
-
-def _without_segments(settings: Settings) -> str:
-    return "" if settings.has_segments else "needs --data that was prepared with --restarts"
-
-
-def _rate(name: str, estimate: float, job: dict[str, Any], **more: Any) -> Case:
-    """Return a case of `gpu.rates`."""
-    return Case(name, "rates", "gpu.rates:measure_rates", 60, estimate, job, **more)
-
-
-def _rate_job(settings: Settings, **changes: Any) -> dict[str, Any]:
-    job = _common(settings) | {"amp": settings.amp, "compile": "none", "work": str(settings.work), "model": None}
-    return job | changes
-
-
-def _common(settings: Settings) -> dict[str, Any]:
-    names = ("split", "device", "batch_size", "size", "repetitions", "seconds")
-    return {"data": str(settings.data)} | {name: getattr(settings, name) for name in names}
-
-
-def _resize(settings: Settings) -> int:
-    return round(settings.size * RESIZE_RATIO)
-
-
-def _without_gpu(settings: Settings) -> str:
-    return "" if settings.on_gpu else "needs a GPU"
-
-
-def _unable(settings: Settings, path: str) -> str:
-    """Return why a decode path cannot run here, "" if it can. A rehearsal decodes paths without JPEG engines too."""
-    return "" if settings.on_gpu or not _share(path) else "needs a GPU with JPEG engines"
-
-
-def _share(path: str) -> float:
+def hardware_share(path: str) -> float:
     """Return the share of the JPEGs that a path gives to the hardware decoder."""
     return 0.0 if path == CPU else float(path.partition("-")[2])
 
 
-def describe_path(path: str, device: str) -> dict[str, Any]:
-    """Return the loader's settings of a decode path; without a GPU, those of its equivalent on the CPU."""
-    if path == CPU:
-        return {"placement": "cpu"}
-    decode = path.partition("-")[0]
-    return {"placement": "gpu" if device == "cuda" else "cpu", "decode": decode, "hw_decoder_load": _share(path)}
+def parse_paths(results: Results) -> dict[str, str]:
+    """Return each decode path's verdict: right, differs, wrong, or the status of a parity case without a result."""
+    return {
+        name.removeprefix(PARITY): record["result"]["verdict"] if record["status"] == "done" else record["status"]
+        for name, record in results.items()
+        if name.startswith(PARITY)
+    }
 
 
-def resolve_job(case: Case, results: Results) -> dict[str, Any]:
-    """Return the case's job with the loader's settings of its decode path.
+def is_usable(record: dict[str, Any] | None) -> bool:
+    """Check whether a parity case found pixels that a model may be trained on."""
+    return record is not None and record["status"] == "done" and record["result"]["verdict"] != "wrong"
+
+
+def find_best_path(results: Results) -> str | None:
+    """Return the GPU's decode path to use: the fastest that is right, else one that differs; None if there is none.
+
+    It is the safe path if no path was tried. Paths whose bits changed from run to run or under load are left out.
+    """
+    verdicts = {path: each for path, each in parse_paths(results).items() if path != "cpu" and each != "skipped"}
+    if not verdicts:
+        return FALLBACK
+    verdicts = {path: each for path, each in verdicts.items() if path not in find_shaky_paths(results)}
+    if right := [path for path, verdict in verdicts.items() if verdict == "right"]:
+        return max(right, key=lambda path: rate_of(results.get(DECODE + path)) or 0.0)
+    differing = [path for path, verdict in verdicts.items() if verdict == "differs"]
+    if FALLBACK in differing:
+        return FALLBACK
+    return max(differing, key=lambda path: rate_of(results.get(DECODE + path)) or 0.0, default=None)
+
+
+def find_shaky_paths(results: Results) -> set[str]:
+    """Return the decode paths that gave different bits for the same plan."""
+    tried = [each for name, each in results.items() if name.startswith(LOAD) and each["status"] == "done"]
+    is_same = {each["job"]["path"]: each["result"] for each in tried}
+    return {path for path, same in is_same.items() if not (same["is_same_idle"] and same["is_same_under_load"])}
+
+
+def find_faster_side(results: Results, model: str = "") -> str | None:
+    """Return the placement, cpu or gpu, with which a model (default: the first one) trains faster; None if unknown."""
+    for name in results:
+        if name.startswith(f"train-{model}") and name.endswith("-cpu"):
+            cpu, gpu = rate_of(results[name]), rate_of(results.get(f"{name.removesuffix('-cpu')}-gpu"))
+            if cpu and gpu:
+                return "gpu" if gpu > GPU_WINS * cpu else "cpu"
+    return None
+
+
+def rate_of(record: dict[str, Any] | None) -> float | None:
+    """Return the median images/s of a finished case, None if there is none."""
+    if record is None or record["status"] != "done":
+        return None
+    rate = record["result"].get("images_per_second")
+    return rate["median"] if isinstance(rate, dict) else None  # that of the killed training is no summary
+
+
+def resolve_job(case: Case, results: Results) -> Job:
+    """Return the case's job with the loader's settings of its decode path; those on the CPU without a GPU.
+
+    Earlier results decide about the paths BEST and FASTER.
 
     Raises:
         InputError: there is nothing to measure; the message is the reason.
     """
     if not case.path:
         return case.job | {"loader": {}}
-    path = _find_path(case, results)
-    loader = describe_path(path, case.job["device"])
+    path, best, parity = case.path, find_best_path(results), results.get(PARITY + case.path)
+    if path == BEST and best is None:
+        raise InputError("no decode path of the GPU is right")
+    if case.name.startswith(DAMAGED) and parity is not None and not is_usable(parity):
+        raise InputError(f"{path} is not right: {parse_paths(results)[path]}")
+    if path in (BEST, FASTER):
+        path = best if best and (path == BEST or find_faster_side(results) == "gpu") else CPU
+    loader: dict[str, Any] = {"placement": "gpu" if path != CPU and case.job["device"] == "cuda" else "cpu"}
+    if path != CPU:
+        loader |= {"decode": path.partition("-")[0], "hw_decoder_load": hardware_share(path)}
     if "splice" in case.job:
         loader["splice"] = WHOLE if case.job["splice"] == ROWS else case.job["splice"]
     return case.job | {"loader": loader, "path": path}
 
 
-def _find_path(case: Case, results: Results) -> str:
-    """Return the decode path of a case; earlier results decide about BEST and FASTER.
-
-    Raises:
-        InputError: the path is not available.
-    """
-    best = find_best_path(results)
-    if case.path == BEST:
-        if best is None:
-            raise InputError("no decode path of the GPU is right")
-        return best
-    if case.path == FASTER:
-        return best if best and find_faster_side(results) == "gpu" else CPU
-    parity = results.get(PARITY + case.path)
-    if case.name.startswith(DAMAGED) and parity is not None and not is_usable(parity):
-        raise InputError(f"{case.path} is not right: {parse_paths(results)[case.path]}")
-    return case.path
-
-
-def choose_cases(cases: list[Case], patterns: list[str], results: Results) -> list[Case]:
+def choose_cases(cases: list[Case], patterns: tuple[str, ...], results: Results) -> list[Case]:
     """Return the cases that match a pattern (no pattern: all), and the cases that they need and that are not done.
 
     Raises:
@@ -343,40 +303,27 @@ def choose_cases(cases: list[Case], patterns: list[str], results: Results) -> li
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in cases):
             raise InputError(f"unknown case {pattern}: --list names all cases")
-    named = {case.name: case for case in cases}
     wanted = {case.name for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)}
-
-    # Add what the wanted cases need, what those need, and so on.
-    waiting = list(wanted)
-    while waiting:
-        new = {name for name in named[waiting.pop()].needs if not _is_done(results.get(name))} - wanted
-        wanted |= new
-        waiting += new
+    done = {name for name, record in results.items() if record["status"] == "done"}
+    for case in reversed(cases):  # what a case needs stands before it
+        wanted |= set(case.needs) - done if case.name in wanted else set()
     return [case for case in cases if case.name in wanted]
 
 
-def _is_done(record: dict[str, Any] | None) -> bool:
-    return record is not None and record["status"] == "done"
+def estimate_seconds(cases: list[Case]) -> tuple[float, float]:
+    """Return the seconds that an H200 needs for the cases that can run here, and those around the cases."""
+    able = [case for case in cases if not case.unable]
+    around = START_SECONDS + END_SECONDS * len({case.group or case.stage for case in able})
+    return around + sum(case.estimate for case in able), around
 
 
-def list_cases(cases: list[Case]) -> str:
-    """Return a table of the cases with limits and estimates, and the sum for this device."""
-    lines = [f"{'case':<28} {'limit':>6} {'estimate':>9}  (seconds; estimates for an H200)"]
-    for case in cases:
-        unable = f"  skipped: {case.unable}" if case.unable else ""
-        lines.append(f"{case.name:<28} {case.limit:>6.0f} {case.estimate:>9.0f}{unable}")
-    total = estimate_seconds(cases)
-    lines.append(f"{'starting, ending processes':<28} {'':>6} {total - sum_estimates(cases):>9.0f}")
-    lines.append(f"{'sum':<28} {'':>6} {total:>9.0f}  = {total / 60:.1f} minutes")
-    return "\n".join(lines)
-
-
-def estimate_seconds(cases: list[Case]) -> float:
-    """Return the seconds that an H200 needs for the cases that can run here, with the start of their processes."""
-    groups = {case.group or case.stage for case in cases if not case.unable}
-    return START_SECONDS + END_SECONDS * len(groups) + sum_estimates(cases)
-
-
-def sum_estimates(cases: list[Case]) -> float:
-    """Return the sum of the estimates of the cases that can run here."""
-    return sum(case.estimate for case in cases if not case.unable)
+def list_cases(cases: list[Case]) -> Table:
+    """Return the cases with limits and estimates, and the sum for this device."""
+    rows = [
+        [case.name, f"{case.limit:.0f}", f"{case.estimate:.0f}", f"skipped: {case.unable}" if case.unable else ""]
+        for case in cases
+    ]
+    total, around = estimate_seconds(cases)
+    rows.append(["starting, ending processes", "", f"{around:.0f}", ""])
+    rows.append(["sum", "", f"{total:.0f}", f"{total / 60:.1f} minutes"])
+    return Table("Cases, in seconds; estimates for an H200", ("case", "limit", "estimate", "note"), rows)

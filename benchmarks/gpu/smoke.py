@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import re
+import stat
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +13,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from answer import Job
-from gpu.memory import free_gib
-from gpu.own_log import OwnLog
-from gpu.worker import Report
+from gpu.cases import Figures, Job
+from gpu.pixels import open_loader
 
-from loaders import LoaderConfig, Split, TrainTransform, build_loader
+from loaders import World
 from prep.errors import InputError
 from train.dist import join_world
 
@@ -27,10 +26,12 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 RELEVANT = re.compile(r"HW |engine|warn|error|fail", re.IGNORECASE)
 EXTENSION = "backend_impl.cpython-*.so"  # DALI's compiled module, one file for each Python
 MOST_LOG_LINES = 12
+GIB = 1 << 30
+STDERR = Path("/proc/self/fd/2")  # can be read even if it is a deleted file
 
 
-def describe_machine(job: Job, report: Report) -> dict[str, Any]:
-    """Return the number of cores, versions, and what torch reports about the GPU."""
+def describe_machine(job: Job) -> Figures:
+    """Yield the number of cores, versions, and what torch reports about the GPU."""
     facts: dict[str, Any] = {
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -44,25 +45,26 @@ def describe_machine(job: Job, report: Report) -> dict[str, Any]:
             facts |= {
                 "gpu": properties.name,
                 "compute_capability": f"{properties.major}.{properties.minor}",
-                "memory_gib": properties.total_memory / 2**30,
+                "memory_gib": properties.total_memory / GIB,
                 "free_gib": free_gib(world.device),
                 "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
             }
-    return facts
+    yield facts
 
 
-def find_dali(job: Job, report: Report) -> dict[str, Any]:
-    """Return DALI's version and the version of CUDA that it was built for.
+def find_dali(job: Job) -> Figures:
+    """Yield DALI's version and the version of CUDA that it was built for."""
+    dali = import_dali()
+    yield {"dali": dali.__version__, "cuda": dali.__cuda_version__}
 
-    Raises:
-        InputError: it cannot be imported; the message is the reason.
-    """
+
+def import_dali() -> Any:
+    """Import and return DALI; raise InputError with the reason if it cannot be imported."""
     try:
-        dali = importlib.import_module("nvidia.dali")
         importlib.import_module("nvidia.dali.fn")
+        return importlib.import_module("nvidia.dali")
     except (ImportError, OSError) as error:  # OSError: a shared library that it needs is missing or damaged
         raise InputError(explain_import(error)) from error
-    return {"dali": dali.__version__, "cuda": dali.__cuda_version__}
 
 
 def explain_import(error: Exception) -> str:
@@ -82,20 +84,18 @@ def explain_import(error: Exception) -> str:
     return f"DALI in {folder} cannot be imported: {' '.join(str(error).split())[:300]}"
 
 
-def decode_eight(job: Job, report: Report) -> dict[str, Any]:
-    """Return the first batch's mean difference from the reference, the seconds that it took, and free GPU memory."""
-    split, transform = Split(job["data"], job["split"]), TrainTransform(job["size"])
-    reference = next(iter(build_loader(split, transform, job["batch_size"], config=LoaderConfig("reference"))))
+def decode_eight(job: Job) -> Figures:
+    """Yield the first batch's mean difference from the reference, the seconds that it took, and free GPU memory."""
+    reference = next(iter(open_loader(job, {"backend": "reference"}, World())))
     with join_world(job["device"]) as world:
         before = free_gib(world.device)
-        loader = build_loader(split, transform, job["batch_size"], world, config=LoaderConfig(**job["loader"]))
+        loader = open_loader(job, job["loader"], world)
         started = perf_counter()
         with closing(iter(loader)) as batches:  # pyright: ignore[reportArgumentType]  (a generator)
             images_BCHW = next(batches).images_BCHW.cpu()
             seconds, after = perf_counter() - started, free_gib(world.device)
-    difference = (images_BCHW.int() - reference.images_BCHW.int()).abs().float().mean().item()
-    return {
-        "mean_difference": difference,
+    yield {
+        "mean_difference": (images_BCHW.int() - reference.images_BCHW.int()).abs().float().mean().item(),
         "first_batch_seconds": seconds,
         "free_gib_before": before,
         "free_gib_after": after,
@@ -103,13 +103,18 @@ def decode_eight(job: Job, report: Report) -> dict[str, Any]:
     }
 
 
-def count_engines(job: Job, report: Report) -> dict[str, Any]:
-    """Return the number of hardware JPEG engines in the decoder's log, None if it names none; and the log's lines."""
+def free_gib(device: torch.device) -> float | None:
+    """Return the GPU's free memory, None on the CPU."""
+    return torch.cuda.mem_get_info(device)[0] / GIB if device.type == "cuda" else None
+
+
+def count_engines(job: Job) -> Figures:
+    """Yield the number of hardware JPEG engines in the decoder's log, None if it names none; and the log's lines."""
     os.environ[LOG_LEVEL] = "3"
-    log = OwnLog()
-    decode_eight(job, report)
-    text = log.read()
-    return {"num_engines": parse_engines(text), "log": pick_lines(text)}
+    start = stderr_size()
+    list(decode_eight(job))
+    text = read_stderr(start)
+    yield {"num_engines": parse_engines(text), "log": pick_lines(text)}
 
 
 def pick_lines(log: str) -> list[str]:
@@ -122,3 +127,15 @@ def parse_engines(log: str) -> int | None:
     """Return the last number of engines in a decoder's log, None if there is none."""
     found = ENGINES.findall(log)
     return int(found[-1]) if found else None
+
+
+def stderr_size() -> int:
+    """Return the size of the file that is this process's standard error: a position for `read_stderr`."""
+    return os.fstat(2).st_size
+
+
+def read_stderr(start: int) -> str:
+    """Return what this process and its children have written to standard error; "" if that is not a file."""
+    if not stat.S_ISREG(os.fstat(2).st_mode):
+        return ""
+    return STDERR.read_bytes()[start:].decode(errors="replace")

@@ -28,33 +28,43 @@ import atexit, ctypes, os, signal, subprocess, time
 from pathlib import Path
 from prep.dataset import InputError
 
-def answers(job, report):
-    return {"process": os.getpid(), **job}
+def answers(job):
+    yield {"process": os.getpid(), **job}
 
-def crashes(job, report):
-    report({"found": 1})
+def crashes(job):
+    yield {"found": 1}
     ctypes.string_at(0)
 
-def raises(job, report):
-    return {}["no such key"]
+def raises(job):
+    yield {"found": 2}
+    yield {}["no such key"]
 
-def refuses(job, report):
+def refuses(job):
     raise InputError("give it something else")
+    yield
 
-def hangs(job, report):
-    report({"child": subprocess.Popen(["sleep", "600"]).pid})
+def hangs(job):
+    yield {"child": subprocess.Popen(["sleep", "600"]).pid}
     time.sleep(600)
 
-def lets_go(job, report):
+def lets_go(job):
     Path(__file__).with_name("go").touch()
-    return {}
+    yield {}
 
-def looks(job, report):
-    return {"is_ready": Path(__file__).with_name("second").exists()}
+def looks(job):
+    yield {"is_ready": Path(__file__).with_name("second").exists()}
 
-def crashes_later(job, report):
-    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
-    return {"process": os.getpid()}
+def ends_badly(job):
+    atexit.register(os.kill, os.getpid(), job["signal"])
+    yield {"process": os.getpid()}
+    if job.get("raises"):
+        raise KeyError("no such key")
+
+def ends_late(job):
+    atexit.register(time.sleep, 600)
+    yield {}
+    if job["error"]:
+        raise {"KeyError": KeyError, "SystemExit": SystemExit}[job["error"]]("no such key")
 """
 
 RunHarm = Callable[..., dict[str, dict[str, Any]]]
@@ -78,17 +88,17 @@ def run_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHarm:
     monkeypatch.setattr(part("runner"), "LEAST_SECONDS", 0.0)
 
     def run(*cases: Any, seconds: float = 120.0, imports: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-        kept = part("kept").CaseRecords(tmp_path, {}, ORIGIN)
-        crew = part("crew")
-        with crew.Log(tmp_path / "workers.log") as log, crew.Crew(log, imports) as workers:
-            part("runner").run_cases(list(cases), kept, workers, time.monotonic() + seconds)
+        records = part("runner").CaseRecords(tmp_path, {}, ORIGIN)
+        log, deadline = tmp_path / "workers.log", time.monotonic() + seconds
+        with part("runner").Runner(records, log, deadline, imports) as runner:
+            runner.run_all(list(cases))
         return json.loads((tmp_path / "smoke.json").read_text())["cases"]
 
     return run
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -110,7 +120,7 @@ def test_a_case_that_crashes_or_raises_costs_no_other_case(run_harm: RunHarm) ->
     assert found["crashes"]["result"] == {"found": 1}  # what it had reported
     assert any("Fatal Python error" in line for line in found["crashes"]["stderr"])
     assert found["refuses"]["reason"] == "give it something else"
-    assert found["raises"]["reason"] == "KeyError: 'no such key'"
+    assert found["raises"]["reason"] == "KeyError: 'no such key'" and found["raises"]["result"] == {"found": 2}
     first, second, third, fourth = (found[name]["result"]["process"] for name in ("first", "second", "third", "fourth"))
     assert first != second == third != fourth  # a refusal keeps its process, an exception may have spoiled it
 
@@ -135,11 +145,51 @@ def test_the_deadline_cuts_what_runs_and_skips_what_is_left(run_harm: RunHarm) -
     assert found["measured before"]["status"] == "done"  # by the call before this one
 
 
-def test_a_crash_after_the_last_answer_is_told(run_harm: RunHarm) -> None:
-    found = run_harm(harmful("crashes_later"), harmful("answers", group="two"))
-    assert found["crashes_later"]["status"] == "done"
-    assert found["crashes_later"]["end"] == "its process ended by SIGSEGV"
-    assert "end" not in found["answers"]
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])  # SIGKILL: the kernel lacks memory
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_crash_after_the_last_answer_is_told(run_harm: RunHarm, number: signal.Signals, raises: bool) -> None:
+    job = {"signal": number, "raises": raises}
+    found = run_harm(harmful("ends_badly", job=job), harmful("answers"), harmful("answers", "other", group="two"))
+    assert found["ends_badly"]["status"] == ("failed" if raises else "done")
+    told = [name for name, record in found.items() if record.get("end") == f"its process ended by {number.name}"]
+    assert told == (["ends_badly"] if raises else ["answers"])  # the last case of the process
+    assert not any("end" in record for name, record in found.items() if name not in told)
+
+
+@pytest.mark.parametrize(("error", "status"), [("", "done"), ("KeyError", "failed"), ("SystemExit", "crashed")])
+def test_a_process_that_does_not_exit_is_killed_without_a_word(
+    run_harm: RunHarm, monkeypatch: pytest.MonkeyPatch, error: str, status: str
+) -> None:
+    monkeypatch.setattr(importlib.import_module("worker"), "LONGEST_END_SECONDS", 0.5)
+    started = time.monotonic()
+    found = run_harm(harmful("ends_late", job={"error": error}), harmful("answers"))
+    assert time.monotonic() - started < 60  # its exit would take 600 s
+    assert [record["status"] for record in found.values()] == [status, "done"]
+    assert not any("end" in record for record in found.values())
+
+
+def test_a_process_that_hangs_in_its_imports_is_told_with_its_stacks(
+    run_harm: RunHarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text("import time\n\ndef wait_forever():\n    time.sleep(600)\n\nwait_forever()\n")
+    monkeypatch.setattr(part("runner"), "MOST_START_SECONDS", 5.0)
+    found = run_harm(harmful("answers"), imports=("endless",))
+    assert found["answers"]["status"] == "failed"
+    assert found["answers"]["reason"] == "its process did not start: no answer within 5 s; see workers.log"
+    assert "in wait_forever" in (tmp_path / "workers.log").read_text()
+
+
+def test_a_worker_that_was_killed_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process in a driver ends by no signal: 10 s for it are enough, after a kill and in all."""
+    module = importlib.import_module("worker")
+    worker = module.Worker([sys.executable, "-c", "import sys; sys.stdin.read()"], tmp_path / "errors", {})
+    waits: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "wait", waits.append)  # returns None: the process still runs
+        worker.kill()
+        worker.close()
+    assert waits == [10]
+    worker.wait(60)
 
 
 SLOW = """
@@ -160,12 +210,20 @@ def test_a_process_starts_while_cases_run_but_not_while_one_is_timed(
 ) -> None:
     """The second process gets ready only once the first case has run; the timed one has to find it ready."""
     (tmp_path / "slow.py").write_text(SLOW)
-    monkeypatch.setattr(part("cases"), "TIMED", ("harm:looks",))
+    monkeypatch.setattr(part("runner"), "TIMED", ("harm:looks",))
     cases = [harmful("lets_go"), harmful("looks"), harmful("answers", group="two")]
     started = time.monotonic()
     found = run_harm(*cases, imports=("slow",))
     assert time.monotonic() - started < part("runner").MOST_START_SECONDS
     assert found["looks"]["result"] == {"is_ready": True}
+
+
+def test_a_case_without_time_tells_its_loader(run_harm: RunHarm) -> None:
+    case = replace(harmful("answers", job={"device": "cpu"}, path="full-0"), estimate=1000)
+    found = run_harm(case, seconds=10)["answers"]
+    assert found["reason"].startswith("no time was left: ")
+    assert found["job"]["path"] == "full-0"
+    assert found["job"]["loader"] == {"placement": "cpu", "decode": "full", "hw_decoder_load": 0.0}
 
 
 def test_what_cannot_run_is_skipped_by_name(run_harm: RunHarm) -> None:
@@ -179,44 +237,45 @@ def test_what_cannot_run_is_skipped_by_name(run_harm: RunHarm) -> None:
     assert (found["else"]["status"], found["else"]["reason"]) == ("skipped", "needs a GPU")
 
 
-def test_without_dali_no_path_of_the_gpu_is_tried_and_the_rest_is(tmp_path: Path) -> None:
-    all_cases = part("cases").build_cases(replace(settings(tmp_path, "cuda"), has_segments=True))
-    cases = {case.name: case for case in all_cases}
-    kept = part("kept").CaseRecords(tmp_path, {}, ORIGIN)
-    kept.add(cases["dali"], {}, part("runner").fail("DALI is not installed"))
+def test_without_dali_no_path_of_the_gpu_is_tried_and_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = {case.name: case for case in part("cases").build_cases(options(tmp_path, "cuda"), True)}
+    runner = part("runner")
+    records = runner.CaseRecords(tmp_path, {}, ORIGIN)
+    records.add(cases["dali"], {}, {"status": "failed", "reason": "DALI is not installed"})
     waiting = [case for case in cases.values() if "dali" in case.needs]
-    part("runner").run_cases(waiting, kept, None, time.monotonic() + 60)  # no worker is asked for
-    assert {kept.results[case.name]["reason"] for case in waiting} == {"it needs dali (failed)"}
+    monkeypatch.setattr(runner, "Process", None)  # no process is started
+    runner.Runner(records, tmp_path / "workers.log", time.monotonic() + 60).run_all(waiting)
+    assert {records.results[case.name]["reason"] for case in waiting} == {"it needs dali (failed)"}
     assert {case.name for case in waiting} >= {"smoke", "engines", "parity-full-0", "parity-roi-0.99"}
     free = [name for name in cases if not cases[name].needs]
     assert {"parity-cpu", "loader-cpu", "model-resnet50", "train-resnet50-cpu", "training", "gpu-tests"} <= set(free)
 
 
-def settings(folder: Path, device: str = "cpu") -> Any:
-    return part("cases").Settings(
-        *(folder, "train", folder / "work", device, 256, 224, ("resnet50", "resnet50d"), "bf16", 3, 1.5, 40)
-    )
+def options(folder: Path, device: str = "cpu", **more: Any) -> Any:
+    return part("cases").Options(data=folder, out=folder / "out", work=folder / "work", device=device, **more)
 
 
 def test_the_cases_stand_in_order_of_worth_and_fit_into_nine_minutes(tmp_path: Path) -> None:
     module = part("cases")
-    cases = module.build_cases(settings(tmp_path, "cuda"))
+    cases = module.build_cases(options(tmp_path, "cuda"), False)
     names = [case.name for case in cases]
     order = ["machine", "smoke", "engines", "parity-full-0.99", "decode-full-0.99", "parity-full-0", "parity-roi-0.99"]
     order += ["load-best", "damaged-full-0", "train-resnet50-cpu", "training", "gpu-tests", "compile-default"]
     assert [name for name in names if name in order] == order and len(set(names)) == len(names)
-    assert module.estimate_seconds(cases) < 9 * 60 and all(case.limit > case.estimate for case in cases)
+    assert module.estimate_seconds(cases)[0] < 9 * 60 and all(case.limit > case.estimate for case in cases)
     paths = {case.path: case.group for case in cases if case.name.startswith("parity-")}
     assert len(set(paths.values())) == len(paths) == 5  # each decode path in its own process
-    assert {case.group for case in cases if case.work == "gpu.rates:measure_rates"} == {""}  # all rates in one
+    assert {case.group for case in cases if case.entry == "gpu.rates:measure_rates"} == {""}  # all rates in one
     assert not any(case.unable for case in cases if not case.name.startswith(module.RESTARTS))
-    listed = module.list_cases(cases)
-    assert all(name in listed for name in names) and "sum" in listed.splitlines()[-1]
+    rows = module.list_cases(cases).rows
+    assert [row[0] for row in rows][: len(names)] == names and rows[-1][0] == "sum"
 
 
 def test_without_a_gpu_its_cases_run_on_the_cpu_or_say_what_they_need(tmp_path: Path) -> None:
     module = part("cases")
-    cases = {case.name: case for case in module.build_cases(settings(tmp_path))}
+    cases = {case.name: case for case in module.build_cases(options(tmp_path), False)}
     assert cases["parity-roi-0.99"].unable == "needs a GPU with JPEG engines"
     assert cases["train-resnet50-gpu"].unable == "needs a GPU" and not cases["parity-full-0"].unable
     job = module.resolve_job(cases["parity-full-0"], {})
@@ -227,12 +286,13 @@ def test_a_suite_that_is_killed_keeps_its_results_and_the_next_call_adds_to_them
     out = tmp_path / "out"
     words = ["--data", str(digits), "--out", str(out), "--work", str(tmp_path / "work"), *TINY]
     suite = subprocess.Popen([sys.executable, SCRIPT, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    wait_for((out / "smoke.json").exists)
+    smoke = out / "smoke.json"
+    wait_for(lambda: smoke.exists() and json.loads(smoke.read_text())["cases"]["machine"]["status"] == "done")
     workers = [int(pid) for pid in Path(f"/proc/{suite.pid}/task/{suite.pid}/children").read_text().split()]
     suite.send_signal(signal.SIGKILL)
     suite.wait()
-    before = json.loads((out / "smoke.json").read_text())["cases"]
-    assert before["machine"]["status"] == "done" and before["machine"]["result"]["cores"]
+    before = json.loads(smoke.read_text())["cases"]
+    assert before["machine"]["result"]["cores"]
     wait_for(lambda: not any(map(is_running, workers)))  # none measures next to the second call
 
     done = run_command(SCRIPT, *words, "--only", "decode-cpu", cwd=tmp_path)
@@ -246,7 +306,7 @@ def test_a_suite_that_is_killed_keeps_its_results_and_the_next_call_adds_to_them
     assert cases["decode-cpu"]["command"].startswith("python benchmarks/gpu_suite.py --data ")
     assert str(tmp_path) not in json.dumps(cases["decode-cpu"]["job"])  # paths of the machine are not settings
     assert cases["decode-cpu"]["versions"]["torch"] and cases["decode-cpu"]["hardware"]["cpu"]
-    assert json.loads((out / "smoke.json").read_text())["cases"]["machine"] == before["machine"]
+    assert json.loads(smoke.read_text())["cases"]["machine"] == before["machine"]
     assert "decode cpu: go, " in done.stdout and "machine " in done.stdout and len(done.stdout) < 12_000
     assert len(os.listdir(out)) <= 8
 
@@ -267,12 +327,13 @@ def call(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--repetitions", "0"), "--repetitions must be more than 0, got 0"),
+        (("--repetitions", "0"), "--repetitions must be greater than 0, got 0"),
         (("--only", "nothing"), "unknown case nothing: --list names all cases"),
         (("--batch-size", "5000"), "has 1437 images, and a batch needs 5000"),
         (("--batch-size", "1"), "--batch-size must be at least 2, got 1"),
-        (("--minutes", "0"), "--minutes must be more than 0, got 0"),
-        (("--minutes", "nan"), "--minutes must be more than 0, got nan"),
+        (("--minutes", "0"), "--minutes must be greater than 0, got 0"),
+        (("--minutes", "nan"), "--minutes must be finite and greater than 0, got nan"),
+        (("--models",), "--models needs at least one value"),
         (("--models", "resnet18", "resnet18"), "--models names resnet18 twice"),
         (("--data", "/nowhere"), "/nowhere/train/manifest.json does not exist"),
         (("--device", "cuda"), "device cuda was requested, but this machine shows no NVIDIA GPU"),
@@ -318,10 +379,9 @@ def test_other_records_are_not_added_to(call: Callable[..., None], tmp_path: Pat
 
 
 def test_the_log_is_shortened_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = part("crew")
-    monkeypatch.setattr(crew, "MOST_LOG_BYTES", 100)
-    with crew.Log(tmp_path / "workers.log") as log:
-        for number in range(100):
-            log.write(f"line {number}")
-    assert (tmp_path / "workers.log").stat().st_size == 100
-    assert (tmp_path / "workers.log").read_text().endswith("line 99\n")
+    runner, log = part("runner"), tmp_path / "workers.log"
+    monkeypatch.setattr(runner, "MOST_LOG_BYTES", 100)
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    with runner.Runner(runner.CaseRecords(tmp_path, {}, ORIGIN), log, time.monotonic()):
+        pass
+    assert log.stat().st_size == 100 and log.read_text().endswith("line 99\n")

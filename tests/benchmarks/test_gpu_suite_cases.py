@@ -4,13 +4,16 @@ import copy
 import importlib
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import recorded
 from helpers.commands import CHECKOUT
 from helpers.datasets import prepare_folder
 
@@ -30,8 +33,10 @@ def part(name: str) -> Any:
     return importlib.import_module(f"gpu.{name}")
 
 
-def ignore(_: dict[str, Any]) -> None:
-    """Takes what a case reports."""
+def result_of(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The last value of a case."""
+    *_, result = parts
+    return result
 
 
 @pytest.fixture
@@ -57,9 +62,9 @@ def check_rates(result: dict[str, Any]) -> None:
 
 def test_the_machine_and_eight_images(job: dict[str, Any]) -> None:
     smoke = part("smoke")
-    assert smoke.describe_machine(job, ignore)["torch"] == torch.__version__
-    assert smoke.find_dali(job, ignore)["dali"]
-    result = smoke.decode_eight(job | {"batch_size": 8}, ignore)
+    assert result_of(smoke.describe_machine(job))["torch"] == torch.__version__
+    assert result_of(smoke.find_dali(job))["dali"]
+    result = result_of(smoke.decode_eight(job | {"batch_size": 8}))
     assert result["mean_difference"] < 1 and result["first_batch_seconds"] > 0 and result["placement"] == "cpu"
 
 
@@ -75,7 +80,7 @@ def test_the_decoders_log_is_read_back(job: dict[str, Any], monkeypatch: pytest.
     """The same library says on the CPU that there is no hardware; the log level may be set in a running process."""
     smoke = part("smoke")
     monkeypatch.setenv(smoke.LOG_LEVEL, "0")  # and is as before when the test has ended
-    result = smoke.count_engines(job | {"batch_size": 8}, ignore)
+    result = result_of(smoke.count_engines(job | {"batch_size": 8}))
     assert result["num_engines"] is None
     assert any("HW decoder not supported by this platform" in line for line in result["log"]), result
 
@@ -113,77 +118,77 @@ def test_dali_that_cannot_be_imported_is_explained_in_one_line(
 def test_wrong_pixels_are_seen_and_told_by_kind(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, decode: str
 ) -> None:
-    parity = part("parity")
+    pixels = part("pixels")
     job |= {"num_images": 40, "loader": {"decode": decode}}
-    parts: list[dict[str, Any]] = []
-    right = parity.compare_with_reference(job, lambda found: parts.append(dict(found)))
+    parts = list(pixels.compare_with_reference(job))
+    right = parts[-1]
     assert right["verdict"] == "right" and set(right["train"]) == {"grey"}  # how the digits are stored
     assert right["train"]["grey"]["num_images"] == 48 and right["train"]["grey"]["worst_image"] < 1
     assert right["decode"] == decode
-    assert "evaluation" not in parts[0] and parts[-1] == right
-    render = parity.render
+    assert "evaluation" not in parts[0]
+    render = pixels.render
 
     def mirrored(encoded: np.ndarray, plan: Plan, i: int) -> np.ndarray:
         """Flip each training image that the plan does not flip, and the other way round."""
         image_HWC = render(encoded, plan, i)
         return image_HWC[:, ::-1] if plan.resized_B2[i].max() == job["size"] else image_HWC
 
-    monkeypatch.setattr(parity, "render", mirrored)
-    wrong = parity.compare_with_reference(job, ignore)
+    monkeypatch.setattr(pixels, "render", mirrored)
+    wrong = result_of(pixels.compare_with_reference(job))
     assert wrong["verdict"] == "wrong" and wrong["train"]["grey"]["worst_image"] > 1
     assert wrong["evaluation"] == right["evaluation"]
 
 
 def test_augmented_images_are_compared_without_a_verdict(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    parity, table = part("parity"), part("table")
+    pixels, table = part("pixels"), importlib.import_module("reports.gpu_runs")
     job |= {"num_images": 16, "loader": {"decode": "full"}}
-    right = parity.compare_augmented(job, ignore)
+    right = result_of(pixels.compare_augmented(job))
     assert set(right) == {"augmented", "placement", "reason", "decode"}
     assert right["augmented"]["grey"]["num_images"] >= 16 and right["augmented"]["grey"]["mean"] < 1
     said = table.describe_figures(right)
     assert said.startswith("grey 0.") and said.count("worst image") == 1
     # Without its operations, the reference would be far from the loader's images.
     monkeypatch.setattr("loaders.reference.apply_ops", lambda image, plan, i: image)
-    assert parity.compare_augmented(job, ignore)["augmented"]["grey"]["mean"] > 5
+    assert result_of(pixels.compare_augmented(job))["augmented"]["grey"]["mean"] > 5
 
 
 def test_subsampled_colours_alone_make_a_path_differ_and_not_wrong() -> None:
-    parity = part("parity")
-    found = parity.by_kind(iter([("4:4:4", 0.2, 5), ("4:4:4", 1.4, 9), ("4:2:0", 3.0, 40)]))
+    pixels = part("pixels")
+    found = pixels.by_kind(iter([("4:4:4", 0.2, 5), ("4:4:4", 1.4, 9), ("4:2:0", 3.0, 40)]))
     assert found["4:4:4"] == {"num_images": 2, "mean": pytest.approx(0.8), "worst_image": 1.4, "largest_pixel": 9}
     whole = {"grey progressive": {"worst_image": 0.9}, "4:4:4": {"worst_image": 1.0}}
-    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 4.0}}]) == "right"
-    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 4.1}}]) == "differs"
-    assert parity.find_verdict([whole, {"4:2:0": {"worst_image": 60.0}}]) == "wrong"
-    assert parity.find_verdict([{"4:2:0": {"worst_image": 4.1}}, {"4:4:4": {"worst_image": 1.1}}]) == "wrong"
+    assert pixels.find_verdict([whole, {"4:2:0": {"worst_image": 4.0}}]) == "right"
+    assert pixels.find_verdict([whole, {"4:2:0": {"worst_image": 4.1}}]) == "differs"
+    assert pixels.find_verdict([whole, {"4:2:0": {"worst_image": 60.0}}]) == "wrong"
+    assert pixels.find_verdict([{"4:2:0": {"worst_image": 4.1}}, {"4:4:4": {"worst_image": 1.1}}]) == "wrong"
 
 
 def test_a_path_is_timed_from_memory(job: dict[str, Any]) -> None:
-    check_rates(part("decoding").measure_decoding(job, ignore))
+    check_rates(result_of(part("rates").measure_decoding(job)))
 
 
 @pytest.mark.parametrize(("mode", "backend"), [("loader", "dali"), ("train", "reference")])
 def test_rates_of_the_loader_and_of_training(job: dict[str, Any], mode: str, backend: str) -> None:
-    result = part("rates").measure_rates(job | {"mode": mode, "loader": {"backend": backend}}, ignore)
+    result = result_of(part("rates").measure_rates(job | {"mode": mode, "loader": {"backend": backend}}))
     check_rates(result)
     assert 0 <= result["data_wait_percent"] <= 100 and result["first_batch_seconds"] > 0
 
 
 def test_one_compilation_serves_the_model_and_training(job: dict[str, Any]) -> None:
     """Not compiled here, which takes a minute: the rest is the same."""
-    parts: list[dict[str, Any]] = []
-    result = part("rates").measure_compiled(job, lambda found: parts.append(dict(found)))
+    parts = list(part("rates").measure_compiled(job))
+    result = parts[-1]
     assert [set(each) for each in parts] == [{"model"}, {"model", "train"}]
     check_rates(result["model"])
     check_rates(result["train"])
 
 
 def test_the_same_bits_under_load_and_others_are_counted(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = part("loads")
-    result = loads.compare_under_load(job, ignore)
+    pixels = part("pixels")
+    result = result_of(pixels.compare_under_load(job))
     assert result["is_same_idle"] and result["is_same_under_load"] and result["num_batches"] == 12
     assert result["num_products"] > 0
-    decode = loads.decode
+    decode = pixels.decode
 
     def torn(job: dict[str, Any], world: World, delay: torch.Tensor | None = None) -> Any:
         """Change one value of each batch while the device is busy."""
@@ -191,14 +196,14 @@ def test_the_same_bits_under_load_and_others_are_counted(job: dict[str, Any], mo
             images_BCHW[0, 0, 0, 0] ^= 64 if delay is not None else 0
             yield images_BCHW
 
-    monkeypatch.setattr(loads, "decode", torn)
-    result = loads.compare_under_load(job, ignore)
+    monkeypatch.setattr(pixels, "decode", torn)
+    result = result_of(pixels.compare_under_load(job))
     assert result["is_same_idle"] and not result["is_same_under_load"]
     assert result["under_load"] == {"num_values": 12, "largest": 64}
 
 
 def test_damaged_files_are_named_or_shown_in_silence(job: dict[str, Any], tmp_path: Path) -> None:
-    result = part("damage").decode_damaged(job, ignore)["damages"]
+    result = result_of(part("pixels").decode_damaged(job))["damages"]
     assert {name: each["outcome"] for name, each in result.items()} == {
         "cut at half": "named",
         "broken header": "named",
@@ -210,21 +215,21 @@ def test_damaged_files_are_named_or_shown_in_silence(job: dict[str, Any], tmp_pa
 
 
 def test_a_damaged_file_that_ends_the_run_is_told(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    damage = part("damage")
-    loader = damage.open_loader(Split(job["data"], "train"), job, World())
+    pixels = part("pixels")
+    loader = pixels.open_evaluation(Split(job["data"], "train"), job, World())
 
     def fail(*_: Any) -> None:
         raise InputError("decoding failed, though each image of the batch can be decoded alone: status 8")
 
     monkeypatch.setattr(loader, "_decode", fail)
-    outcome = damage.describe_outcome(loader, torch.zeros(16, 3, 32, 32))
+    outcome = pixels.describe_outcome(loader, torch.zeros(16, 3, 32, 32))
     assert outcome["outcome"] == "error" and "status 8" in outcome["reason"]
 
 
 def test_a_training_is_killed_resumed_finished_and_scored(job: dict[str, Any], few: Path, tmp_path: Path) -> None:
-    parts: list[dict[str, Any]] = []
     options = {"data": str(few), "epochs": 8, "run": str(tmp_path / "run")}
-    result = part("training").train_and_resume(job | options, lambda found: parts.append(copy.deepcopy(found)))
+    parts = [copy.deepcopy(each) for each in part("training").train_and_resume(job | options)]
+    result = parts[-1]
     assert result["failed_checks"] == [], result
     assert len(result["checks"]) == 8 and result["clock"] == 8 * 48
     assert 0 < result["resumed_at"] < result["clock"] and result["placement"]["placement"] == "cpu"
@@ -240,19 +245,19 @@ def test_a_training_that_cannot_start_says_why(
     training = part("training")
     monkeypatch.setattr(training, "CHECKOUT", tmp_path)  # where no train/main.py is
     with pytest.raises(InputError, match=r"train/main\.py ended before its first checkpoint: .*can't open file"):
-        training.train_and_resume(job | {"epochs": 8, "run": str(tmp_path / "run")}, ignore)
+        list(training.train_and_resume(job | {"epochs": 8, "run": str(tmp_path / "run")}))
 
 
 def test_a_training_without_dali_takes_pillow(job: dict[str, Any], few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = part("training")
     options = {"data": str(few), "epochs": 8, "run": "a run"}
-    assert training.plan_run(job | options).command[-1] == "dali"
+    assert training.build_command(training.complete_job(job | options))[-1] == "dali"
 
     def refuse(*_: Any) -> None:
         raise InputError("DALI is not installed")
 
-    monkeypatch.setattr(training, "find_dali", refuse)
-    assert training.plan_run(job | options).command[-2:] == ["--loader.backend", "reference"]
+    monkeypatch.setattr(training, "import_dali", refuse)
+    assert training.build_command(training.complete_job(job | options))[-2:] == ["--loader.backend", "reference"]
 
 
 TESTS = """
@@ -278,8 +283,7 @@ def test_a_test_that_crashes_or_warns_costs_no_other_test(tmp_path: Path, monkey
     (tmp_path / "tests" / "test_another.py").write_text("import another_package_that_is_not_here  # mark.gpu")
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nmarkers = gpu\n")
     monkeypatch.setattr(marked, "CHECKOUT", tmp_path)
-    parts: list[dict[str, Any]] = []
-    result = marked.run_tests({"marker": "gpu"}, parts.append)
+    *parts, result = marked.run_tests({"marker": "gpu"})
     assert (result["num_passed"], result["num_skipped"]) == (2, 1)
     assert set(result["failed"]) == {"test_fails", "test_roi_crashes", "tests/test_another.py"}
     assert "No module named 'another_package_that_is_not_here'" in result["failed"]["tests/test_another.py"]
@@ -294,7 +298,7 @@ def test_tests_that_cannot_begin_are_one_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(marked, "CHECKOUT", tmp_path)
     monkeypatch.setattr(marked, "OPTIONS", (*marked.OPTIONS, "--no-such-option"))
     with pytest.raises(InputError, match=r"pytest ended with status 4 before any test: see workers\.log"):
-        marked.run_tests({"marker": "gpu"}, ignore)
+        list(marked.run_tests({"marker": "gpu"}))
 
 
 def record(status: str = "done", path: str = "", **result: Any) -> dict[str, Any]:
@@ -333,13 +337,13 @@ def load_of(path: str, idle: bool = True, under_load: bool = True) -> dict[str, 
 )
 def test_the_fastest_path_that_is_right_is_taken_and_never_one_that_is_not(results: Results, best: str | None) -> None:
     rates = {"decode-roi-0": rate_of(9000), "decode-full-0": rate_of(5000), "decode-full-0.99": rate_of(20_000)}
-    assert part("verdicts").find_best_path(rates | results) == best
+    assert part("cases").find_best_path(rates | results) == best
 
 
 def test_jobs_take_the_path_that_was_found(tmp_path: Path) -> None:
     module = part("cases")
-    settings = module.Settings(tmp_path, "train", tmp_path, "cuda", 256, 224, ("a", "b"), "bf16", 3, 1.5, 40)
-    cases = {case.name: case for case in module.build_cases(settings)}
+    options = module.Options(data=tmp_path, out=tmp_path, device="cuda", models=("a", "b"))
+    cases = {case.name: case for case in module.build_cases(options, False)}
     results = {
         "parity-full-0.99": parity_of("right"),
         "parity-full-0": record("crashed"),
@@ -359,12 +363,13 @@ def test_jobs_take_the_path_that_was_found(tmp_path: Path) -> None:
     nothing = {"parity-full-0": parity_of("wrong")}
     with pytest.raises(InputError, match="no decode path of the GPU is right"):
         module.resolve_job(cases["loader-gpu"], nothing)
-    assert {case.name for case in module.choose_cases(list(cases.values()), ["decode-full-0"], results)} == {
+    assert {case.name for case in module.choose_cases(list(cases.values()), ("decode-full-0",), results)} == {
         *("decode-full-0", "parity-full-0", "dali")
     }
 
 
 def test_conclusions_name_paths_placements_and_efficiency() -> None:
+    tables = importlib.import_module("reports.gpu_runs")
     results = {
         "parity-full-0": parity_of("right"),
         "decode-full-0": rate_of(6000),
@@ -382,9 +387,11 @@ def test_conclusions_name_paths_placements_and_efficiency() -> None:
         "train-a-full-0.99": rate_of(2196),
         "compile-default": record(model=rate_of(3000)["result"], train=rate_of(2900)["result"]),
         "gpu-tests": record(num_passed=3, num_skipped=1, failed={"test_x": "assert 1 == 2"}),
-        "training": record(checks={"the clock is complete": False}, failed_checks=["the clock is complete"]),
+        "training": record(
+            checks={"the clock is complete": False}, failed_checks=["the clock is complete"], images_per_second=300.0
+        ),
     }
-    said = list(part("table").conclude(results))
+    said = list(tables.conclude(results))
     for line in (
         "decode full-0: go, 6,000 images/s",
         "decode full-0.65: go, though subsampled colours differ",
@@ -404,14 +411,17 @@ def test_conclusions_name_paths_placements_and_efficiency() -> None:
         assert line in said, said
     other = record(verdict="right") | {"hardware": HARDWARE | {"gpu": "Another GPU"}}
     assert "CAUTION: these results are of several machines (Another GPU; Some GPU)" in next(
-        part("table").conclude(results | {"parity-roi-0": other})
+        tables.conclude(results | {"parity-roi-0": other})
     )
-    table = part("table").describe_results({name: each | {"seconds": 1.0} for name, each in results.items()})
-    assert "train-a-gpu                  done        1.0 s  2,440 images/s (2,440 to 2,440)" in table
+    origin = {"seconds": 1.0, "command": "c", "commit": "d", "versions": {}, "date": "2026-01-01"}
+    content = {"stage": "rates", "cases": {name: each | origin for name, each in results.items()}}
+    cases, origins, conclusions = tables.tables_of_suite([content])
+    assert ["train-a-gpu", "done", "2,440 images/s (2,440 to 2,440); ", "1.0", "2026-01-01"] in cases.rows
+    assert len(origins.notes) == 1 and list(conclusions.notes) == said
 
 
 def test_a_case_that_was_cut_shows_what_it_had_found() -> None:
-    table, reason = part("table"), "it ran over its limit of 60 s"
+    table, reason = importlib.import_module("reports.gpu_runs"), "it ran over its limit of 60 s"
     cut = record("cut", num_passed=12, num_skipped=0, failed={}) | {"reason": reason}
     assert table.summarize_case(cut) == f"{reason}; before: 12 passed, 0 skipped"
     half = {"idle": {"num_values": 0, "largest": 0}, "num_batches": 12}
@@ -421,12 +431,12 @@ def test_a_case_that_was_cut_shows_what_it_had_found() -> None:
 
 
 def test_dmon_is_read_by_its_own_header() -> None:
-    usage = part("usage")
+    machine = importlib.import_module("machine")
     text = "# gpu     sm    mem    enc    dec    jpg    ofa\n# Idx      %      %      %      %      %      %\n"
     text += "    0     90     40      0      0     80      0\n    0     96     42      0      0      -      0\n"
     text += "    0     9\n"  # cut off
-    assert usage.parse_dmon(text) == {"sm_percent": 93, "mem_percent": 41, "dec_percent": 0, "jpg_percent": 80}
-    assert usage.parse_dmon("") == {}
+    assert machine.parse_dmon(text) == {"sm_percent": 93, "mem_percent": 41, "dec_percent": 0, "jpg_percent": 80}
+    assert machine.parse_dmon("") == {}
 
 
 def test_a_gpu_that_is_watched_tells_how_busy_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,9 +445,53 @@ def test_a_gpu_that_is_watched_tells_how_busy_it_was(tmp_path: Path, monkeypatch
     stand_in.write_text("#!/bin/sh\necho '# gpu sm mem jpg'\necho '# Idx % % %'\necho '0 70 30 55'\nexec sleep 99\n")
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with part("usage").Usage() as usage:
+    with importlib.import_module("machine").Usage() as usage:
         deadline = time.monotonic() + 10
         while os.fstat(usage.output.fileno()).st_size < 40 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert usage.watcher.poll() is not None  # it has ended
     assert (usage.figures["sm_percent"], usage.figures["jpg_percent"]) == (70, 55)
+
+
+def test_without_psutil_the_cores_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with importlib.import_module("machine").Usage() as usage:
+        pass
+    assert usage.figures == {}
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_the_terminal_shows_a_run_in_what_the_end_of_a_log_keeps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_rich: bool
+) -> None:
+    """All cases that were measured on a GPU, also with restart shards; each in one line, then the conclusions."""
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    runs, tables = importlib.import_module("reports.gpu_runs"), importlib.import_module("tables")
+    contents = {stage: recorded.read(f"h200/{stage}.json") for stage in part("cases").STAGES}
+    for stage in ("smoke", "decode", "rates"):
+        contents[stage]["cases"] |= recorded.read(f"h200-restarts/{stage}.json")["cases"]
+    cases, _, conclusions = runs.tables_of_suite(contents.values())
+    tables.print_tables([cases, conclusions])
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert len(shown) < 12_000 and max(map(len, lines)) <= 180
+    assert [line.split()[0] for line in lines[1 : 1 + len(cases.rows)]] == [row[0] for row in cases.rows]
+    assert lines[-1 - len(conclusions.notes) : -1] == list(conclusions.notes)
+    assert (
+        "decode-full-0.99                done        8.4  18,360 images/s (18,337 to 18,447); cpu_cores 3.9, " in shown
+    )
+
+
+def test_without_rich_tables_are_plain_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    tables = importlib.import_module("tables")
+    rows = [["eager", "4,000", "", "[a] note"], ["fused", "15,000", "", ""]]
+    first = tables.Table("Rates", ("case", "images/s", "unused", "note"), rows, notes=["Median."])
+    tables.print_tables([first, tables.Table(detail="More", notes=["long"]), tables.Table(notes=["End."])])
+    assert capsys.readouterr().out == (
+        "Rates\ncase   images/s  note\neager     4,000  [a] note\nfused    15,000\nMedian.\n\nEnd.\n\n"
+    )
