@@ -8,26 +8,32 @@ Penstock imports (pyarrow, scipy, safetensors), and Triton on a GPU; neither DAL
 """
 
 import argparse
-import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from modelling.cases import Case, build_cases, choose_cases
-from modelling.runner import Options, Runner
-from modelling.table import describe_case, describe_results
+from modelling.cases import CRASHED, CUT, DONE, HUNG, SKIPPED, Case, Outcome, choose_cases
+from record import print_progress, write_json
+from reports.gpu_runs import describe_outcome
+from worker import EndedError, FailedError, HungError, Worker, start_worker
 
+from loaders.world import has_nvidia_gpu
 from prep.errors import InputError, run
-from prep.files import write_whole
 
+ENTRY = "modelling.measure:answer_cases"
 LEAST_REPETITIONS = 3
 LEAST_SIZE = 32  # pixels: a ResNet halves them five times
+SHARE_TO_END = 0.03  # share of --minutes that is reserved for ending the worker, writing and printing
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the command line's arguments."""
+    """Return the command line's arguments, checked. It is parsed by argparse, because a bare GPU machine lacks tyro.
+
+    Raises:
+        InputError: one has a value that cannot be used.
+    """
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu_model.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,15 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, metavar="N", help="for all cases (default: each case's own; 2 on a CPU)")
     add("--size", type=int, metavar="PX", help="pixels for all cases (default: each case's own; 32 on a CPU)")
     add("--out", type=Path, metavar="FILE", help="file for the record, rewritten after each case")
-    return parser.parse_args()
+    arguments = parser.parse_args()
 
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Check the arguments.
-
-    Raises:
-        InputError: one has a value that cannot be used.
-    """
     for name in ("minutes", "seconds"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise InputError(f"--{name} must be more than 0, got {getattr(arguments, name)}")
@@ -61,47 +60,151 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError(f"--size must be at least {LEAST_SIZE} pixels, got {arguments.size}")
     if arguments.out and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
         raise InputError(f"--out must be a file in an existing folder, got {arguments.out}")
+    if arguments.device == "cuda" and not has_nvidia_gpu():
+        raise InputError("--device cuda needs an NVIDIA GPU and this machine shows none: choose --device cpu")
+    return arguments
 
 
-def find_cases(patterns: list[str]) -> list[Case]:
-    """Return the wanted cases.
+@dataclass
+class Runner:
+    """Measures cases in a worker until the deadline, and keeps the record.
 
-    Raises:
-        InputError: a pattern matches no case.
+    A worker, because a compilation that hangs or a kernel that never ends cannot be stopped from inside. One for all
+    cases, because its start takes seconds: another one is started only after a case that broke it.
     """
-    cases = build_cases()
-    for pattern in patterns:
-        if not choose_cases(cases, [pattern]):
-            raise InputError(f"unknown case {pattern}: --list names all cases")
-    return choose_cases(cases, patterns)
 
+    arguments: argparse.Namespace
+    started: float  # the command's start, a time of time.monotonic()
+    results: dict[str, Outcome] = field(default_factory=dict)  # by the case's name
+    origin: dict[str, Any] = field(default_factory=dict)
+    start_seconds: float = 0.0  # from the command's start to the first worker's first answer
 
-def make_keep(out: Path | None) -> Callable[[Runner, str], None]:
-    """Return the function to call after each case: it prints its line to standard error and rewrites the record."""
+    @property
+    def device(self) -> str:
+        """The device that is measured: a GPU if there is one and --device does not exclude it."""
+        return "cuda" if self.arguments.device != "cpu" and has_nvidia_gpu() else "cpu"
 
-    def keep(runner: Runner, name: str) -> None:
-        print(describe_case(name, runner.results[name], runner.results), file=sys.stderr, flush=True)
-        if out:
-            write_whole(out, (json.dumps(runner.content, indent=1) + "\n").encode())
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the figures are valid, or those of a rehearsal."""
+        return self.device == "cuda"
 
-    return keep
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline for measuring; after it there is time to end everything."""
+        return self.started + 60 * self.arguments.minutes * (1 - SHARE_TO_END) - time.monotonic()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The record, in its present state."""
+        given = {name: getattr(self.arguments, name) for name in ("minutes", "seconds", "repetitions")}
+        about = {"device": self.device, "is_rehearsal": not self.on_gpu, "seconds_to_start": self.start_seconds}
+        return {"what": "gpu model", **self.origin, **about, **given, "cases": self.results}
+
+    def run_cases(self, cases: list[Case]) -> None:
+        """Measure the cases until the deadline; the others are skipped.
+
+        Raises:
+            InputError: not even the first worker starts.
+        """
+        job = {name: getattr(self.arguments, name) for name in ("seconds", "repetitions")}
+        job |= {"device": self.device, "arguments": sys.argv[1:]}
+        # Triton reads the variable when it is imported, which timm does.
+        environment = {} if self.on_gpu else {"TRITON_INTERPRET": "1"}
+        batch_size, size = self.arguments.batch_size, self.arguments.size
+        waiting, reason = [case.resized(batch_size, size, self.on_gpu) for case in cases], ""
+        while waiting and not reason:
+            if self.seconds_left < self.start_seconds:
+                reason = "no time was left to start the measuring process again"
+                break
+            with start_worker(ENTRY, job, environment=environment) as worker:
+                reason = self.await_start(worker)
+                if not reason:
+                    waiting = self.measure_cases(worker, waiting)
+                worker.kill()  # at once: it has nothing to finish
+        for case in waiting:
+            self.add_outcome(case, {"status": SKIPPED, "result": None, "reason": reason, "seconds": 0.0})
+
+    def await_start(self, worker: Worker) -> str:
+        """Wait until a worker is ready; return why it cannot be used, "" if it can.
+
+        Raises:
+            InputError: it is the first worker, and without it nothing can be recorded.
+        """
+        limit = self.seconds_left
+        try:
+            origin, reason = worker.ask(limit), ""
+        except HungError:
+            origin, reason = {}, f"the measuring process was not ready after {limit:.1f} s: give more --minutes"
+        except EndedError as error:
+            origin, reason = {}, f"the measuring process ended at its start ({error})"
+        except FailedError as error:
+            origin, reason = {}, str(error)
+        if not self.origin:
+            if reason:
+                raise InputError(reason)
+            self.origin, self.start_seconds = origin, round(time.monotonic() - self.started, 2)
+        return reason
+
+    def measure_cases(self, worker: Worker, cases: list[Case]) -> list[Case]:
+        """Measure cases until one breaks the worker; return the cases after that one."""
+        for number, case in enumerate(cases, 1):
+            if reason := self.find_obstacle(case):
+                self.add_outcome(case, {"status": SKIPPED, "result": None, "reason": reason, "seconds": 0.0})
+                continue
+            outcome, is_alive = self.measure_case(worker, case)
+            self.add_outcome(case, outcome)
+            if not is_alive:
+                return cases[number:]
+        return []
+
+    def find_obstacle(self, case: Case) -> str:
+        """Return why a case cannot be started, "" if it can."""
+        if case.graph and not self.on_gpu:
+            return "a CUDA graph needs a GPU"
+        if case.needs and self.results[case.needs]["status"] != DONE:
+            return f"{case.needs} is {self.results[case.needs]['status']}: {self.results[case.needs]['reason']}"
+        if self.seconds_left < case.expected_seconds:
+            return f"it takes about {case.expected_seconds:.0f} s, {max(0.0, self.seconds_left):.0f} s were left"
+        return ""
+
+    def measure_case(self, worker: Worker, case: Case) -> tuple[Outcome, bool]:
+        """Return a case's outcome, and whether the worker can measure more cases."""
+        began, left = time.monotonic(), self.seconds_left
+        limit = min(case.limit_seconds(self.on_gpu), left)
+        try:
+            outcome = worker.ask(limit, asdict(case))
+            return outcome, not outcome.pop("is_broken", False)
+        except HungError:
+            status, what = (CUT, "the deadline came") if limit == left else (HUNG, "its limit")
+            reason = f"{what} after {limit:.1f} s"
+        except FailedError as error:
+            status, reason = CRASHED, str(error)
+        seconds = round(time.monotonic() - began, 2)
+        return {"status": status, "result": None, "reason": reason, "seconds": seconds}, False
+
+    def add_outcome(self, case: Case, outcome: Outcome) -> None:
+        """Keep an outcome: in the record, on standard error, and in the file --out."""
+        self.results[case.name] = outcome | {"settings": case.settings}
+        print_progress(f"{case.name}: {describe_outcome(outcome)}")
+        if self.arguments.out:
+            write_json(self.arguments.out, self.content)
 
 
 def main() -> None:
-    """Measure until the deadline, then print the table of all results."""
+    """Measure until the deadline, then print the tables of all results."""
     started = time.monotonic()
     arguments = parse_arguments()
-    check_arguments(arguments)
-    cases = find_cases(arguments.only)
+    cases = choose_cases(arguments.only)
     if arguments.list:
         print("\n".join(case.name for case in cases))
         return
-    names = ("device", "minutes", "seconds", "repetitions", "batch_size", "size")
-    options = Options(arguments=tuple(sys.argv[1:]), **{name: getattr(arguments, name) for name in names})
-    with tempfile.TemporaryDirectory(prefix="gpu-model-", ignore_cleanup_errors=True) as caches:
-        runner = Runner(options, Path(caches), started, make_keep(arguments.out))
-        runner.run_cases(cases)
-    print(describe_results(runner.content))
+    runner = Runner(arguments, started)
+    runner.run_cases(cases)
+
+    from reports.kinds import publish  # noqa: PLC0415  (imports the reports of all commands)
+
+    publish(runner.content, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The cases of `gpu_model.py`, the most important first. This module does not import torch, so --list is fast."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-Kind = Literal["machine", "check", "rate"]
-Outcome = dict[str, Any]  # status, seconds, reason, settings, result
-Results = dict[str, Outcome]  # by the case's name
+from prep.errors import InputError
 
+Outcome = dict[str, Any]  # status, seconds, reason, settings, result
 DONE, WRONG, FAILED, CRASHED, HUNG, CUT, SKIPPED = "done", "wrong", "failed", "crashed", "hung", "cut", "skipped"
 # Sizes of the rehearsal on a CPU. Triton's interpreter needs milliseconds for the work of one GPU thread block.
 SMALL_BATCH_SIZE, SMALL_SIZE = 2, 32
@@ -26,7 +25,7 @@ class Case:
     """
 
     name: str
-    kind: Kind
+    kind: Literal["machine", "check", "rate"]  # bandwidth and matmul; the fused kernels' errors; images/s of a step
     expected_seconds: float  # on an H100, estimated; the case is not started with less time left
     network: str = "resnet50"  # a model of timm
     size: int = 224  # pixels
@@ -60,12 +59,19 @@ class Case:
         return replace(small, network=SMALL_NETWORK) if self.ours else replace(small, is_small=True)
 
 
-def build_cases() -> list[Case]:
+def list_cases() -> list[Case]:
     """Return all cases, the most important first.
 
     The first ones fit into one minute on an H100. cuDNN tries its algorithms once for each shape and type, so a case is
     faster after another one of the same shapes; the expected times assume that.
     """
+    # The resolutions of progressive training; 128 pixels is last, as it is between the other two.
+    sizes = {160: 512, 88: 1024, 128: 1024}
+    eager = [Case(f"eager-{size}-bf16", "rate", 6, size=size, batch_size=each) for size, each in sizes.items()]
+    fused = [
+        Case(f"fused-{size}-bf16", "rate", 3, size=size, batch_size=each, fused=True, needs="check-bf16")
+        for size, each in sizes.items()
+    ]
     return [
         Case("machine", "machine", 2),
         Case("eager-224-bf16", "rate", 8, profiled=True),
@@ -74,8 +80,8 @@ def build_cases() -> list[Case]:
         Case("check-bf16", "check", 4),
         Case("fused-224-bf16", "rate", 4, fused=True, profiled=True, needs="check-bf16"),
         Case("ours-resnet50d-224-bf16", "rate", 5, network="resnet50d", ours=True),
-        *_sized_cases("eager", 6),
-        *_sized_cases("fused", 3, fused=True, needs="check-bf16"),
+        *eager,
+        *fused,
         Case("check-fp16", "check", 4, amp="fp16"),
         Case("fused-224-fp16", "rate", 4, amp="fp16", fused=True, needs="check-fp16"),
         Case("compile-224-bf16-default", "rate", 45, compile="default", profiled=True),
@@ -91,29 +97,17 @@ def build_cases() -> list[Case]:
     ]
 
 
-def _sized_cases(how: str, expected_seconds: float, **options: Any) -> list[Case]:
-    """Return cases of the resolutions of progressive training; 128 pixels is last, as it is between the other two."""
-    sizes = {160: 512, 88: 1024, 128: 1024}
-    return [
-        Case(f"{how}-{size}-bf16", "rate", expected_seconds, size=size, batch_size=batch_size, **options)
-        for size, batch_size in sizes.items()
-    ]
+def choose_cases(patterns: Sequence[str]) -> list[Case]:
+    """Return the cases with a name that matches a pattern (no pattern: all), and those that they need, in order.
 
-
-def choose_cases(cases: list[Case], patterns: Iterable[str]) -> list[Case]:
-    """Return the cases with a name that matches a pattern (no pattern: all), and those that they need, in order."""
-    patterns = list(patterns)
-    fitting = [case for case in cases if not patterns or any(fnmatchcase(case.name, each) for each in patterns)]
-    wanted = {case.name for case in fitting} | {case.needs for case in fitting}
+    Raises:
+        InputError: a pattern matches no case.
+    """
+    cases = list_cases()
+    wanted = {case.name for case in cases if not patterns}
+    for pattern in patterns:
+        fitting = [case for case in cases if fnmatchcase(case.name, pattern)]
+        if not fitting:
+            raise InputError(f"unknown case {pattern}: --list names all cases")
+        wanted |= {name for case in fitting for name in (case.name, case.needs)}
     return [case for case in cases if case.name in wanted]
-
-
-def find_baseline(case: dict[str, Any], results: Results) -> float | None:
-    """Return the median images/s of the bare eager step with the same other settings, None if it was not measured."""
-    plain = {"compile": "none", "ours": False, "fused": False, "graph": False}
-    wanted = {key: case[key] for key in ("network", "is_small", "size", "batch_size", "amp")} | plain
-    for other in results.values():
-        settings = other["settings"]
-        if other["status"] == DONE and settings and {key: settings[key] for key in wanted} == wanted:
-            return other["result"]["images_per_second"]["median"]
-    return None

@@ -1,35 +1,52 @@
-"""Measure a case, in the process that uses the device: rates, bandwidth and matmul, time by kind of kernel."""
+"""Measure the cases in a worker: rates, time by kind of kernel, bandwidth and matmul, errors of the fused kernels.
+
+The second half builds the steps that are timed. Each is a function without arguments that does one training step on
+the same batch.
+"""
 
 import gc
+import os
+import sys
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import timm
 import torch
-from modelling.cases import Case
-from modelling.kernels import classify_kernel
-from modelling.steps import Take, build_take
-from pace import read_clock, time_repetitions, warm_up
-from record import GIB, summarize
-from torch.profiler import ProfilerActivity, profile
+from modelling.cases import DONE, FAILED, WRONG, Case, Outcome
+from modelling.step_profile import LONGEST_NAME, describe_profile
+from record import GIB, describe_origin, summarize
+from stages import Setting, make_step
+from timing import read_clock, time_repetitions, warm_up
+from torch import nn
+from torch.nn import functional
+from worker_main import describe_error, describe_versions
 
-from loaders import World
+from loaders import Batch, World
+from loaders.batch import Normalize
+from prep.errors import InputError
+from train.compile import SpeedConfig, set_precision
+from train.config import OptimConfig
+from train.metrics import Sums
+from train.optim import build_optimizer
+from train.step import AMP_TYPES
 
+Take = Callable[[], None]  # does one step
+
+SCRIPT = "benchmarks/gpu_model.py"
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 FIRST_STEPS = 3  # these include autotuning, compilation and the recording of CUDA graphs
-PROFILED_STEPS = 3
-TOP_KERNELS, LONGEST_NAME = 12, 90
 COPIED_BYTES, MATRIX_SIZE = 1 << 31, 8192
 SMALL_COPIED_BYTES, SMALL_MATRIX_SIZE = 1 << 24, 256  # on a CPU
-
-
-class WrongError(RuntimeError):
-    """A wrong result; cases that need this one must not run."""
-
-    def __init__(self, message: str, result: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.result = result
+NUM_CLASSES = 1000
+SMALL_LR = 1e-3  # labels are random, so a larger rate could make the weights infinite
+LABEL_SMOOTHING = 0.1
+SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}  # blocks, and channels within them, of each stage
+CAPTURE_STEPS = 3  # before a step is captured as a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -40,23 +57,59 @@ class Timing:
     repetitions: int
 
 
-def measure_case(case: Case, timing: Timing, device: torch.device) -> dict[str, Any]:
-    """Return a case's result.
+def answer_cases(job: dict[str, Any]) -> Generator[dict[str, Any], dict[str, Any], None]:
+    """Yield the origin of the record, then the outcome of each case that is sent (the entry of a worker).
 
     Raises:
-        WrongError: the fused kernels do not compute the same as PyTorch.
+        InputError: torch cannot use the GPU.
+    """
+    if job["device"] == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"an NVIDIA GPU is here but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it: "
+            "update the driver or install a matching torch, or choose --device cpu"
+        )
+    os.environ.update(dict.fromkeys(CACHES, tempfile.gettempdir()))  # empty, so that compilation is measured
+    world = World(device=torch.device(job["device"], 0) if job["device"] == "cuda" else torch.device("cpu"))
+    timing = Timing(job["seconds"], job["repetitions"])
+    set_precision(SpeedConfig())
+    request = yield describe_start(job["arguments"], world)
+    while True:
+        started = time.perf_counter()
+        outcome = measure_outcome(Case(**request), timing, world)
+        request = yield outcome | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def describe_start(arguments: list[str], world: World) -> dict[str, Any]:
+    """Return the origin of the record; `arguments` are those of the user."""
+    sys.argv[1:] = arguments  # describe_origin writes them as the record's command
+    versions = {"cuda": torch.version.cuda, **describe_versions(["triton"])}
+    if world.device.type == "cuda":
+        versions["cudnn"] = str(torch.backends.cudnn.version())
+    return describe_origin(SCRIPT, world, **{name: version for name, version in versions.items() if version})
+
+
+def measure_outcome(case: Case, timing: Timing, world: World) -> Outcome:
+    """Return the outcome of a case, also if it raises an error.
+
+    `is_broken` in the outcome means that this process can no longer use the device, as after an illegal memory access.
     """
     measures: dict[str, Callable[[Case, Timing, World], dict[str, Any]]] = {
         "machine": measure_machine,
-        "check": check_kernels,
+        "check": measure_kernel_errors,
         "rate": measure_rate,
     }
-    release_memory(device)
     try:
-        return measures[case.kind](case, timing, World(device=device))
-    finally:
-        if case.compile != "none":  # otherwise this line would import the compiler, which takes seconds
-            torch.compiler.reset()
+        release_memory(world.device)
+        result = measures[case.kind](case, timing, world)
+    except Exception as error:  # any error: the other cases continue
+        outcome: Outcome = {"status": FAILED, "result": None, "reason": describe_error(error)}
+        try:  # Does the device still work?
+            read_clock(world)
+        except RuntimeError:
+            outcome["is_broken"] = True
+        return outcome
+    reason = describe_excess(result)
+    return {"status": WRONG if reason else DONE, "result": result, "reason": reason or None}
 
 
 def measure_rate(case: Case, timing: Timing, world: World) -> dict[str, Any]:
@@ -72,19 +125,20 @@ def measure_rate(case: Case, timing: Timing, world: World) -> dict[str, Any]:
     seconds_ready = read_clock(world) - started
 
     # Time it.
+    on_gpu = world.device.type == "cuda"
     num_steps = warm_up(take, timing.seconds, world)
     seconds = time_repetitions(take, num_steps, timing.repetitions, world)
     result = {
         "images_per_second": summarize([case.batch_size * num_steps / each for each in seconds]),
         "steps_a_repetition": num_steps,
         "seconds_ready": round(seconds_ready, 2),
-        "memory_gib": torch.cuda.max_memory_allocated() / GIB if world.device.type == "cuda" else None,
+        "memory_gib": torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
     }
 
     # Profile it afterwards, because profiling slows it down.
     if case.profiled:
         try:
-            result["profile"] = profile_steps(take, world)
+            result["profile"] = describe_profile(take, on_gpu)
         except RuntimeError as error:  # a driver may forbid profiling; the rates are valid without it
             result["profile_failure"] = f"{error}"[:LONGEST_NAME]
     return result
@@ -92,89 +146,134 @@ def measure_rate(case: Case, timing: Timing, world: World) -> dict[str, Any]:
 
 def measure_machine(case: Case, timing: Timing, world: World) -> dict[str, Any]:
     """Return the device's bandwidth (bytes read plus bytes written by a copy) and its matmul rate in bf16."""
-    # Copy a large array.
     on_gpu, device = world.device.type == "cuda", world.device
-    size = COPIED_BYTES if on_gpu else SMALL_COPIED_BYTES
+    size, side = (COPIED_BYTES, MATRIX_SIZE) if on_gpu else (SMALL_COPIED_BYTES, SMALL_MATRIX_SIZE)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bytes_per_second = [2 * size / each for each in time_operation(lambda: target.copy_(source), timing, world)]
+    left, right = (torch.randn(side, side, device=device).to(torch.bfloat16) for _ in range(2))
 
-    # Multiply large matrices.
-    side = MATRIX_SIZE if on_gpu else SMALL_MATRIX_SIZE
-    left = torch.randn(side, side, device=device).to(torch.bfloat16)
-    right = torch.randn(side, side, device=device).to(torch.bfloat16)
-    flops = [2 * side**3 / each for each in time_operation(lambda: left @ right, timing, world)]
+    def copy_array() -> None:
+        target.copy_(source)
+
+    def multiply_matrices() -> None:
+        _ = left @ right
+
+    # A repetition is a tenth as long as that of a network.
+    rates = []
+    for take, work in ((copy_array, 2 * size), (multiply_matrices, 2 * side**3)):
+        num_steps = warm_up(take, timing.seconds / 10, world)
+        seconds = time_repetitions(take, num_steps, timing.repetitions, world)
+        rates.append(summarize([work * num_steps / each / 1e12 for each in seconds]))
     return {
-        "copy_terabytes_per_second": summarize([each / 1e12 for each in bytes_per_second]),
-        "matmul_teraflops": summarize([each / 1e12 for each in flops]),
+        "copy_terabytes_per_second": rates[0],
+        "matmul_teraflops": rates[1],
         "copied_bytes": size,
         "matrix_size": side,
     }
 
 
-def time_operation(operation: Callable[[], object], timing: Timing, world: World) -> list[float]:
-    """Return the seconds of one operation in each repetition; a repetition is a tenth as long as that of a network."""
+def measure_kernel_errors(case: Case, timing: Timing, world: World) -> dict[str, Any]:
+    """Return the errors of the fused kernels, and their limits."""
+    from modelling.fused_batchnorm import measure_errors  # noqa: PLC0415  (Triton, which a CPU may lack)
 
-    def take() -> None:
-        operation()
-
-    num_steps = warm_up(take, timing.seconds / 10, world)
-    return [each / num_steps for each in time_repetitions(take, num_steps, timing.repetitions, world)]
+    return measure_errors(case.amp, world.device)
 
 
-def check_kernels(case: Case, timing: Timing, world: World) -> dict[str, Any]:
-    """Return the errors of the fused kernels.
-
-    Raises:
-        WrongError: an error is above its limit.
-    """
-    from modelling.check import describe_excess, measure_errors  # noqa: PLC0415  (Triton, which a CPU may lack)
-
-    result = measure_errors(case.amp, world.device)
-    if excess := describe_excess(result):
-        raise WrongError(excess, result)
-    return result
-
-
-def profile_steps(take: Take, world: World) -> dict[str, Any]:
-    """Return the milliseconds per step by kind of kernel, and the kernels that take longest.
-
-    On a GPU it is the time of the kernels; on a CPU that of PyTorch's operations.
-    """
-    # Record some steps.
-    on_gpu = world.device.type == "cuda"
-    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    read_clock(world)
-    with profile(activities=[activity], acc_events=True) as profiler:
-        for _ in range(PROFILED_STEPS):
-            take()
-        read_clock(world)
-
-    # Add up the time per step by kind of kernel.
-    by_kind: dict[str, float] = defaultdict(float)
-    kernels: list[tuple[float, str, float]] = []
-    for event in profiler.key_averages():
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if spent > 0:
-            milliseconds = spent / 1000 / PROFILED_STEPS
-            by_kind[classify_kernel(event.key)] += milliseconds
-            kernels.append((milliseconds, event.key[:LONGEST_NAME], event.count / PROFILED_STEPS))
-    longest = sorted(kernels, reverse=True)[:TOP_KERNELS]
-    return {
-        "milliseconds_a_step": {
-            kind: round(each, 3) for kind, each in sorted(by_kind.items(), key=lambda pair: -pair[1])
-        },
-        "kernels_a_step": round(sum(count for _, _, count in kernels)),
-        "longest": [
-            {"kernel": name, "milliseconds_a_step": round(each, 3), "calls_a_step": round(count, 1)}
-            for each, name, count in longest
-        ],
-    }
+def describe_excess(result: dict[str, Any]) -> str:
+    """Return the errors that are above their limits or not a number, in words; "" if there are none."""
+    limits = result.get("limits", {})
+    return ", ".join(
+        f"{name} is off by {error:.1e} in {result['type']}, {limits[name]:.1e} is allowed"
+        for name, error in result.get("errors", {}).items()
+        if not error <= limits[name]
+    )
 
 
 def release_memory(device: torch.device) -> None:
-    """Release the memory of earlier cases and reset the peak, so that all cases begin in the same state."""
+    """Release the memory and compiled code of earlier cases and reset the peak, so that all begin in the same state."""
+    if "torch._dynamo" in sys.modules:  # the line would import the compiler, which takes seconds
+        torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def build_take(case: Case, device: torch.device) -> Take:
+    """Return the step of a case."""
+    torch.manual_seed(0)
+    images_BCHW = torch.randint(0, 256, (case.batch_size, 3, case.size, case.size), dtype=torch.uint8, device=device)
+    images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+    labels_B = torch.randint(0, NUM_CLASSES, (case.batch_size,), device=device)
+    if case.ours:
+        return build_our_take(case, images_BCHW, labels_B)
+    take = build_bare_take(case, images_BCHW, labels_B)
+    return capture_graph(take) if case.graph else take
+
+
+def build_bare_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> Take:
+    """Return a step of normalization, autocast forward, loss, backward and SGD, and nothing else."""
+    device, amp = images_BCHW.device, AMP_TYPES[case.amp]
+    model = build_network(case, device)
+    optimizer = build_optimizer(model, OptimConfig(lr=SMALL_LR))
+    normalize = Normalize().to(device)
+    if case.compile != "none":
+        model.compile(mode=case.compile, dynamic=False)
+
+    def take() -> None:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            inputs_BCHW = normalize(images_BCHW)
+        with torch.autocast(device.type, amp, enabled=amp != torch.float32):
+            logits_BK = model(inputs_BCHW)
+            loss = functional.cross_entropy(logits_BK, labels_B, label_smoothing=LABEL_SMOOTHING)
+        loss.backward()
+        optimizer.step()
+
+    return take
+
+
+def build_network(case: Case, device: torch.device) -> nn.Module:
+    """Return a network of timm in channels_last, initialized on the device, in training mode."""
+    options: dict[str, Any] = SMALL if case.is_small else {}
+    with device:
+        model = timm.create_model(case.network, pretrained=False, num_classes=NUM_CLASSES, **options)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if case.fused:
+        from modelling.fused_batchnorm import fuse_resnet  # noqa: PLC0415  (Triton, which a CPU may lack)
+
+        model = fuse_resnet(model)
+    return model.train()
+
+
+def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> Take:
+    """Return the step of `train/step.py`, with all operations that training does with a batch."""
+    world = World(device=images_BCHW.device)
+    setting = Setting(
+        batch_size=case.batch_size,
+        size=case.size,
+        model=case.network,
+        amp=case.amp,
+        compile=case.compile,  # pyright: ignore[reportArgumentType]  (one of its modes)
+        run_dir=Path(tempfile.gettempdir()),
+    )
+    step, sums = make_step(setting, case.batch_size, NUM_CLASSES, world), Sums.zero(world.device)
+    valid_B = torch.ones_like(labels_B, dtype=torch.bool)
+    rows_B = np.arange(case.batch_size, dtype=np.int64)
+    batch = Batch(images_BCHW, labels_B, valid_B, ~valid_B, 0, rows_B)
+    return lambda: step(batch, sums)
+
+
+def capture_graph(take: Take) -> Take:
+    """Return a step that replays all kernels of another one as a single CUDA graph."""
+    # PyTorch requires that the warm-up steps before a capture run on a separate stream.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(CAPTURE_STEPS):
+            take()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        take()
+    return graph.replay

@@ -31,7 +31,7 @@ class Separate(nn.Module):
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             setattr(self, name, getattr(layer, name))
 
-    def forward(self, images: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         output = self.layer(images.float())
         if residual is not None and self.flaw != "addition":
             output = output + residual.float()
@@ -51,11 +51,30 @@ class Separate(nn.Module):
 )
 def test_the_check_finds_what_is_wrong(flaw: str, found: str) -> None:
     pytest.importorskip("triton", reason="the module of the check imports the kernels")
-    check = part("check")
+    check, measure = part("fused_batchnorm"), part("measure")
     build = partial(Separate, flaw=flaw)
     for amp in ("none", "bf16", "fp16"):
-        excess = check.describe_excess(check.measure_errors(amp, torch.device("cpu"), build))
+        excess = measure.describe_excess(check.measure_errors(amp, torch.device("cpu"), build))
         assert (found in excess) if found else excess == "", (amp, excess)
+
+
+def test_the_check_draws_the_inputs_of_the_records() -> None:
+    """They are rounded before they are scaled: the errors of another draw would not be comparable."""
+    pytest.importorskip("triton", reason="the module of the check imports the kernels")
+    check, seen = part("fused_batchnorm"), []
+
+    def build(layer: nn.BatchNorm2d, relu: bool) -> nn.Module:
+        module = Separate(layer, relu, "")
+        module.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+        return module
+
+    trial = (2, 16, 9, 8), True, True
+    torch.manual_seed(3)
+    check.compare_with_float64(trial, torch.bfloat16, torch.device("cpu"), build)
+    torch.manual_seed(3)
+    torch.randn(2, 16)  # weight and bias
+    images, residual = (torch.randn(2, 16, 9, 8).to(torch.bfloat16) for _ in range(2))
+    assert torch.equal(seen[0], images.mul(2).add(1)) and torch.equal(seen[1], residual)
 
 
 def test_the_fused_networks_are_timms_networks() -> None:
@@ -64,8 +83,8 @@ def test_the_fused_networks_are_timms_networks() -> None:
     program = """
 import sys, torch
 from modelling.cases import Case
-from modelling.check import describe_excess, measure_errors
-from modelling.steps import build_network
+from modelling.fused_batchnorm import measure_errors
+from modelling.measure import build_network, describe_excess
 assert describe_excess(measure_errors("none", torch.device("cpu"))) == ""
 for name in sys.argv[1:]:
     found = []
@@ -108,12 +127,9 @@ def test_the_kernels_compile_for_gpus_without_one(
     source = importlib.import_module("triton.compiler").ASTSource
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
     fused = part("fused_batchnorm")
-    tile = {"ROWS": fused.ROWS_AT_ONCE, "CHANNELS": fused.CHANNELS_AT_ONCE}
-    end = {"SPLITS": fused.SPLITS_TO_FINISH, "CHANNELS": fused.CHANNELS_TO_FINISH}
     flags = {"HAS_RESIDUAL": True, "RELU": True}
-    kernels = [(fused.sum_forward, tile), (fused.finish_forward, end), (fused.apply_forward, tile | flags)]
-    kernels += [(fused.sum_backward, tile | flags), (fused.finish_backward, end)]
-    kernels += [(fused.apply_backward, tile | {"MASK": True})]
+    kernels = [(fused.sum_forward, {}), (fused.finish_forward, {}), (fused.apply_forward, flags)]
+    kernels += [(fused.sum_backward, flags), (fused.finish_backward, {}), (fused.apply_backward, {"MASK": True})]
     images = ("y_ptr", "residual_ptr", "z_ptr", "dz_ptr", "masked_ptr", "g_ptr", "dy_ptr")
     types = dict.fromkeys(images, "*bf16") | {"num_batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
     for kernel, constants in kernels:
@@ -121,7 +137,7 @@ def test_the_kernels_compile_for_gpus_without_one(
         kinds = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
         signature = kinds | dict.fromkeys(constants, "constexpr")
         values = {(names.index(name),): value for name, value in constants.items()}
-        made = triton.compile(source(kernel, signature, values), target=target, options={"num_warps": fused.NUM_WARPS})
+        made = triton.compile(source(kernel, signature, values), target=target, options=fused.LAUNCH)
         assert f"sm_{capability}" in made.asm["ptx"] and made.asm["cubin"]
 
 
@@ -146,4 +162,15 @@ def test_the_kernels_compile_for_gpus_without_one(
     ],
 )
 def test_kernels_are_sorted_by_name(kernel: str, kind: str) -> None:
-    assert part("kernels").classify_kernel(kernel).startswith(kind)
+    assert part("step_profile").classify_kernel(kernel).startswith(kind)
+
+
+def test_a_profile_sums_kernels_by_kind() -> None:
+    profile = part("step_profile")
+    weight = torch.randn(8, 3, 3, 3)
+    kernels = profile.profile_step(lambda: torch.conv2d(torch.randn(2, 3, 16, 16), weight).relu(), on_gpu=False)
+    assert [each.seconds for each in kernels] == sorted((each.seconds for each in kernels), reverse=True)
+    assert {each.calls for each in kernels if each.name == "aten::relu"} == {1}
+    kinds = profile.sum_by_kind(kernels)
+    assert kinds["convolution and matmul"] > 0 and kinds["elementwise"] > 0
+    assert sum(kinds.values()) == pytest.approx(sum(each.seconds for each in kernels))

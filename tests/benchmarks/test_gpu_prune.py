@@ -15,8 +15,8 @@ from prep.errors import InputError
 
 
 @pytest.fixture
-def prune(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return importlib.import_module("gpu.prune")
+def prune() -> Any:
+    return importlib.import_module("packing.device_code")
 
 
 def machine_code(*architectures: int) -> list[bytes]:
@@ -118,5 +118,5 @@ def test_what_cannot_be_pruned_is_named(
     with pytest.raises(InputError, match=r"lib\.so cannot be pruned: the fat binary at byte \d+ does not end within"):
         prune.prune_library(path, 90)
     (tmp_path / "text.so").write_text("GROUP ( libother.so )")
-    with pytest.raises(InputError, match=r"text\.so is not an ELF file that readelf can read"):
+    with pytest.raises(InputError, match=r"text\.so cannot be pruned: it is not an ELF file that readelf can read"):
         prune.prune_library(tmp_path / "text.so", 90)

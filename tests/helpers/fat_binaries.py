@@ -1,4 +1,4 @@
-"""Made-up fat binaries, as nvcc writes them: see benchmarks/gpu/prune.py."""
+"""Made-up fat binaries, as nvcc writes them: see benchmarks/packing/device_code.py."""
 
 import struct
 
