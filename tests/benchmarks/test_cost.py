@@ -38,7 +38,7 @@ def imported() -> None:
 
 def machine(**changes: Any) -> Any:
     """A machine with a network of 1.25 GB/s and disks that read 2 and write 1 GB/s."""
-    made = part("dollars.machines").Machine(
+    made = part("ec2").Machine(
         name="g0.xlarge",
         gpu="T0",
         gpus=1,
@@ -57,26 +57,26 @@ def machine(**changes: Any) -> Any:
 
 
 def stored(kilobytes: float = 100.0) -> Any:
-    return part("dollars.decoding").Stored("original", 1000 * kilobytes, {88: 1e-3, 224: 2e-3})
+    return part("ec2").Stored("original", 1000 * kilobytes, {88: 1e-3, 224: 2e-3})
 
 
 def decoding(vcpu: float = 500.0) -> Any:
     """A vCPU that decodes `vcpu` images/s at 224 pixels and twice as many at 88."""
-    return part("dollars.decoding").Decoding({"original": stored()}, vcpu, engines=20_000.0)
+    return part("ec2").Decoding({"original": stored()}, vcpu, engines=20_000.0)
 
 
 def speed(rate: float = 1000.0, **changes: Any) -> Any:
-    made = part("dollars.speeds").Speed("T0", {224: rate}, "resnet50", "publication", "somebody", has_loader=True)
+    made = part("ec2").Speed("T0", {224: rate}, "resnet50", "publication", "somebody", has_loader=True)
     return replace(made, **changes)
 
 
 def case(name: str = "quick_24", **changes: Any) -> Any:
-    made = part("dollars.estimate").Case(RECIPES[name](), machine(), stored(), speed(), network_cost=1.0)
+    made = part("cost").Case(RECIPES[name](), machine(), stored(), speed(), network_cost=1.0)
     return replace(made, **changes)
 
 
 def estimate(of: Any, vcpu: float = 500.0, **assumed: Any) -> Any:
-    module = part("dollars.estimate")
+    module = part("cost")
     return module.estimate_cost(of, decoding(vcpu), module.Assumptions(**assumed))
 
 
@@ -138,10 +138,10 @@ def test_spot_at_the_same_price_is_on_demand_and_the_reclaims(price: float, recl
 @given(NAMES, st.floats(0.5, 20.0), st.booleans())
 def test_training_while_shards_arrive_is_never_later_than_after_them(name: str, gigabits: float, burst: bool) -> None:
     of = case(name, machine=machine(network_gbit=gigabits, network_burst_gbit=2 * gigabits))
-    staged, through = (estimate(of, start=start, uses_burst=burst) for start in ("staged", "read-through"))
+    staged, through = (estimate(of, start=start, burst=burst) for start in ("staged", "read-through"))
     gained = staged.seconds(0) - through.seconds(0)
     assert 0 <= gained <= staged.staging + 1e-6
-    assert staged.staging >= estimate(of, uses_burst=True).staging
+    assert staged.staging >= estimate(of, burst=True).staging
 
 
 @given(NAMES, st.floats(20.0, 150.0), st.floats(1.0, 2.0))
@@ -152,15 +152,15 @@ def test_smaller_files_never_cost_more(name: str, size: float, factor: float) ->
 
 @given(st.dictionaries(SIZES, RATES, min_size=1, max_size=4), SIZES)
 def test_rates_are_the_known_ones_and_follow_the_exponent_beyond(known: dict[int, float], size: int) -> None:
-    rate_at = part("dollars.speeds").rate_at
+    rate_at = replace(speed(), by_size=known).at
     for each, rate in known.items():
-        assert rate_at(known, each) == pytest.approx(rate)
+        assert rate_at(each) == pytest.approx(rate)
     low, high = min(known), max(known)
     if size > high:
-        assert rate_at(known, size) == pytest.approx(known[high] * (high / size) ** 1.66)
+        assert rate_at(size) == pytest.approx(known[high] * (high / size) ** 1.66)
     elif size >= low:
         rates = sorted(known.values())
-        assert rates[0] * (1 - 1e-9) <= rate_at(known, size) <= rates[-1] * (1 + 1e-9)
+        assert rates[0] * (1 - 1e-9) <= rate_at(size) <= rates[-1] * (1 + 1e-9)
 
 
 def test_ffcvs_run_comes_out_as_ffcv_published_it(record: dict[str, Any]) -> None:
@@ -207,14 +207,22 @@ def test_a_record_of_one_size_gives_the_step_of_one_gpu(tmp_path: Path) -> None:
     stages = {"model": {"total": recorded.summary(1900.0, 2000.0, 2100.0)}}
     content = recorded.throughput() | {"device": "cuda", "model": "resnet50d", "num_processes": 2, "size": 192}
     content |= {"hardware": {"cpu": "", "cores": 8, "gpu": "NVIDIA L4"}, "dataset": {"mean_bytes": 1e5}}
-    reading, speeds = part("reports.reading"), part("dollars.speeds")
+    records, speeds = part("reports.records"), part("ec2")
     path = recorded.write(tmp_path, "one.json", content | {"stages": stages})
-    found = speeds.read_speed(reading.read_record(path, tmp_path))
+    found = speeds.read_speed(records.read_record(path, tmp_path))
     assert (found.by_size, found.network, found.origin) == ({192: 1000.0}, "resnet50d", "one.json")
     assert not found.shape.train
     recorded.write(tmp_path, "one.json", content | {"stages": {}})
     with pytest.raises(InputError, match="has no rate of resnet50 or resnet50d"):
-        speeds.read_speed(reading.read_record(path, tmp_path))
+        speeds.read_speed(records.read_record(path, tmp_path))
+
+
+def test_a_record_without_a_field_is_of_another_version(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    content = recorded.read("h200/gpu-model.json")
+    del content["hardware"]
+    path = recorded.write(tmp_path, "old.json", content)
+    with pytest.raises(InputError, match=r"old\.json was written by another version .*KeyError 'hardware'"):
+        run("--record", path)
 
 
 def test_rates_of_mxnet_are_not_taken_for_pytorchs(run: Callable[..., dict[str, Any]]) -> None:
@@ -226,7 +234,7 @@ def test_rates_of_mxnet_are_not_taken_for_pytorchs(run: Callable[..., dict[str, 
 
 
 def test_gpus_are_found_by_their_words() -> None:
-    match = part("dollars.speeds").match_gpu
+    match = part("ec2").match_gpu
     gpus = ["A100", "A10G", "H100", "L4", "L40S"]
     described = {
         "NVIDIA L40S, driver 580": "L40S",
@@ -265,31 +273,57 @@ def test_prices_and_reclaims_of_the_flags(run: Callable[..., dict[str, Any]]) ->
     assert not equal["spot"]["is_typical"] and equal["spot"]["hours"] == equal["on_demand"]["hours"]
 
 
-def test_the_command_prints_a_table_and_a_record_and_draws(tmp_path: Path) -> None:
+def test_the_command_prints_tables_and_writes_a_record_and_draws(tmp_path: Path) -> None:
     out, picture = tmp_path / "cost.json", tmp_path / "cost.png"
     done = run_command(SCRIPT, "--machine", "g6e", "p4d.24xlarge", "--spot", "--out", out, "--picture", picture)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(out.read_text()) and picture.read_bytes().startswith(b"\x89PNG")
-    first, *_ = [line for line in done.stderr.splitlines() if line.startswith("quick_24 ")]
-    cheapest = min(json.loads(done.stdout)["rows"], key=lambda row: row["spot"]["dollars"])
-    assert (
-        b"Record-SHA256" in picture.read_bytes()
-        and cheapest["machine"] in first
-        and f"{cheapest['spot']['dollars']:.2f} $" in first
+    assert (done.returncode, done.stderr) == (0, "")
+    assert picture.read_bytes().startswith(b"\x89PNG") and b"Record-SHA256" in picture.read_bytes()
+    title, header, first, *_ = done.stdout.splitlines()
+    cheapest = min(json.loads(out.read_text())["rows"], key=lambda row: row["spot"]["dollars"])
+    assert title.startswith("quick_24, 24 epochs") and "spot" in header and "on demand" not in header
+    assert first.startswith(f"{cheapest['machine']} ") and f", {cheapest['spot']['dollars']:.2f} $" in first
+    assert "Computed, not measured." in done.stdout
+
+
+def test_the_tables_have_every_machine_once_per_recipe_the_cheapest_first(record: dict[str, Any]) -> None:
+    tables = part("reports.recipes").tables_of_cost(record)
+    costs, parts, *_, rates, says, origin = tables
+    recipe = next(iter(record["recipes"]))
+    rows = sorted(
+        (row for row in record["rows"] if row["recipe"] == recipe), key=lambda row: row["on_demand"]["dollars"]
     )
-    assert "on demand" not in done.stderr.splitlines()[1] and "Computed, not measured." in done.stderr
+    assert len(tables) == 2 * len(record["recipes"]) + 3 and costs.title.startswith(f"{recipe}, ")
+    assert [(row[0], row[1]) for row in costs.rows] == [(row["machine"], row["stored"]) for row in rows]
+    assert [row[:2] for row in costs.rows] == [row[:2] for row in parts.rows]
+    assert all(
+        f", {row['on_demand']['dollars']:,.2f} $" in cells[2] for row, cells in zip(rows, costs.rows, strict=True)
+    )
+    assert {words.partition(":")[0] for _, words in rates.rows} == {"record", "publication"}
+    assert set(record["says"]) <= set(says.notes) and origin.detail and any("sha256" in note for note in origin.notes)
 
 
 BAD = {
-    "unknown machine": (("--machine", "g7.xlarge"), r"unknown machine g7\.xlarge: choose from g5\.xlarge, .*p5en"),
+    "unknown machine": (("--machine", "g7.xlarge"), r"--machine: unknown name 'g7\.xlarge': choose from g5.*p5en"),
     "unknown recipe": (("--recipe", "quick_25"), r"unknown recipe quick_25: choose from seed_113, .*quick_60"),
-    "recipe without accuracy": (("--recipe", "demo"), "demo, which has no published accuracy on ImageNet: choose from"),
-    "unknown form": (("--stored", "300"), "unknown stored form 300: choose from original, 500, 256"),
-    "price of an unknown machine": (("--price", "g9=1"), r"--price: unknown machine g9: choose from g5\.xlarge"),
+    "recipe without accuracy": (
+        ("--recipe", "demo"),
+        "unknown recipe demo, which has no published accuracy on ImageNet: choose",
+    ),
+    "unknown form": (("--stored", "300"), "--stored: unknown name '300': choose from original, 500, 256"),
+    "price of an unknown machine": (("--price", "g9=1"), r"--price: unknown name 'g9': choose from g5\.xlarge"),
+    "both offers": (("--spot", "--on-demand"), "--on-demand and --spot exclude each other: give one"),
+    "infinite time": (("--environment-minutes", "inf"), "--environment-minutes must be finite and at least 0, got inf"),
+    "negative price": (("--price", "g5.xlarge=-2"), r"--price must be NAME=DOLLARS.*got g5\.xlarge=-2"),
+    "unknown flag": (("--machin", "g6"), "unknown flag --machin; did you mean --machine"),
     "price without a number": (("--price", "g5.xlarge"), r"--price must be NAME=DOLLARS.*got g5\.xlarge"),
+    "price in other digits": (("--price", "g5.xlarge=²"), r"--price must be NAME=DOLLARS.*got g5\.xlarge=²"),
+    "price beyond numbers": (("--price", f"g5.xlarge={'9' * 400}"), r"--price must be NAME=DOLLARS"),
+    "no machine": (("--machine", "--spot"), "--machine needs at least one value"),
+    "no recipe": (("--recipe", "--spot"), "--recipe needs at least one value"),
+    "stray word": (("--spot", "5"), r"unexpected word 5 \("),
     "price of nothing": (("--spot-price", "g5.xlarge=0"), r"--spot-price must be NAME=DOLLARS.*got g5\.xlarge=0"),
     "negative reclaims": (("--reclaims", "-1"), "--reclaims must be at least 0, got -1"),
-    "time that is none": (("--boot-minutes", "nan"), "--boot-minutes must be at least 0, got nan"),
+    "time that is none": (("--boot-minutes", "nan"), "--boot-minutes must be finite and at least 0, got nan"),
     "share": (("--pytorch-share", "1.5"), r"--pytorch-share must be more than 0 and at most 1, got 1\.5"),
     "record of a CPU": (("--record", recorded.RECORDS / "throughput.json"), "was not measured on a GPU"),
     "record of another kind": (("--record", recorded.RECORDS / "peers.json"), "has no training step"),
@@ -310,7 +344,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_an_unknown_machine_ends_the_command_with_one_line() -> None:
     done = run_command(SCRIPT, "--machine", "g7")
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: unknown machine g7: choose from ")
+    assert done.stderr.startswith("error: --machine: unknown name 'g7': choose from ")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +401,7 @@ def rows_of(record: dict[str, Any], recipe: str, name: str, form: str) -> list[d
 def test_the_committed_record_is_what_the_command_computes(
     record: dict[str, Any], run: Callable[..., dict[str, Any]]
 ) -> None:
-    """To write it again: run the command in its field `command`, then pictures.py and results.py."""
+    """To write it again: run the command in its field `command`, then report.py."""
     for name, digest in record["computed_from"].items():
         assert hashlib.sha256((CHECKOUT / name).read_bytes()).hexdigest() == digest, f"{name} has changed"
     words = shlex.split(record["command"])[2:]
@@ -387,9 +421,8 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def test_readmes_table_has_the_records_figures(record: dict[str, Any]) -> None:
-    quoted = part("reports.quoted")
-    table = dict(quoted.MARKED.findall((CHECKOUT / "README.md").read_text()))["cost"]
-    shown = part("reports.dollars").SHOWN_MACHINES
+    table = dict(part("reports.documents").MARKED.findall((CHECKOUT / "README.md").read_text()))["cost"]
+    shown = part("reports.recipes").SHOWN_MACHINES
     assert table.count("\n| g") + table.count("\n| p") == len(shown)
     for name in shown:
         (line,) = [line for line in table.splitlines() if line.startswith(f"| {name}, ")]
@@ -414,13 +447,12 @@ def test_every_price_has_a_date_and_a_source_and_is_the_other_pages(record: dict
 
 
 def test_the_picture_shows_the_records_dollars(record: dict[str, Any]) -> None:
-    (picture,) = part("drawing.shown").show_cost(record)
-    ax = part("pictures").draw_marks(picture).axes[0]
+    ax = part("reports.plots").draw_cost(record, "dollars").axes[0]
     ends = [patch.get_x() + patch.get_width() for patch in ax.patches][1::2]
     shown = [
         row
         for form in ("original", "500", "256")
-        for name in part("reports.dollars").SHOWN_MACHINES
+        for name in part("reports.recipes").SHOWN_MACHINES
         for row in rows_of(record, "quick_24", name, form)
     ]
     assert ends == pytest.approx([row["on_demand"]["dollars"] for row in shown])
