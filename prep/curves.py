@@ -14,6 +14,7 @@ from prep.errors import InputError
 from prep.json_lines import read_json_lines
 
 METRICS = "metrics.jsonl"  # in a run folder
+STYLE = "prep.penstock"  # of all pictures: penstock.mplstyle
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,23 @@ def draw_panels(panels: Sequence[Panel], runs: Mapping[str, Sequence[dict[str, A
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     num_rows = len(panels) // 2
-    figure, axes = plt.subplots(num_rows, 2, figsize=(12, 4 * num_rows), layout="constrained")
-    for ax, panel in zip(axes.flat, panels, strict=True):
-        for color, (name, entries) in enumerate(runs.items()):
-            for line in panel.lines:
-                points = [(e["epoch"], e[line.metric]) for e in entries if e["kind"] == line.kind and line.metric in e]
-                if points:
-                    label = f"{name} {line.name}".strip() if len(panel.lines) > 1 else name
-                    style = {"color": f"C{color}", "marker": ".", "markersize": 4}
-                    ax.plot(*zip(*points, strict=True), line.style, label=label, **style)
-        ax.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
-        ax.grid(alpha=0.3)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
-    figure.savefig(out, dpi=120)
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(num_rows, 2, figsize=(12, 4 * num_rows), layout="constrained")
+        for ax, panel in zip(axes.flat, panels, strict=True):
+            _draw_panel(ax, panel, runs)
+        figure.savefig(out, dpi=120)
     plt.close(figure)
+
+
+def _draw_panel(ax: Any, panel: Panel, runs: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    for color, (name, entries) in enumerate(runs.items()):
+        for line in panel.lines:
+            points = [(e["epoch"], e[line.metric]) for e in entries if e["kind"] == line.kind and line.metric in e]
+            if points:
+                label = f"{name} {line.name}".strip() if len(panel.lines) > 1 else name
+                style = {"color": f"C{color}", "marker": ".", "markersize": 4}
+                ax.plot(*zip(*points, strict=True), line.style, label=label, **style)
+    ax.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
+    ax.grid(alpha=0.3)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 
 from prep.calibration import Bin, expected_calibration_error, sort_into_bins
-from prep.curves import Line, Panel, draw_panels
+from prep.curves import STYLE, Line, Panel, draw_panels
 from serve.artifact import Served
 from serve.cam import GradCam
 from serve.gallery import Caption, draw_gallery, make_rows, read_crops, to_tile
@@ -182,23 +182,24 @@ def bin_confidences(predictions: Sequence[Prediction]) -> list[Bin]:
 def draw_calibration(bins: Sequence[Bin], path: Path) -> Picture:
     """Draw accuracy over confidence; the area of a dot is the share of the images in its bin."""
     plt = _import_pyplot()
-    figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
+    with plt.style.context(STYLE):
+        figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
 
-    # One point per bin: its mean confidence and its accuracy. Empty bins have none.
-    num_images = sum(each.num_images for each in bins)
-    filled = [each for each in bins if each.num_images]
-    xs = [100 * each.confidence_sum / each.num_images for each in filled]
-    ys = [100 * each.num_hits / each.num_images for each in filled]
-    ax.plot([0, 100], [0, 100], ":", color="grey", label="perfectly calibrated")
-    ax.plot(xs, ys, color="C0", alpha=0.5)
-    ax.scatter(xs, ys, [20 + 600 * each.num_images / max(1, num_images) for each in filled], color="C0", alpha=0.8)
+        # One point per bin: its mean confidence and its accuracy. Empty bins have none.
+        num_images = sum(each.num_images for each in bins)
+        filled = [each for each in bins if each.num_images]
+        xs = [100 * each.confidence_sum / each.num_images for each in filled]
+        ys = [100 * each.num_hits / each.num_images for each in filled]
+        ax.plot([0, 100], [0, 100], ":", color="grey", label="perfectly calibrated")
+        ax.plot(xs, ys, color="C0", alpha=0.5)
+        ax.scatter(xs, ys, [20 + 600 * each.num_images / max(1, num_images) for each in filled], color="C0", alpha=0.8)
 
-    # Axes in percent, with a margin so that points at 0 and 100% are complete.
-    error = f"expected calibration error {expected_calibration_error(bins):.2f}%"
-    ax.set(title=error, xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(-2, 105))
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+        # Axes in percent, with a margin so that points at 0 and 100% are complete.
+        error = f"expected calibration error {expected_calibration_error(bins):.2f}%"
+        ax.set(title=error, xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(-2, 105))
+        ax.grid(alpha=0.3)
+        ax.legend(loc="lower right")
+        figure.savefig(path, dpi=110)
     plt.close(figure)
     return _read_picture(path, "accuracy over confidence")
 

@@ -111,9 +111,9 @@ def test_hours_at_one_size_are_images_by_the_measured_rate(reports: Any, content
 
 
 def test_published_dollars_are_minutes_at_the_price_of_a_p4d(reports: Any) -> None:
-    assert reports.format_minutes((21.7, 21.7)) == f"21.7 min, {21.7 / 60 * 21.96:.2f} dollars"
+    assert reports.format_minutes((21.7,)) == f"21.7 min, {21.7 / 60 * 21.96:.2f} dollars"
     assert reports.format_minutes((20.3, 25.8)).startswith("20.3 to 25.8 min, 7.43 to 9.44")
-    assert reports.format_minutes(None) == "none"
+    assert reports.format_minutes(()) == "none"
 
 
 def test_the_page_on_preparing_has_the_figures_of_the_record() -> None:

@@ -132,9 +132,15 @@ def certificates() -> dict[str, Any]:
 
 def proof() -> dict[str, Any]:
     """One case, its promise kept."""
-    promise = {"what": "two threads", "promised_gain": 1.9, "measured_gain": 2.0, "error": -0.05}
+    promise = {
+        "what": "two threads",
+        "change": {"num_threads": 2},
+        "promised_gain": 1.9,
+        "measured_gain": 2.0,
+        "error": -0.05,
+    }
     case = {"throttle": "one thread", "must_bind": "decode", "binds": "decode", "train": summary(400, 410, 420)}
-    case |= {"followed": [promise], "is_named": True, "is_kept": True}
+    case |= {"followed": [promise], "lifted_by": "num_threads", "is_named": True, "is_kept": True}
     return ORIGIN | {
         "what": "proof of the verdict",
         "cases": {"one-thread": case},

@@ -13,7 +13,7 @@ from serve.artifact import Recorded
 @pytest.mark.parametrize(("hits", "images"), [(0, 1), (1, 1), (0, 360), (360, 360), (37, 360), (38_000, 50_000)])
 def test_the_interval_is_wilsons(hits: int, images: int) -> None:
     expected = binomtest(hits, images).proportion_ci(confidence_level=0.99, method="wilson")
-    assert Count(hits, images).interval() == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert Count(hits, images).interval() == pytest.approx((expected.low, expected.high), rel=1e-12, abs=1e-12)
 
 
 @settings(max_examples=300, deadline=None)

@@ -44,7 +44,7 @@ def test_two_runs_make_a_picture(tmp_path: Path) -> None:
 
 def test_a_second_run_draws_in_a_second_colour(tmp_path: Path) -> None:
     metrics = read_metrics(_write_run(tmp_path / "one", 20.0))
-    blue, orange = (31, 119, 180), (255, 127, 14)  # matplotlib's C0 and C1
+    blue, orange = (11, 107, 203), (224, 122, 31)  # C0 and C1 of prep/penstock.mplstyle
     for runs, has_orange in (({"one": metrics}, False), ({"one": metrics, "two": metrics[:2]}, True)):
         draw_panels(PANELS, runs, tmp_path / "curves.png")
         with Image.open(tmp_path / "curves.png") as image:

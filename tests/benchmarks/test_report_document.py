@@ -1,6 +1,8 @@
 """RESULTS.md: each kind of record in its section, with all that a reader needs to believe its figures."""
 
 import importlib
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ BENCHMARKS = CHECKOUT / "benchmarks"
 @pytest.fixture
 def write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     """RESULTS.md of a folder of records."""
-    document, reading = (importlib.import_module(f"reports.{name}") for name in ("document", "reading"))
-    return lambda folder: document.write_document(reading.read_records(folder))
+    document, records = (importlib.import_module(f"reports.{name}") for name in ("documents", "records"))
+    return lambda folder: document.write_document(records.read_records(folder))
 
 
 def row_of(text: str, *cells: str) -> str:
@@ -56,7 +58,7 @@ def test_preparation_and_start_up_stand_there(write: Callable[[Path], str]) -> N
     for moment, each in recorded.read("startup.json")["moments"].items():
         row_of(text, moment, f"{each['first_batch_seconds']['median']:.2f} (")
     for name, each in recorded.read("startup.json")["bucket"]["starts"].items():
-        spread = importlib.import_module("reports.words").format_spread
+        spread = importlib.import_module("reports.records").format_spread
         row_of(text, name, spread(each["opened_seconds"]), spread(each["first_batch_seconds"]))
 
 
@@ -120,7 +122,7 @@ def test_placements_stand_there_and_older_records_have_none(write: Callable[[Pat
     assert text.count(cpu) == 3 and text.count(gpu) == 3
     assert text.count(f"\n* {cpu}\n") == 2 and text.count(f"\n* {gpu}\n") == 1
     assert f"the search began with {cpu}." in text and f"the search began with {gpu}." in text
-    assert f"; {gpu})\n" in text  # next to the certified loader
+    assert f"; {gpu})**\n" in text  # next to the certified loader
 
 
 def test_records_of_before_there_were_placements_are_told(write: Callable[[Path], str], tmp_path: Path) -> None:
@@ -147,6 +149,18 @@ def test_the_gpu_suites_stages_are_told_together(write: Callable[[Path], str], t
     row_of(text, "loader", "| done |", "9,500 images/s (9,000 to 9,900)", "sm 50.0")
     row_of(text, "model-resnet50", "| crashed | SIGSEGV; no word |")
     assert text.count("## On a GPU") == 1 and "Some GPU" in text and "(records/h100/rates.json)" in text
+
+
+def test_each_command_of_a_record_can_be_found_today(write: Callable[[Path], str]) -> None:
+    introduction = write(recorded.RECORDS).partition("| record |")[0]
+    commands = {
+        name
+        for path in recorded.RECORDS.rglob("*.json")
+        for name in re.findall(r'"command": "[^"]*?benchmarks/(\w+\.py)', path.read_text())
+    }
+    assert "peers.py" in commands and "throughput.py" in commands
+    missing = {name for name in commands if not (BENCHMARKS / name).exists()}
+    assert not {name for name in missing if f"`{name}`" not in introduction}
 
 
 def test_an_unknown_kind_is_named_with_all_it_says(write: Callable[[Path], str], tmp_path: Path) -> None:
@@ -189,9 +203,24 @@ def test_the_same_records_give_the_same_text(write: Callable[[Path], Any]) -> No
 
 
 def test_a_rate_is_of_the_undisturbed_windows_if_there_are_enough() -> None:
-    rate_of = importlib.import_module("reports.races").rate_of
+    rate_of = importlib.import_module("reports.records").rate_of
     disturbed = {"median": 700.0, "repetitions": [600.0, 700.0, 800.0, 900.0]}
     for num_quiet, expected in ((0, 700.0), (2, 700.0), (3, 900.0)):
         quiet = {"median": 900.0, "repetitions": [900.0] * num_quiet}
         record = {"images_per_second": disturbed} | ({"undisturbed_images_per_second": quiet} if num_quiet else {})
         assert rate_of(record)["median"] == expected
+
+
+def test_restart_shards_are_told_with_what_they_save(write: Callable[[Path], str], tmp_path: Path) -> None:
+    recorded.write(tmp_path, "restarts.json", recorded.restarts())
+    text = write(tmp_path)
+    assert "100.0% of the images are spliced. For an epoch's windows, 0.704 of the JPEGs' bytes are read" in text
+    assert "of its rate on originals" in text
+    row_of(text, "penstock-restarts", "| 1,750", "| 0.80 × | 1.25 × |")
+
+
+def test_a_record_from_outside_a_checkout_is_printed() -> None:
+    records = importlib.import_module("reports.records")
+    content = json.loads((records.RECORDS / "startup.json").read_text()) | {"commit": None}
+    notes = [note for table in records.origin_tables(content) for note in table.notes]
+    assert f"no git checkout; {content['date']}" in notes
