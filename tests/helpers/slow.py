@@ -45,8 +45,8 @@ SLOW_FILES = frozenset(
         *("test_app_http", "test_app_queue", "test_browser", "test_cam", "test_gallery", "test_oracle"),
         *("test_publish", "test_publish_hub", "test_served_blur", "test_staging"),
         *("test_certify", "test_gpu_model", "test_gpu_model_kernels", "test_gpu_suite", "test_gpu_suite_cases"),
-        *("test_peers", "test_preparation", "test_sweeps", "test_throughput", "test_throughput_placement"),
-        *("test_throughput_stages", "test_tune_measured", "test_tune_proof", "test_restart_records"),
+        *("test_compare", "test_prepare", "test_throughput", "test_throughput_placement"),
+        *("test_throughput_stages", "test_tune_measured", "test_prove", "test_restart_records"),
         *("test_nvme", "test_policy", "test_policy_run", "test_run_script", "test_setup_script", "test_spot_run"),
         *("test_spot_stack", "test_templates"),
     ]
@@ -75,8 +75,8 @@ LONGEST = (
     *("test_preemption", "test_ray", "test_object_store", "test_elastic_nodes", "test_commands", "test_bare"),
     *("test_spot_run", "test_stage", "test_policy_run", "test_through"),
     *("test_mirror", "test_mirror_trouble", "test_mirror_store"),
-    *("test_peers", "test_throughput", "test_state", "test_app_http", "test_evaluate", "test_damaged_data"),
-    *("test_launchers", "test_preparation", "test_adapter", "test_publish", "test_training_refusals"),
+    *("test_compare", "test_throughput", "test_state", "test_app_http", "test_evaluate", "test_damaged_data"),
+    *("test_launchers", "test_prepare", "test_adapter", "test_publish", "test_training_refusals"),
     *("test_app_queue", "test_parity", "test_models", "test_tune_measured", "test_certify", "test_gpu_model"),
     *("test_run_script", "test_templates"),
 )
