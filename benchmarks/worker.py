@@ -124,6 +124,7 @@ class Worker:
             if "error" in message:
                 if self.wait(FAILED_END_SECONDS) is None:
                     self.kill()
+                    self.wait(LONGEST_END_SECONDS)  # it ends after the signal, and must not disturb the next window
                 raise FailedError(message["error"])
             if "answer" in message:
                 return message["answer"]
