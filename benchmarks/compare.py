@@ -218,7 +218,7 @@ def write_images(options: Compare, races: Races, work: Path) -> tuple[dict[str, 
     print_progress(f"writing {options.images:,} images of {name} as {formats}")
     unwritten = write_formats(readers, dict(options.python), work / "source", work, options.workers)
     read_into_page_cache(work)
-    # What the readers find: the preparation rejects damaged images, and encodes those again that are no RGB JPEGs.
+    # Count the prepared images: preparation rejects damaged ones, and encodes again what is not an RGB JPEG.
     manifest = read_manifest(work / SHARDS / SPLIT)
     facts: dict[str, Any] = {"name": name, "num_images": manifest.num_images, "image_bytes": manifest.size_bytes}
     if any(each.data == RESTART_SHARDS for each in readers):

@@ -264,6 +264,7 @@ def describe_row(case: Case, estimate: Estimate, assumed: Assumptions) -> dict[s
     """Return one row of the record: a recipe on a machine from one form of stored images."""
     machine, training = case.machine, estimate.training
     total = sum_seconds(training)
+    # The whole run on demand, without reclaims, and on the spot market.
     offers = {
         name: {
             "dollars_per_hour": price,

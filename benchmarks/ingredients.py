@@ -72,7 +72,7 @@ def list_arms(wanted: tuple[str, ...] = ()) -> dict[str, Arm]:
     """Return the arms by name, in the order in which they run; only those whose names contain one of `wanted`, if any.
 
     Raises:
-        InputError: there is no such arm.
+        InputError: no arm's name contains a word of `wanted`.
     """
     arms = {f"tuning: cross-entropy, lr {each}": Arm(("--optim.lr", each), (7,)) for each in RATES}
     arms |= {f"tuning: BCE, lr {each}": Arm((*BCE, "--optim.lr", each), (7,)) for each in RATES}

@@ -66,15 +66,15 @@ def parse_options(
 
 
 def refuse_start(command: str) -> None:
-    """Tell who starts a file that was a command once what to run instead.
+    """Refuse to run a file that is not a command, and name the command to run.
 
     Args:
-        command: the words after `python benchmarks/`.
+        command: its words after `python benchmarks/`.
 
     Raises:
         InputError: always.
     """
-    raise InputError(f"this file is no command any more: run `python benchmarks/{command}` with the same flags")
+    raise InputError(f"this file is not a command: run `python benchmarks/{command}` with the same flags")
 
 
 def values_by_flag(options: Any) -> dict[str, Any]:

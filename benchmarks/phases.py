@@ -197,6 +197,7 @@ def write_total(
     recipe: Recipe, results: Sequence[PhaseResult], total: Total, dollars_per_hour: float | None, is_full: bool
 ) -> Iterator[str]:
     """Yield the recipe's hours, its bottlenecks, its evaluation and preparation, and the changes that help."""
+    # The training: its hours, and what binds at which resolutions.
     yield (
         f"{recipe.name}: {recipe.epochs:g} epochs of ImageNet-1k ({recipe.epochs * IMAGENET_IMAGES / 1e6:,.1f} million "
         f"images) in {describe_hours(total.training, dollars_per_hour)}, at {mean_rate(results):,.0f} images/s on "
@@ -210,6 +211,8 @@ def write_total(
             f"({sum_seconds(group) / seconds:.0%} of the training time); without its limit there, the recipe would be "
             f"at most {gain:.2f} x as fast."
         )
+
+    # What is added to the training.
     prepared = total.preparation
     yield (
         f"Evaluation adds {describe_hours(total.evaluation, dollars_per_hour)}; preparing the shards once, with "
@@ -217,6 +220,8 @@ def write_total(
         f"({prepared.images_per_second_and_core:,.0f} images/s per core as in {prepared.source}). All together: "
         f"{describe_hours(total.hours, dollars_per_hour)}, of which preparation is {prepared.hours / total.hours:.0%}."
     )
+
+    # The changes that help, and those that were not tried.
     gains = sum_gains(results)
     for each in gains:
         hours = total.training / each.gain

@@ -84,7 +84,7 @@ def measure_staging(options: Stage) -> None:
     """Install the programs, serve the dataset, copy it many times, publish the record.
 
     Raises:
-        InputError: an option cannot be used, or there is no dataset.
+        InputError: an option cannot be used, or the folder does not hold a dataset.
     """
     check_repetitions(options.repetitions)
     check_outputs(options.out)

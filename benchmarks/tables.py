@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
 
-LEAST_TERMINAL_WIDTH = 180  # columns, if the output is no terminal or a narrow one: the widest race has 173
+LEAST_TERMINAL_WIDTH = 180  # columns, also of files and narrow terminals: the widest race needs 173
 LONGEST_CELL = 110  # characters of a cell in a table with terminal columns
 MOST_WIDTH = 1 << 20  # columns: no table is wider
 

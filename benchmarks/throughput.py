@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from options import check_known, check_outputs, check_positive, check_repetitions, parse_options
 from record import print_progress
@@ -40,7 +40,6 @@ Mode = Literal["all", "read", "decode", "loader", "model", "train"]
 # All of loaders.backends.BACKENDS except "synthetic", which has nothing to read or decode. Written out here because
 # importing the backends takes seconds, which --help should not; a test compares the two.
 MeasuredBackend = Literal["dali", "reference"]
-MEASURED_BACKENDS = get_args(MeasuredBackend)
 DEFAULT_LOADER = LoaderConfig()
 # Options that are also fields of the setting; None: the recipe's value, or the default.
 OF_SETTING = ("mode", "batch_size", "microbatch", "size", "model", "amp", "compile", "repetitions", "seconds")

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 
 Answers = Generator[Any, Any, None]
 # After the input was closed this process has some time to end by itself, so that it frees its shared memory: as much as
-# the parent gives it (LONGEST_END_SECONDS in worker.py), or less if nobody waits for it.
+# the parent gives it (LONGEST_END_SECONDS in worker.py), or less if the parent has ended.
 END_SECONDS, ORPHANS_END_SECONDS = 10.0, 3.0
 ERROR_START, ERROR_END = 100, 300  # characters that are kept of a long exception
 

@@ -115,7 +115,7 @@ def load_probe_network(path: Path | None, num_classes: int, seed: int) -> ProbeN
     """Load an exported model or a checkpoint of train/main.py; without a path, build resnet50d with random weights.
 
     Raises:
-        InputError: there is no model at `path`.
+        InputError: `path` holds neither an exported model nor a checkpoint.
     """
     if path is None:
         torch.manual_seed(seed)

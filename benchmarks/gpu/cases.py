@@ -262,11 +262,11 @@ def find_faster_side(results: Results, model: str = "") -> str | None:
 
 
 def rate_of(record: dict[str, Any] | None) -> float | None:
-    """Return the median images/s of a finished case, None if there is none."""
+    """Return the median images/s of a case; None if it is not done or has no median."""
     if record is None or record["status"] != "done":
         return None
     rate = record["result"].get("images_per_second")
-    return rate["median"] if isinstance(rate, dict) else None  # that of the killed training is no summary
+    return rate["median"] if isinstance(rate, dict) else None  # the killed training's rate is one number
 
 
 def resolve_job(case: Case, results: Results) -> Job:

@@ -71,7 +71,8 @@ def train_and_resume(job: Job) -> Figures:
 def complete_job(job: Job) -> Job:
     """Return a job with the number of images, the split to validate on, and the loader's backend.
 
-    The split is that of the training if there is no other one; Pillow decodes if DALI cannot be imported.
+    Validation uses the training images if the dataset has no validation split. Pillow decodes if DALI cannot be
+    imported.
     """
     data = Path(job["data"])
     has_validation = (data / VALIDATION / "manifest.json").exists()

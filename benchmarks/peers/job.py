@@ -70,7 +70,7 @@ def read(fields: dict[str, Any]) -> Answers:
 
 
 def _take_first(batches: Iterator[Any]) -> dict[str, Any]:
-    """Take the first batch; return facts about it. It is not kept, so that it is no part of the measured memory."""
+    """Take the first batch; return facts about it, but not the batch, which would count as memory in every window."""
     started = time.monotonic()
     images = next(batches)
     return {

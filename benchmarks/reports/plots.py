@@ -168,6 +168,7 @@ def draw_peers(content: dict[str, Any], title: str) -> Figure:
         f"{name_machine(content)}, {content['workers']} workers, batch {content['batch_size']}; "
         f"{content['transform']}\n{name_images(content)}; medians, thin lines from the slowest to the fastest window"
     )
+    # One row for each contender, below the heading of its race.
     bars = [
         (_name_race(race, contenders), name, each)
         for race, contenders in content["races"].items()
@@ -179,6 +180,8 @@ def draw_peers(content: dict[str, Any], title: str) -> Figure:
     left = max(NAMES, CHARACTER * max(map(len, names)))
     figure, ax = new_figure(title, subtitle, ROW * (max(rows) + 1), (left, 0.15))
     name_rows(ax, rows, names, (max(rows) + 0.5, -0.5))
+
+    # The bars, each with its spread, its rate, and our rate divided by it.
     for row, (_, name, each), label in zip(rows, bars, ax.get_yticklabels(), strict=True):
         rate, is_ours = rate_of(each), name in OURS_BOTH
         style: dict[str, Any] = {"color": ACCENT, "fontweight": "bold"} if is_ours else {"color": INK}
@@ -189,6 +192,8 @@ def draw_peers(content: dict[str, Any], title: str) -> Figure:
         of_originals = f"{each[OF_ORIGINALS]:.2f} × originals" if OF_ORIGINALS in each else ""
         write_column(ax, 1, row, _compare(name, each) or of_originals)
         label.set(**style)
+
+    # The headings.
     for row, race in headings.items():
         ax.text(0, row, race, va="center", **HEADING)
         is_compared = any(_compare(name, each) for other, name, each in bars if other == race)
@@ -356,7 +361,7 @@ Drawn = dict[str, tuple[str, Callable[[dict[str, Any], str], Figure]]]
 
 
 def list_sweeps(content: dict[str, Any]) -> Drawn:
-    """Return the pictures of the settings that were swept; a single point is no curve."""
+    """Return the pictures of the settings that were swept; one point alone is not drawn."""
     threads = {"-threads": ("Images per second by number of decoding threads", draw_threads)}
     sizes = {"-sizes": ("Images per second by stored size", draw_sizes)}
     return (threads if len(content["threads"]) > 1 else {}) | (sizes if len(content["sizes"]) > 1 else {})

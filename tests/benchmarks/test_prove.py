@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -245,15 +246,17 @@ def judged(prove: Any, digits: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
 CHOSEN = ("verdict", "--cases", "slow-storage", "one-thread", "large-model")
 
 
+@pytest.fixture
+def run_chosen(prove: Any, judged: dict[str, Any], digits: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Run the chosen cases as the command does."""
+    return lambda: run_here(prove, monkeypatch, *CHOSEN, "--source", digits)
+
+
 def test_a_case_is_told_with_its_rate_and_gains_and_a_kept_promise_passes(
-    prove: Any,
-    judged: dict[str, Any],
-    digits: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    judged: dict[str, Any], run_chosen: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(judged) == 3
-    run_here(prove, monkeypatch, *CHOSEN, "--source", digits)
+    run_chosen()
     shown = capsys.readouterr()
     assert (
         "one-thread: bottleneck: decode, 410 images/s; max_side: promised 3.00 x, measured 2.00 x; "
@@ -266,16 +269,12 @@ def test_a_case_is_told_with_its_rate_and_gains_and_a_kept_promise_passes(
 
 
 def test_wrong_bottlenecks_and_broken_promises_are_counted_apart_and_shown(
-    prove: Any,
-    judged: dict[str, Any],
-    digits: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    judged: dict[str, Any], run_chosen: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     judged["slow-storage"] = judged["one-thread"] | {"must_bind": "storage", "is_named": False}
     judged["large-model"] = judged["one-thread"] | {"is_kept": False}
     with pytest.raises(InputError, match=r"^the bottleneck is right in 2 and the promise kept in 2 of 3 cases$"):
-        run_here(prove, monkeypatch, *CHOSEN, "--source", digits)
+        run_chosen()
     shown = capsys.readouterr()
     assert "slow-storage: bottleneck: decode (WRONG: it is storage), 410 images/s" in shown.err
     assert "promise NOT kept (3 of 3 done" in shown.err
