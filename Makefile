@@ -67,6 +67,7 @@ soak: env
 	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/benchmarks/test_throughput.py tests/benchmarks/test_throughput_stages.py tests/benchmarks/test_tune_measured.py
 	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_PROOFS=$(PHOTOS) $(BIN)/pytest tests/benchmarks/test_prove.py
 	PENSTOCK_SOAK_IMAGES=10007 $(BIN)/pytest tests/train/test_evaluate.py
+	PENSTOCK_SOAK_FUSED=1 $(BIN)/pytest -s tests/train/test_fused.py
 	PENSTOCK_SOAK_GPU_MODEL=1 $(BIN)/pytest tests/benchmarks/test_gpu_model.py tests/benchmarks/test_gpu_model_kernels.py
 	PENSTOCK_SOAK_WINDOWS=100000 PENSTOCK_SOAK_COMPILE=1 $(BIN)/pytest tests/loaders/test_geometry.py tests/train/test_speed.py
 

@@ -30,8 +30,23 @@ NUM_ERASE_TRIES = 10  # as timm.data.random_erasing
 class Mix:
     """The mixing of one batch: `share` of each image is kept, the rest comes from the batch in reverse order."""
 
-    share: float = 1.0
+    share: float | torch.Tensor = 1.0  # a tensor, float32 [], for a loss whose share may differ from step to step
     box: tuple[int, int, int, int] | None = None  # CutMix: top, left, bottom, right of the pasted box; None: Mixup
+
+    @property
+    def is_mixed(self) -> bool:
+        """False if the images were not mixed; True if they may be."""
+        return isinstance(self.share, torch.Tensor) or self.share != 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of a batch that go through the network at once, augmented."""
+
+    images_BCHW: torch.Tensor  # float32, normalized and mixed
+    labels_B: torch.Tensor
+    mix: Mix
+    is_last: bool  # of the batch
 
 
 class BatchAugment:
@@ -128,7 +143,7 @@ def cut_box(share: float, center_y: int, center_x: int, size: int) -> Mix:
 
 def mix_images(images_BCHW: torch.Tensor, mix: Mix) -> torch.Tensor:
     """Return the mixed images; the input is not changed."""
-    if mix.share == 1:
+    if not mix.is_mixed:
         return images_BCHW
     others_BCHW = images_BCHW.flip(0)
     if mix.box is None:

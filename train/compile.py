@@ -1,4 +1,4 @@
-"""Settings of speed, which never change what a run trains: float32 precision, compilation, images at once."""
+"""Settings of speed, which change a run by rounding alone: TF32, compilation, fused layers, graphs, microbatches."""
 
 import os
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+FusedKind = Literal["auto", "on", "off"]
 CACHE = "compiled"  # in the run folder, so that a resumed run does not compile again
 # The modes that record CUDA graphs, each with the closest mode that records none.
 WITHOUT_CUDA_GRAPHS: dict[CompileMode, CompileMode] = {
@@ -28,6 +29,8 @@ class SpeedConfig:
     microbatch: int = 0  # images at once per process; gradients accumulate over its share of a batch; 0: all
     tf32: bool = True  # float32 operations may round to TF32 on a GPU's tensor cores
     deterministic: bool = False  # the same bits from run to run on a GPU too; slower
+    fused: FusedKind = "auto"  # fuse a ResNet's BatchNorm, ReLU and addition (Triton kernels); auto: off
+    graph: bool = False  # launch a step as CUDA graphs: faster if launching takes longer than running (small images)
 
     def check_speed(self) -> None:
         """Check each setting by itself.
@@ -37,6 +40,8 @@ class SpeedConfig:
         """
         if self.compile not in get_args(CompileMode):
             raise InputError(f"--speed.compile must be one of {', '.join(get_args(CompileMode))}, got {self.compile}")
+        if self.fused not in get_args(FusedKind):
+            raise InputError(f"--speed.fused must be one of {', '.join(get_args(FusedKind))}, got {self.fused}")
         if self.microbatch < 0:
             raise InputError(f"--speed.microbatch must be at least 1, or 0 for all at once, got {self.microbatch}")
 

@@ -21,6 +21,8 @@ from train.checkpoint import Saver, TrainState, load_checkpoint
 from train.compile import set_precision
 from train.config import BAD_BATCHES, CHECKPOINTS, RECIPE, Recipe
 from train.dist import all_gather_objects, barrier, resolve_on_rank0
+from train.fused import explain_plain, fuse_if_wanted
+from train.graphs import explain_no_graphs
 from train.loader_settings import apply_tuned_on_every_rank, keep_tuned_file
 from train.logger import RunLogger, log_augmented, log_mistakes
 from train.metrics import DataWaitWarning, Meter, Sums, train_metrics, validation_metrics
@@ -242,6 +244,7 @@ def start_state(recipe: Recipe, training: Loader, start: Start) -> tuple[TrainSt
     at_once = len(training.slots) // recipe.speed.num_parts(len(training.slots))
     model = build_model(recipe.model, len(class_names), world.device, recipe.image_sizes(at_once))
     ema = copy.deepcopy(model).requires_grad_(False)
+    fuse_if_wanted(model, recipe.speed, recipe.model.name, world.device)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
     sums = Sums.zero(world.device)
 
@@ -277,9 +280,13 @@ def claim_run_folder(recipe: Recipe, tuned_file: Path | None, world: World) -> N
 
 
 def print_start(run: Run, total_images: int) -> None:
-    """Print what the run trains; then warnings (damaged files), a change of epochs, and the source of the weights."""
-    run.logger.print(describe_run(run.step.recipe, run.train_loader, total_images, run.step.state.clock))
-    for line in (*run.start.warnings, run.start.epochs, run.start.from_weights):
+    """Print what the run trains; then settings of speed that this machine cannot follow, warnings (damaged files), a
+    change of epochs, and the source of the weights.
+    """
+    recipe, device = run.step.recipe, run.step.world.device
+    run.logger.print(describe_run(recipe, run.train_loader, total_images, run.step.state.clock))
+    slower = (explain_plain(recipe.speed, device), explain_no_graphs(recipe.speed, device))
+    for line in (*slower, *run.start.warnings, run.start.epochs, run.start.from_weights):
         if line is not None:
             run.logger.print(str(line))
 

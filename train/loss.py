@@ -32,7 +32,7 @@ def mixed_cross_entropy(
     Cross-entropy is linear in its targets, so two losses are mixed instead of making soft targets.
     """
     loss = functional.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
-    if mix.share == 1:
+    if not mix.is_mixed:
         return loss
     others = functional.cross_entropy(logits_BK, labels_B.flip(0), label_smoothing=label_smoothing)
     return torch.lerp(others, loss, mix.share)
@@ -54,4 +54,4 @@ def soft_targets(labels_B: torch.Tensor, num_classes: int, mix: Mix, label_smoot
     rest = label_smoothing / num_classes
     targets_BK = torch.full((len(labels_B), num_classes), rest, device=labels_B.device)
     targets_BK.scatter_(1, labels_B[:, None], 1 - label_smoothing + rest)
-    return targets_BK if mix.share == 1 else torch.lerp(targets_BK.flip(0), targets_BK, mix.share)
+    return torch.lerp(targets_BK.flip(0), targets_BK, mix.share) if mix.is_mixed else targets_BK

@@ -274,7 +274,7 @@ def lr_factor(progress: float, warmup: float, schedule: ScheduleKind = "cosine")
     return SCHEDULES[schedule]((progress - warmup) / (1 - warmup))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
+    """Set the learning rate of every group; a tensor [] is read when the optimizer's kernels run."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -7,7 +7,6 @@ step (`warm_up`).
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,27 +14,19 @@ from torch import nn
 from loaders import Batch, World
 from loaders.plan import sizes
 from prep.errors import InputError
-from train.batch_augment import BatchAugment
+from train.batch_augment import BatchAugment, Part
 from train.checkpoint import TrainState
 from train.compile import compile_model
 from train.config import Recipe
 from train.dist import all_gather_objects, no_sync, wrap_ddp
 from train.ema import Ema, decay_of_update, is_update_due
+from train.graphs import StepGraphs, check_graphs, uses_graphs
 from train.loss import training_loss
 from train.metrics import Sums
 from train.optim import check_optimizer, lr_factor, peak_lr, set_lr
 
 SEED_STRIDE = 1 << 40  # distance between the random seeds of two runs: more than the images of any run
 AMP_TYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Images of a batch that go through the network at once."""
-
-    images_BCHW: torch.Tensor  # uint8
-    labels_B: torch.Tensor
-    position: int  # of the first image in the stream
 
 
 class Step:
@@ -59,6 +50,7 @@ class Step:
         self.augment = BatchAugment(recipe, epoch_size, world)
         self.guard = Guard(state.model, world.device)
         self.amp = autocast(recipe, world.device)
+        self.graphs = StepGraphs(self) if uses_graphs(recipe.speed, world.device) else None
 
     def __call__(self, batch: Batch, sums: Sums) -> None:
         """Train on one batch and advance the clock; add its loss and hits to `sums`.
@@ -66,25 +58,20 @@ class Step:
         Does not wait for the device if the optimizer itself skips bad steps (fused ones do, see `optim.FUSED`). For
         others, the gradient scaler waits to read whether the gradients are finite.
         """
-        state, recipe = self.state, self.recipe
-
-        # Forward and backward passes of each part; the last one averages the gradients over the ranks.
-        self.guard.save_statistics()
-        losses = [self._accumulate(part, sums, is_last) for part, is_last in self._cut(batch)]
-
-        # Optimizer. The gradient scaler or the fused optimizer skips the update if a gradient is not finite.
+        # Forward, backward and optimizer: operation by operation, or as CUDA graphs of the same operations.
+        state, parts = self.state, self._prepare(batch)
         self.lr = self.peak_lr * self._lr_factor()
-        set_lr(state.optimizer, self.lr)
-        state.scaler.step(state.optimizer)
-        # Without fp16 the scale stays 1; `update` alone would halve it after a bad step.
-        state.scaler.update(None if recipe.amp == "fp16" else 1.0)
-        state.optimizer.zero_grad()  # to None, before the next forward pass: see `SpeedConfig.num_parts`
+        if self.graphs is None:
+            self.guard.save_statistics()
+            losses = [self.forward_backward(part, sums) for part in parts]
+            set_lr(state.optimizer, self.lr)
+            self.update(torch.stack(losses).isfinite().all())
+        else:
+            self.graphs.replay(parts, self.lr, sums)
 
-        # If the loss is not finite, restore BatchNorm's statistics; the weights were not changed. Then move the clock,
-        # and the EMA at every `ema_every` steps.
-        self.guard.rollback_unless_finite(torch.stack(losses).isfinite().all())
-        state.clock += recipe.batch_size
-        if is_update_due(recipe, state.clock):
+        # Move the clock, and the EMA at every `ema_every` steps.
+        state.clock += self.recipe.batch_size
+        if is_update_due(self.recipe, state.clock):
             self.ema.update()
 
     def preview(self, batch: Batch, num_images: int) -> torch.Tensor:
@@ -92,28 +79,46 @@ class Step:
         images_BCHW, _ = self.augment(batch.images_BCHW, batch.position + self.slots.start)
         return self.augment.normalize.inverse(images_BCHW[:num_images])
 
-    def _cut(self, batch: Batch) -> Iterator[tuple[Part, bool]]:
-        """Yield the batch's parts, and for each of them whether it is the last one."""
+    def _prepare(self, batch: Batch) -> Iterator[Part]:
+        """Yield the batch's parts, each one augmented when it is needed."""
         each = len(batch.labels_B) // self.num_parts
         for i in range(self.num_parts):
             here = slice(i * each, (i + 1) * each)
             position = batch.position + self.slots.start + here.start
-            yield Part(batch.images_BCHW[here], batch.labels_B[here], position), i == self.num_parts - 1
+            # Noise, dropout and stochastic depth are functions of (seed, position), so a resumed run repeats them.
+            torch.manual_seed((self.recipe.seed * SEED_STRIDE + position) % 2**63)
+            images_BCHW, mix = self.augment(batch.images_BCHW[here], position)
+            yield Part(images_BCHW, batch.labels_B[here], mix, is_last=i == self.num_parts - 1)
 
-    def _accumulate(self, part: Part, sums: Sums, is_last: bool) -> torch.Tensor:
-        """Add the gradients of one part; return its mean loss."""
-        # Noise, dropout and stochastic depth are functions of (seed, position), so a resumed run repeats them.
-        torch.manual_seed((self.recipe.seed * SEED_STRIDE + part.position) % 2**63)
-        images_BCHW, mix = self.augment(part.images_BCHW, part.position)
+    # The work on the device. Whatever changes here from step to step is a tensor, so that CUDA graphs can capture it.
 
+    def forward_backward(self, part: Part, sums: Sums) -> torch.Tensor:
+        """Add the gradients of one part, and its loss and hits to `sums`; return its mean loss."""
         # Only the last part's backward pass averages the gradients over the ranks.
-        with nullcontext() if is_last else no_sync(self.model):
+        with nullcontext() if part.is_last else no_sync(self.model):
             with self.amp:
-                logits_BK = self.model(images_BCHW)
-                loss = training_loss(self.recipe.loss, logits_BK, part.labels_B, mix, self.recipe.label_smoothing)
+                logits_BK = self.model(part.images_BCHW)
+                smoothing = self.recipe.label_smoothing
+                loss = training_loss(self.recipe.loss, logits_BK, part.labels_B, part.mix, smoothing)
             self.state.scaler.scale(loss / self.num_parts).backward()
         sums.add(loss.detach(), logits_BK.detach(), part.labels_B)
         return loss.detach()
+
+    def update(self, is_finite: torch.Tensor) -> None:
+        """Move the weights by the gradients of all parts, and drop these.
+
+        Args:
+            is_finite: bool [], on the device: whether all losses are finite.
+        """
+        # The gradient scaler or the fused optimizer skips the update if a gradient is not finite. Without fp16 the
+        # scale stays 1; `update` alone would halve it after a bad step.
+        state = self.state
+        state.scaler.step(state.optimizer)
+        state.scaler.update(None if self.recipe.amp == "fp16" else 1.0)
+        state.optimizer.zero_grad()  # to None, before the next forward pass: see `SpeedConfig.num_parts`
+
+        # If the loss is not finite, restore BatchNorm's statistics; the weights were not changed.
+        self.guard.rollback_unless_finite(is_finite)
 
     def _lr_factor(self) -> float:
         """Return the learning rate's share of its peak, at the middle of the batch."""
@@ -129,6 +134,7 @@ def check_step(recipe: Recipe, world: World) -> None:
     """
     recipe.speed.check_speed()
     check_optimizer(recipe.optim)
+    check_graphs(recipe, world.size)
     recipe.speed.num_parts(len(world.share(recipe.batch_size)))
     check_amp(recipe, world.device)
 
@@ -197,7 +203,7 @@ class Guard:
         Args:
             is_finite: bool [], on the device, so that this does not wait for its value.
         """
-        self.num_in_a_row = torch.where(is_finite, 0, self.num_in_a_row + 1)
+        self.num_in_a_row.copy_(torch.where(is_finite, 0, self.num_in_a_row + 1))  # in place, for CUDA graphs
         if self.statistics:
             chosen = torch.where(is_finite, self._flatten(), self.saved).split(self.sizes)
             shaped = [new.view_as(old) for new, old in zip(chosen, self.statistics, strict=True)]
@@ -222,8 +228,8 @@ def warm_up(step: Step) -> None:
     """
     recipe, world = step.recipe, step.world
     resolutions = sizes(recipe.transform, math.ceil(recipe.epochs))
-    if recipe.speed.compile == "none" and world.device.type == "cpu":
-        # Nothing to compile or tune. DDP needs one pass, at any resolution.
+    if recipe.speed.compile == "none" and world.device.type == "cpu" and step.graphs is None:
+        # Nothing to compile, tune or capture. DDP needs one pass, at any resolution.
         resolutions = resolutions[:1] if world.size > 1 else []
 
     # The forward passes change running statistics: restore them afterwards.
@@ -234,8 +240,16 @@ def warm_up(step: Step) -> None:
             rehearse(step, size)
             # Before the next pass: with CUDA graphs these gradients are memory of a graph that it overwrites.
             step.state.optimizer.zero_grad()
+        if step.graphs is not None:
+            step.graphs.warm_up(size)
     for buffer, before in zip(buffers, saved, strict=True):
         buffer.copy_(before)
+
+    # Capture the largest resolution first: smaller ones then fit into its memory, which the graphs share. And after all
+    # warm-ups, which cannot use that memory.
+    if step.graphs is not None:
+        for size in sorted(resolutions, reverse=True):
+            step.graphs.capture(size)
 
 
 def rehearse(step: Step, size: int) -> None:

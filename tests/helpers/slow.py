@@ -32,7 +32,8 @@ SLOW_FILES = frozenset(
             "test_elastic_nodes",
             "test_elastic_runs",
         ),
-        *("test_evaluate", "test_evaluate_units", "test_export", "test_guard", "test_models", "test_optim"),
+        *("test_evaluate", "test_evaluate_units", "test_export", "test_fused", "test_graphs", "test_guard"),
+        *("test_models", "test_optim"),
         *("test_mirror", "test_mirror_store", "test_mirror_trouble"),
         *(
             "test_preemption",
@@ -73,7 +74,7 @@ SAME_WORKER = {
 # The files that take longest, in the order in which they start.
 LONGEST = (
     *("test_preemption", "test_ray", "test_object_store", "test_elastic_nodes", "test_commands", "test_bare"),
-    *("test_spot_run", "test_stage", "test_policy_run", "test_through"),
+    *("test_spot_run", "test_fused", "test_stage", "test_policy_run", "test_through"),
     *("test_mirror", "test_mirror_trouble", "test_mirror_store"),
     *("test_compare", "test_throughput", "test_state", "test_app_http", "test_evaluate", "test_damaged_data"),
     *("test_launchers", "test_prepare", "test_adapter", "test_publish", "test_training_refusals"),
