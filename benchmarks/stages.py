@@ -30,9 +30,12 @@ from loaders.backends import BackendSpec, Pixels
 from loaders.plan import Plan
 from loaders.reader import Encoded, Reader
 from loaders.stats import Counters
-from train.compile import CompileMode, SpeedConfig, set_precision
+from prep.errors import InputError
+from train.compile import CompileMode, FusedKind, SpeedConfig, set_precision
 from train.config import Recipe, RunConfig
 from train.dist import barrier, broadcast_from_rank0
+from train.fused import explain_plain, fuse_if_wanted
+from train.graphs import explain_no_graphs
 from train.metrics import Sums
 from train.model import build_model
 from train.optim import build_optimizer
@@ -63,6 +66,8 @@ class Setting:
     model: str = "resnet50d"  # name of a timm model
     amp: str = "bf16"  # an AmpKind
     compile: CompileMode = "none"
+    fused: FusedKind = "auto"  # BatchNorm, ReLU and addition by Triton kernels
+    graph: bool = False  # the whole step as CUDA graphs
     microbatch: int = 0  # images at once per process; 0: all
     mode: str = "all"  # stages to measure
     recipe: Recipe | None = None  # what the step does besides the fields above; None: the defaults of a recipe
@@ -318,7 +323,7 @@ def make_step(setting: Setting, batch_size: int, num_classes: int, world: World)
         amp=setting.amp,  # pyright: ignore[reportArgumentType]  (the command line has checked it)
         model=replace(base.model, name=setting.model, pretrained="", init=None),
         transform=replace(base.transform, size=setting.size, first_size=None),
-        speed=SpeedConfig(compile=setting.compile, microbatch=setting.microbatch),
+        speed=SpeedConfig(setting.compile, setting.microbatch, fused=setting.fused, graph=setting.graph),
         run=RunConfig(dir=setting.run_dir),
     )
     # Build the network, its EMA and the optimizer as at the start of a run.
@@ -326,8 +331,14 @@ def make_step(setting: Setting, batch_size: int, num_classes: int, world: World)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, num_classes, world.device)
     ema = copy.deepcopy(model).requires_grad_(False)
+    if obstacle := explain_plain(recipe.speed, world.device) or explain_no_graphs(recipe.speed, world.device):
+        raise InputError(f"{obstacle}: a measurement needs what it records")
+    fuse_if_wanted(model, recipe.speed, recipe.model.name, world.device)
     state = new_state(recipe, model, ema, build_optimizer(model, recipe.optim, recipe.batch_size))
-    return Step(recipe, state, TOTAL_IMAGES, world)
+    step = Step(recipe, state, TOTAL_IMAGES, world)
+    if step.graphs is not None:  # before loaders start: a thread that waits for the whole GPU would end a capture
+        step.graphs.capture(setting.size)
+    return step
 
 
 # All stages together.
@@ -473,6 +484,8 @@ def describe_setup(setting: Setting, loader: Loader) -> dict[str, Any]:
         "model": setting.model,
         "amp": setting.amp,
         "compile": setting.compile,
+        "fused": setting.fused,
+        "graph": setting.graph,
         "num_processes": world.size,
         "threads": loader.make_spec().num_threads,
         "device": world.device.type,

@@ -5,11 +5,13 @@ pixels); loader (the complete loader, up to the device); model (the training ste
 (the step fed by the loader). They are measured in rounds, one window of each stage per round. With all stages measured,
 the verdict names the bottleneck, what would help and by how much, and the hours and dollars of the reference recipe.
 With --recipe NAME: loader, model and training at each resolution of a recipe, and the hours and dollars of all of it.
-With --tune: a search for the loader's fastest settings. Progress goes to stderr, tables and the verdict to stdout, the
-record to --out FILE. Under torchrun: rates per process and in total. docs/benchmarks.md explains the figures.
+With --tune: a search for the loader's fastest settings. With --profile: where the time of a training step goes, by
+class of kernel. Progress goes to stderr, tables and the verdict to stdout, the record to --out FILE. Under torchrun:
+rates per process and in total. docs/benchmarks.md explains the figures.
 """
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from record import print_progress
 
 from loaders.config import LoaderConfig
 from prep.errors import InputError, run
-from train.compile import CompileMode
+from train.compile import CompileMode, FusedKind
 from train.config import AmpKind, Recipe
 from train.recipe import DEFAULT_RECIPE, RECIPES
 
@@ -42,8 +44,10 @@ Mode = Literal["all", "read", "decode", "loader", "model", "train"]
 MeasuredBackend = Literal["dali", "reference"]
 DEFAULT_LOADER = LoaderConfig()
 # Options that are also fields of the setting; None: the recipe's value, or the default.
-OF_SETTING = ("mode", "batch_size", "microbatch", "size", "model", "amp", "compile", "repetitions", "seconds")
-OF_SETTING += ("scale", "full", "dollars_per_hour")
+OF_SETTING = ("mode", "batch_size", "microbatch", "size", "model", "amp", "compile", "fused", "graph")
+OF_SETTING += ("repetitions", "seconds", "scale", "full", "dollars_per_hour")
+
+PROFILED_MODES = ("all", "train", "model")  # the first one, which is the default, means `train` to --profile
 
 IMAGENET = Path("data/imagenet")
 PREPARE = Path(__file__).resolve().parent.parent / "prep" / "shard.py"
@@ -66,6 +70,8 @@ class Options:
     model: str | None = None  # name of a timm model; unset: resnet50d, or the recipe's
     amp: AmpKind | None = None  # autocast precision; unset: bf16, or the recipe's
     compile: CompileMode | None = None  # torch.compile mode; unset: none, or the recipe's
+    fused: FusedKind | None = None  # BatchNorm, ReLU, addition by Triton kernels; unset: auto, or the recipe's
+    graph: bool | None = None  # the whole step as CUDA graphs; unset: no, or the recipe's
     repetitions: int = 5  # number of rounds, at least 5
     seconds: float = 3.0  # approximate length of one window of a stage
     threads: int = 0  # decoding threads per process; 0: an equal share of the cores
@@ -77,6 +83,7 @@ class Options:
     dollars_per_hour: float | None = None  # price of all machines together, for the recipe's cost
     tune: bool = False  # search the loader's fastest settings on this machine; --out writes their file
     minutes: float = 5.0  # length of the search of --tune
+    profile: bool = False  # where the time of a step goes, by class of kernel; with --out also as a picture
     out: Path | None = None  # write the record to this file
 
     def check(self) -> None:
@@ -86,6 +93,7 @@ class Options:
         for name in ("size", "mode", "tune"):
             if self.recipe and getattr(self, name) not in (None, "all", False):
                 raise InputError(f"--recipe and --{name} exclude each other: give one of them")
+        self.check_profile()
         values = {name: getattr(self, name) for name in ("seconds", "size", "scale", "batch_size", "dollars_per_hour")}
         check_positive(**{name: value for name, value in values.items() if value is not None})
         check_outputs(self.out)
@@ -94,6 +102,25 @@ class Options:
             from phases import check_sizes, plan_phases  # noqa: PLC0415
 
             check_sizes(plan_phases(recipe, self.scale))
+
+    def check_profile(self) -> None:
+        """Check the flags that --profile cannot be combined with, and the name of its picture; raise InputError."""
+        if not self.profile:
+            return
+        if self.mode not in PROFILED_MODES:
+            raise InputError(
+                f"--profile needs a training step: give --mode train (or none) or --mode model, not --mode {self.mode}"
+            )
+        for name in ("recipe", "tune"):
+            if getattr(self, name):
+                raise InputError(f"--profile and --{name} exclude each other: give one of them")
+        if self.out:
+            if self.out.suffix == ".png":
+                raise InputError(
+                    f"--out: {self.out} is the name of the picture, which is drawn next to the record: give a name "
+                    "that ends in .json"
+                )
+            check_outputs(self.out.with_suffix(".png"))
 
     def find_recipe(self) -> Recipe | None:
         """Return the recipe to measure, None without --recipe."""
@@ -128,6 +155,8 @@ class Options:
                 model=recipe.model.name,
                 amp=recipe.amp,
                 compile=recipe.speed.compile,
+                fused=recipe.speed.fused,
+                graph=recipe.speed.graph,
                 microbatch=recipe.speed.microbatch,
                 recipe=recipe,
             )
@@ -186,7 +215,7 @@ def prepare_photos(folder: Path) -> Path:
 
 
 def measure(options: Options, world: "World") -> dict[str, Any]:
-    """Measure or tune as the options ask for it, and return the record."""
+    """Measure, tune or profile as the options ask for it, and return the record."""
     from loaders import TrainTransform, build_loader  # noqa: PLC0415
     from train.loader_settings import agree_on_placement  # noqa: PLC0415
 
@@ -207,6 +236,10 @@ def measure(options: Options, world: "World") -> dict[str, Any]:
             return measure_recipe(Bench(setting.recipe, setting, split, placement, world), report, options.out)
         batch_size = setting.batch_size * world.size
         loader = build_loader(split, TrainTransform(setting.size), batch_size, world, config=placement)
+        if options.profile:
+            from step_time import profile_training  # noqa: PLC0415
+
+            return profile_training(setting, loader, report)
         return measure_stages(setting, loader, report)
 
 
@@ -224,7 +257,11 @@ def measure_stages(setting: "Setting", loader: "Loader", report: "Report") -> di
     verdict, train = build_verdict(stages, loader, setting, cost, report, signs), stages.get("train")
 
     # The model's settings are recorded only if a stage has used the model.
-    without = {} if setting.mode in ("all", "model", "train") else dict.fromkeys(("model", "amp", "compile"))
+    without = (
+        {}
+        if setting.mode in ("all", "model", "train")
+        else dict.fromkeys(("model", "amp", "compile", "fused", "graph"))
+    )
     return {
         "what": "throughput",
         "mode": setting.mode,
@@ -276,7 +313,7 @@ def make_report(world: "World") -> "Report":
 
 
 def main() -> None:
-    """Measure or tune on all processes, then publish the record on rank 0."""
+    """Measure, tune or profile on all processes, then publish the record on rank 0."""
     options = read_options()
     options.check()
 
@@ -289,6 +326,10 @@ def main() -> None:
         record = measure(options, world)
     if world.rank == 0:
         publish(record, options.out)
+        if options.profile and options.out:
+            from reports.plots import draw_next_to  # noqa: PLC0415  (matplotlib)
+
+            print_progress(f"picture: {os.path.relpath(draw_next_to(options.out))}")
 
 
 if __name__ == "__main__":

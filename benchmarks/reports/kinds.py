@@ -7,6 +7,7 @@ from typing import Any
 from record import write_json
 from reports import claims, rates
 from reports.gpu_runs import tables_of_model, tables_of_suite
+from reports.profiles import tables_of_profile
 from reports.recipes import tables_of_cost
 from reports.records import ORIGIN, format_number, format_spread, is_summary, origin_tables
 from tables import Table, print_tables
@@ -17,6 +18,7 @@ KINDS: dict[str, tuple[str, Callable[[Content], list[Table]]]] = {
     "sweeps": ("Loader rate by threads and by stored size", rates.tables_of_sweeps),
     "throughput": ("Throughput of each stage, and the bottleneck", rates.tables_of_throughput),
     "throughput of a recipe": ("A recipe, resolution by resolution", rates.tables_of_phases),
+    "profile of a step": ("Where the time of a training step goes", tables_of_profile),
     "cost of a recipe": ("A recipe on EC2, in dollars", tables_of_cost),
     "proof of the verdict": ("Tests of the verdict", claims.tables_of_proof),
     "loader settings": ("Tuned settings", claims.tables_of_settings),

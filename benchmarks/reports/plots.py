@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from peers.registry import OURS, RESTARTS, label_reader
 from PIL import Image, UnidentifiedImageError
+from reports.profiles import IDLE, LEAST_SHOWN, describe_step, list_shares
 from reports.rates import OF_ORIGINALS, SPENT, sort_by_rate
 from reports.recipes import SHOWN_STORED, describe_longest, format_hours, group_shown
-from reports.records import Record, Records, format_number, rate_of
+from reports.records import Record, Records, format_number, rate_of, read_record
 
 from prep.curves import STYLE
+from prep.files import write_whole
 
 ACCENT, ALARM, INK, FAINT, GREY, TRACK = "C0", "C1", "#1f2933", "#6b7785", "#b4bcc6", "#edf0f3"
 HEADING: dict[str, Any] = {"color": FAINT, "fontsize": 9}
@@ -71,8 +74,18 @@ def save_picture(picture: Picture, path: Path, record: Record) -> None:
     """
     with plt.style.context(STYLE):
         figure = picture.draw()
-        figure.savefig(path, dpi=DPI, metadata={"Software": None, RECORD: record.name, DIGEST: find_digest(record)})
+        content, metadata = BytesIO(), {"Software": None, RECORD: record.name, DIGEST: find_digest(record)}
+        figure.savefig(content, dpi=DPI, metadata=metadata)
         plt.close(figure)
+    write_whole(path, content.getvalue())
+
+
+def draw_next_to(path: Path) -> Path:
+    """Draw a record's only picture as FILE.png next to FILE.json; return its path."""
+    record, out = read_record(path), path.with_suffix(".png")
+    (picture,) = list_pictures(record)
+    save_picture(picture, out, record)
+    return out
 
 
 def find_digest(record: Record) -> str:
@@ -261,6 +274,30 @@ def list_threads(content: dict[str, Any]) -> list[tuple[str, dict[str, float], f
     return threads
 
 
+# A profile: the time of a step by class.
+
+
+def draw_profile(content: dict[str, Any], title: str) -> Figure:
+    """Draw one bar per class, the longest first, with its milliseconds per step and its share; idle time is grey."""
+    shares, profile, processes = list_shares(content), content["profile"], content["num_processes"]
+    overlap = profile["overlap"]["milliseconds_a_step"]
+    subtitle = (
+        f"{describe_step(content)}\n{name_machine(content)}; time and share of a step under the profiler, "
+        f"{profile['num_steps']} steps{' of rank 0' if processes > 1 else ''}"
+    )
+    if profile["overlap"]["share"] >= LEAST_SHOWN:
+        subtitle += f"\n{format_number(overlap)} ms of a step count in several classes"
+    figure, ax = new_figure(title, subtitle, ROW * len(shares), (NAMES, 0.15))
+    name_rows(ax, range(len(shares)), [name for name, _ in shares], (len(shares) - 0.5, -0.5))
+    for row, (name, each) in enumerate(shares):
+        milliseconds = each["milliseconds_a_step"]
+        ax.barh(row, milliseconds, BAR, color=GREY if name == IDLE else ACCENT)
+        text = f"{format_number(milliseconds)} ms, {each['share']:.1%}"
+        ax.annotate(text, (milliseconds, row), (6, 0), textcoords="offset points", va="center", color=INK)
+    ax.set_xlim(0, 1.3 * max(each["milliseconds_a_step"] for _, each in shares))  # room for the figures
+    return figure
+
+
 # Sweeps: images/s by a setting.
 
 
@@ -371,5 +408,6 @@ DRAWN: dict[str, Callable[[dict[str, Any]], Drawn]] = {
     "feeding": lambda _: {"": ("Images per second from the loader alone", draw_peers)},
     "throughput": lambda content: {"": ("Where a batch spends its time", draw_batch)} if list_threads(content) else {},
     "sweeps": list_sweeps,
+    "profile of a step": lambda _: {"": ("Where the time of a training step goes", draw_profile)},
     "cost of a recipe": lambda content: {"": (f"What {next(iter(content['recipes']))} costs on EC2", draw_cost)},
 }

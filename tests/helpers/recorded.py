@@ -96,6 +96,40 @@ def restarts() -> dict[str, Any]:
     }
 
 
+def profile() -> dict[str, Any]:
+    """A step of 200 ms: 120 convolutions, 50 optimizer, 20 other, 10 idle."""
+    spent = {"convolution": 120.0, "optimizer": 50.0, "other": 20.0, "idle": 10.0, "wall": 200.0, "overlap": 0.0}
+    times = {name: {"milliseconds_a_step": each, "share": each / 200} for name, each in spent.items()}
+    classes = {name: times[name] | {"calls_a_step": 10.0} for name in ("convolution", "optimizer", "other")}
+    convolution = {"name": "aten::mkldnn_convolution", "class": "convolution"}
+    figures = {name: times[name] for name in ("wall", "idle", "overlap")} | {"classes": classes}
+    return ORIGIN | {
+        "what": "profile of a step",
+        "mode": "train",
+        "unprofiled": {
+            "images_per_second": summary(80, 81, 82),
+            "milliseconds_a_step": summary(195, 197, 200),
+            "milliseconds_a_batch": {"wait": 1.5, "take": 0.5, "step": 195.0},
+        },
+        "profile": figures
+        | {
+            "num_steps": 5,
+            "counted": "operations",
+            "longest": [convolution | {"milliseconds_a_step": 110.0, "calls_a_step": 9.0}],
+        },
+        "dataset": DATASET,
+        "model": "resnet50d",
+        "amp": "bf16",
+        "compile": "none",
+        "batch_size": 16,
+        "size": 224,
+        "num_processes": 1,
+        "torch_threads": 2,
+        "threads": 2,
+        "device": "cpu",
+    }
+
+
 def sweeps() -> dict[str, Any]:
     """Four numbers of threads, three sizes."""
     threads = {1: 700, 2: 1300, 3: 1310, 4: 1290}
