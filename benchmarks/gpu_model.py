@@ -1,8 +1,8 @@
 """`python benchmarks/gpu_model.py`: measure a ResNet-50's training step on this GPU, in one minute, without data.
 
-Cases: memory bandwidth and matmul; the eager step in bf16 and fp16; the step of train/step.py; BatchNorm, ReLU and the
-addition fused by prototype kernels, which are checked first; 160, 128 and 88 pixels; torch.compile and CUDA graphs if
---minutes allow it. No case runs past the deadline, and earlier results are kept. On a CPU it is a rehearsal: small
+Cases: memory bandwidth and matmul; the eager step in bf16 and fp16; the step of train/step.py, plain, with fused
+BatchNorm (the kernels are checked first) and as CUDA graphs; 160 and 88 pixels; torch.compile if --minutes allow
+it. No case runs past the deadline, and earlier results are kept. On a CPU it is a rehearsal: small
 networks, 2 images of 32 pixels, the kernels in Triton's interpreter. It needs torch, timm and numpy, the packages that
 Penstock imports (pyarrow, scipy, safetensors), and Triton on a GPU; neither DALI nor a dataset.
 """
@@ -99,6 +99,7 @@ class Runner:
         """The record, in its present state."""
         given = {name: getattr(self.arguments, name) for name in ("minutes", "seconds", "repetitions")}
         about = {"device": self.device, "is_rehearsal": not self.on_gpu, "seconds_to_start": self.start_seconds}
+        about["kernels"] = "the kernels of train/fused.py"
         return {"what": "gpu model", **self.origin, **about, **given, "cases": self.results}
 
     def run_cases(self, cases: list[Case]) -> None:

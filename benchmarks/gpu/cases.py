@@ -6,7 +6,7 @@ path does to its process cannot affect the next path.
 
 Estimates are seconds on an H200 with 16 cores and the default settings (benchmarks/records/h200); that of the tests is
 extrapolated from 173 seconds in one worker to two. They decide whether a case is still started before the deadline, and
-their sum has to stay below the default of nine minutes.
+the sum of those up to the tests has to stay below the default of nine minutes. The cases after them need more.
 
 Later cases depend on conclusions from the results of earlier ones: which decode paths may be used, which is best, which
 placement trains faster. By its parity case, a path is `right`, `differs` (only subsampled JPEGs exceed their bound:
@@ -33,10 +33,12 @@ PATHS = ("full-0.99", "full-0.65", FALLBACK, CPU, "roi-0.99")
 BEST, FASTER = "best", "faster"  # in place of a path: the GPU's best one; the one with which training was faster
 PARITY, DECODE, LOAD, DAMAGED, RESTARTS = "parity-", "decode-", "load-", "damaged-", "restarts-"  # begin names of cases
 SPLICED, WHOLE = "auto", "off"  # values of the loader's `splice`, in the names of cases with restart shards
+CHECK = "check-fused"  # the case before those with fused BatchNorm
 ROWS = "rows"  # instead of a value of `splice`: complete rows of segments, which the loader does not do
 COMPARE, DECODING, RATES = "gpu.pixels:compare_with_reference", "gpu.rates:measure_decoding", "gpu.rates:measure_rates"
 COMPILED, DAMAGE = "gpu.rates:measure_compiled", "gpu.pixels:decode_damaged"
-TIMED = (DECODING, RATES, COMPILED)  # a process that starts at the same time would disturb their figures
+CHECK_KERNELS, PROFILE = "gpu.speed:check_kernels", "gpu.speed:profile_case"
+TIMED = (DECODING, RATES, COMPILED, PROFILE)  # a process that starts at the same time would disturb their figures
 GPU_WINS = 1.02  # times the CPU's rate: below that the placements count as equal, and the CPU's bits are exact
 CPU_LIMITS = 4  # in a rehearsal on a CPU, limits are this many times larger
 RESIZE_RATIO = 256 / 224  # of evaluation: short side to crop
@@ -110,15 +112,19 @@ def build_cases(options: Options, has_segments: bool) -> list[Case]:
     common = {"data": str(options.data), "split": options.split, "device": options.device}
     common |= {name: getattr(options, name) for name in ("batch_size", "size", "repetitions", "seconds")}
     rated = common | {"amp": options.amp, "compile": "none", "work": str(options.work), "model": options.models[0]}
+    rated |= {"fused": "off", "graph": False}
     train = common | {"amp": options.amp, "epochs": options.epochs, "run": str(options.work / "training")}
     cases = [
         *_pixel_cases(common, options),
         *_rate_cases(rated, options.models),
+        *_speed_cases(rated, options.models),
         Case("training", "training", "gpu.training:train_and_resume", 150, 75, train),
         Case("gpu-tests", "tests", "gpu.marked:run_tests", 220, 105, {"marker": "gpu"}),
-        # gpu_model.py measures other modes.
-        Case("compile-default", "rates", COMPILED, 150, 70, rated | {"compile": "default"}, FASTER, "compile"),
+        Case("profile", "rates", PROFILE, 90, 20, rated, FASTER),
+        Case("profile-fused", "rates", PROFILE, 90, 12, rated | {"fused": "on"}, FASTER, needs=(CHECK,)),
         *_restart_cases(common, rated),
+        # gpu_model.py measures other modes, and small images.
+        Case("compile-default", "rates", COMPILED, 150, 70, rated | {"compile": "default"}, FASTER, "compile"),
     ]
     on_gpu = options.device == "cuda"
     ratio = 1 if on_gpu else CPU_LIMITS
@@ -169,6 +175,26 @@ def _rate_cases(rated: Job, models: tuple[str, ...]) -> Iterator[Case]:
     yield Case(f"{name}-gpu-fp16", "rates", RATES, 60, 19, train | {"amp": "fp16"}, BEST)
 
 
+def _speed_cases(rated: Job, models: tuple[str, ...]) -> Iterator[Case]:
+    """Yield cases with fused BatchNorm, without and with the step as CUDA graphs.
+
+    Their names are those of the usual cases with -fused and -graph after the model, so that the ratios are computed for
+    them too. The kernels are checked before.
+    """
+    yield Case(CHECK, "rates", CHECK_KERNELS, 60, 6, {"device": rated["device"], "amp": rated["amp"]})
+    fused, needs = rated | {"fused": "on"}, (CHECK,)
+    for model in models:
+        alone, train = ({"mode": mode, "model": model} for mode in ("model", "train"))
+        yield Case(f"model-{model}-fused", "rates", RATES, 60, 8, fused | alone, needs=needs)
+        yield Case(f"train-{model}-fused-gpu", "rates", RATES, 60, 10, fused | train, BEST, needs=needs)
+    # With more work for the JPEG engines, decoding takes less of the GPU's cores from the faster model.
+    name, train = f"train-{models[0]}-fused", {"mode": "train"}
+    yield Case(f"{name}-full-0.99", "rates", RATES, 60, 10, fused | train, "full-0.99", needs=needs)
+    graph, alone = fused | {"graph": True}, {"mode": "model"}
+    yield Case(f"model-{models[0]}-fused-graph", "rates", RATES, 60, 9, graph | alone, needs=needs)
+    yield Case(f"{name}-graph-gpu", "rates", RATES, 60, 11, graph | train, BEST, needs=needs)
+
+
 def _restart_cases(common: Job, rated: Job) -> list[Case]:
     """Return cases that read restart shards: are spliced images right, and how fast are they, compared with whole ones.
 
@@ -203,7 +229,7 @@ def explain_unable(case: Case, on_gpu: bool, has_segments: bool) -> str:
         return "needs --data that was prepared with --restarts"
     if on_gpu or case.name == "engines":  # this one finds none on a CPU
         return ""
-    if case.path == BEST:
+    if case.path == BEST or case.name == CHECK:
         return "needs a GPU"
     return "needs a GPU with JPEG engines" if case.path in PATHS and hardware_share(case.path) else ""
 

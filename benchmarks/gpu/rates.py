@@ -64,7 +64,7 @@ def measure_compiled(job: Job) -> Figures:
 
 def read_setting(job: Job) -> Setting:
     """Return the settings of the training step."""
-    names = ("size", "model", "amp", "compile")
+    names = ("size", "model", "amp", "compile", "fused", "graph")
     return Setting(**{name: job[name] for name in names}, run_dir=Path(job["work"]))
 
 

@@ -21,7 +21,8 @@ class Case:
     """One measurement.
 
     With `ours` the step is that of `train/step.py` with its EMA, guard and metrics. Otherwise it is a bare step:
-    normalization, autocast forward, loss, backward, SGD as in training. Neither scales gradients in fp16.
+    normalization, autocast forward, loss, backward, SGD as in training. The bare step does not scale
+    gradients in fp16.
     """
 
     name: str
@@ -34,8 +35,8 @@ class Case:
     is_small: bool = False  # one block of a few channels in each stage
     compile: str = "none"  # a mode of torch.compile
     ours: bool = False
-    fused: bool = False  # BatchNorm + ReLU (+ addition) by our prototype kernels
-    graph: bool = False  # the whole step as one CUDA graph
+    fused: bool = False  # BatchNorm + ReLU (+ addition) by the kernels of train/fused.py
+    graph: bool = False  # the whole step as CUDA graphs, only with `ours`
     profiled: bool = False  # time by kind of kernel
     needs: str = ""  # a case that must be done first
 
@@ -62,36 +63,40 @@ class Case:
 def list_cases() -> list[Case]:
     """Return all cases, the most important first.
 
-    The first ones fit into one minute on an H100. cuDNN tries its algorithms once for each shape and type, so a case is
-    faster after another one of the same shapes; the expected times assume that.
+    Those up to 160 and 88 pixels fit into a little more than one minute on an H100. cuDNN tries its algorithms once for
+    each shape and type, so a case is faster after another one of the same shapes; the expected times assume that.
     """
-    # The resolutions of progressive training; 128 pixels is last, as it is between the other two.
-    sizes = {160: 512, 88: 1024, 128: 1024}
+    # Resolutions of progressive training, with as many images as keep a GPU busy.
+    sizes = {160: 512, 88: 1024}
     eager = [Case(f"eager-{size}-bf16", "rate", 6, size=size, batch_size=each) for size, each in sizes.items()]
     fused = [
         Case(f"fused-{size}-bf16", "rate", 3, size=size, batch_size=each, fused=True, needs="check-bf16")
         for size, each in sizes.items()
     ]
+    ours: dict[str, Any] = {"ours": True, "needs": "check-bf16", "fused": True}
     return [
         Case("machine", "machine", 2),
         Case("eager-224-bf16", "rate", 8, profiled=True),
         Case("eager-224-fp16", "rate", 6, amp="fp16"),
         Case("ours-224-bf16", "rate", 3, ours=True),
         Case("check-bf16", "check", 4),
-        Case("fused-224-bf16", "rate", 4, fused=True, profiled=True, needs="check-bf16"),
+        Case("ours-fused-224-bf16", "rate", 3, **ours),
+        Case("fused-224-bf16", "rate", 3, fused=True, profiled=True, needs="check-bf16"),
         Case("ours-resnet50d-224-bf16", "rate", 5, network="resnet50d", ours=True),
+        Case("ours-fused-resnet50d-224-bf16", "rate", 3, network="resnet50d", **ours),
+        # With 256 images of 88 pixels the CPU may be slower at launching kernels than the GPU at running them.
+        Case("ours-88-bf16-b256", "rate", 5, size=88, ours=True),
+        Case("ours-fused-88-bf16-b256", "rate", 3, size=88, **ours),
+        Case("ours-fused-88-bf16-b256-graph", "rate", 4, size=88, graph=True, **ours),
+        Case("ours-fused-224-bf16-graph", "rate", 4, graph=True, **ours),
         *eager,
         *fused,
         Case("check-fp16", "check", 4, amp="fp16"),
         Case("fused-224-fp16", "rate", 4, amp="fp16", fused=True, needs="check-fp16"),
+        Case("ours-88-bf16-b256-graph", "rate", 4, size=88, ours=True, graph=True),
         Case("compile-224-bf16-default", "rate", 45, compile="default", profiled=True),
         Case("compile-224-bf16-reduce-overhead", "rate", 45, compile="reduce-overhead"),
-        Case("fused-224-bf16-graph", "rate", 4, fused=True, graph=True, needs="check-bf16"),
-        # With 256 images of 88 pixels the CPU may be slower at launching kernels than the GPU at running them.
-        Case("eager-88-bf16-b256", "rate", 5, size=88),
-        Case("fused-88-bf16-b256", "rate", 3, size=88, fused=True, needs="check-bf16"),
-        Case("fused-88-bf16-b256-graph", "rate", 3, size=88, fused=True, graph=True, needs="check-bf16"),
-        Case("fused-resnet50d-224-bf16", "rate", 5, network="resnet50d", fused=True, needs="check-bf16"),
+        Case("ours-fused-224-bf16-compile", "rate", 45, compile="default", **ours),
         Case("compile-224-fp16-default", "rate", 45, amp="fp16", compile="default"),
         Case("compile-224-bf16-max-autotune", "rate", 150, compile="max-autotune"),
     ]
@@ -111,3 +116,13 @@ def choose_cases(patterns: Sequence[str]) -> list[Case]:
             raise InputError(f"unknown case {pattern}: --list names all cases")
         wanted |= {name for case in fitting for name in (case.name, case.needs)}
     return [case for case in cases if case.name in wanted]
+
+
+def describe_excess(result: dict[str, Any]) -> str:
+    """Return the errors that are above their limits or not a number, in words; "" if there are none."""
+    limits = result.get("limits", {})
+    return ", ".join(
+        f"{name} is off by {error:.1e} in {result['type']}, {limits[name]:.1e} is allowed"
+        for name, error in result.get("errors", {}).items()
+        if not error <= limits[name]
+    )

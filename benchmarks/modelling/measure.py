@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from modelling.cases import DONE, FAILED, WRONG, Case, Outcome
+from modelling.cases import DONE, FAILED, WRONG, Case, Outcome, describe_excess
+from modelling.kernel_errors import measure_errors
 from modelling.step_profile import LONGEST_NAME, describe_profile
 from record import GIB, describe_origin, summarize
 from stages import Setting, make_step
@@ -31,6 +32,7 @@ from loaders.batch import Normalize
 from prep.errors import InputError
 from train.compile import SpeedConfig, set_precision
 from train.config import OptimConfig
+from train.fused import fuse
 from train.metrics import Sums
 from train.optim import build_optimizer
 from train.step import AMP_TYPES
@@ -46,7 +48,6 @@ NUM_CLASSES = 1000
 SMALL_LR = 1e-3  # labels are random, so a larger rate could make the weights infinite
 LABEL_SMOOTHING = 0.1
 SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}  # blocks, and channels within them, of each stage
-CAPTURE_STEPS = 3  # before a step is captured as a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,12 @@ def measure_outcome(case: Case, timing: Timing, world: World) -> Outcome:
         result = measures[case.kind](case, timing, world)
     except Exception as error:  # any error: the other cases continue
         outcome: Outcome = {"status": FAILED, "result": None, "reason": describe_error(error)}
-        try:  # Does the device still work?
+        # Does the device still work? After a capture that failed, torch's generator does not.
+        try:
             read_clock(world)
         except RuntimeError:
+            outcome["is_broken"] = True
+        if case.graph:
             outcome["is_broken"] = True
         return outcome
     reason = describe_excess(result)
@@ -174,19 +178,7 @@ def measure_machine(case: Case, timing: Timing, world: World) -> dict[str, Any]:
 
 def measure_kernel_errors(case: Case, timing: Timing, world: World) -> dict[str, Any]:
     """Return the errors of the fused kernels, and their limits."""
-    from modelling.fused_batchnorm import measure_errors  # noqa: PLC0415  (Triton, which a CPU may lack)
-
     return measure_errors(case.amp, world.device)
-
-
-def describe_excess(result: dict[str, Any]) -> str:
-    """Return the errors that are above their limits or not a number, in words; "" if there are none."""
-    limits = result.get("limits", {})
-    return ", ".join(
-        f"{name} is off by {error:.1e} in {result['type']}, {limits[name]:.1e} is allowed"
-        for name, error in result.get("errors", {}).items()
-        if not error <= limits[name]
-    )
 
 
 def release_memory(device: torch.device) -> None:
@@ -207,8 +199,7 @@ def build_take(case: Case, device: torch.device) -> Take:
     labels_B = torch.randint(0, NUM_CLASSES, (case.batch_size,), device=device)
     if case.ours:
         return build_our_take(case, images_BCHW, labels_B)
-    take = build_bare_take(case, images_BCHW, labels_B)
-    return capture_graph(take) if case.graph else take
+    return build_bare_take(case, images_BCHW, labels_B)
 
 
 def build_bare_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> Take:
@@ -239,11 +230,7 @@ def build_network(case: Case, device: torch.device) -> nn.Module:
     with device:
         model = timm.create_model(case.network, pretrained=False, num_classes=NUM_CLASSES, **options)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if case.fused:
-        from modelling.fused_batchnorm import fuse_resnet  # noqa: PLC0415  (Triton, which a CPU may lack)
-
-        model = fuse_resnet(model)
-    return model.train()
+    return (fuse(model) if case.fused else model).train()
 
 
 def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> Take:
@@ -255,6 +242,8 @@ def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor
         model=case.network,
         amp=case.amp,
         compile=case.compile,  # pyright: ignore[reportArgumentType]  (one of its modes)
+        fused="on" if case.fused else "off",
+        graph=case.graph,
         run_dir=Path(tempfile.gettempdir()),
     )
     step, sums = make_step(setting, case.batch_size, NUM_CLASSES, world), Sums.zero(world.device)
@@ -262,18 +251,3 @@ def build_our_take(case: Case, images_BCHW: torch.Tensor, labels_B: torch.Tensor
     rows_B = np.arange(case.batch_size, dtype=np.int64)
     batch = Batch(images_BCHW, labels_B, valid_B, ~valid_B, 0, rows_B)
     return lambda: step(batch, sums)
-
-
-def capture_graph(take: Take) -> Take:
-    """Return a step that replays all kernels of another one as a single CUDA graph."""
-    # PyTorch requires that the warm-up steps before a capture run on a separate stream.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(CAPTURE_STEPS):
-            take()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        take()
-    return graph.replay

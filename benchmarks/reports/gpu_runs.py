@@ -21,7 +21,8 @@ from gpu.cases import (
     parse_paths,
     rate_of,
 )
-from modelling.cases import DONE, Outcome
+from modelling.cases import DONE, Outcome, describe_excess
+from reports.profiles import list_shares
 from reports.records import format_machine, format_number, format_options, format_ratio, format_spread, origin_tables
 from tables import Table
 
@@ -34,7 +35,7 @@ CONCLUSION = {
 }
 MODEL_HEADER = ("case", "step", "images/s", "relative to the eager step", "seconds until ready", "GiB", "outcome")
 MODEL_IN_TERMINAL = tuple(name for name in MODEL_HEADER if name != "step")  # a case's name tells its step
-HOW = {"ours": "the step of train/step.py", "fused": "BatchNorm fused", "graph": "one CUDA graph"}
+HOW = {"ours": "the step of train/step.py", "fused": "BatchNorm fused", "graph": "the step as CUDA graphs"}
 Outcomes = dict[str, Outcome]  # of gpu_model.py, by the case's name
 
 
@@ -91,7 +92,8 @@ def describe_figures(result: dict[str, Any]) -> str:
         return f"{result['num_passed']} passed, {result['num_skipped']} skipped{failed}{note}"
     if {"model", "train"} & result.keys():  # a compiled step
         return ", ".join(f"{name} {describe_rate(each)}" for name, each in result.items())
-    kinds = {"idle": describe_load, "damages": describe_damages, "checks": describe_training, "usage": describe_rate}
+    kinds = {"idle": describe_load, "damages": describe_damages, "checks": describe_training, "errors": describe_errors}
+    kinds |= {"profile": describe_class_times, "usage": describe_rate}
     for field, describe_kind in kinds.items():
         if field in result:
             return describe_kind(result)
@@ -141,6 +143,13 @@ def describe_rate(result: dict[str, Any]) -> str:
     return f"{rate['median']:,.0f} images/s ({rate['min']:,.0f} to {rate['max']:,.0f}){waited}; {busy}{memory}"
 
 
+def describe_class_times(result: dict[str, Any]) -> str:
+    """Return the classes of kernels and idle time with their milliseconds per step, the longest first."""
+    wall, overlap = (result["profile"][name]["milliseconds_a_step"] for name in ("wall", "overlap"))
+    said = ", ".join(f"{name} {each['milliseconds_a_step']:.1f}" for name, each in list_shares(result))
+    return f"a step of {wall:.1f} ms: {said}; {overlap:.1f} counted several times"
+
+
 def conclude(results: Results) -> Iterator[str]:
     """Yield the conclusions from the results, one line each."""
     # Ratios between machines have no meaning.
@@ -157,6 +166,7 @@ def conclude(results: Results) -> Iterator[str]:
                 yield f"{name}: NO-GO, {path} gives other bits while the device is busy"
     yield from _conclude_rates(results)
     yield from _conclude_variants(results)
+    yield from _conclude_speed(results)
     yield from _conclude_restarts(results)
     yield from _conclude_checks(results)
 
@@ -225,6 +235,17 @@ def _conclude_variants(results: Results) -> Iterator[str]:
                 yield f"{model}, {name}: the model alone at {compiled / eager:.2f} times its eager rate"
 
 
+def _conclude_speed(results: Results) -> Iterator[str]:
+    """Yield the ratio of each case with fused BatchNorm, or with CUDA graphs, to the same case without."""
+    for name, record in results.items():
+        for variant, words in (("-graph", "as CUDA graphs"), ("-fused", "with fused BatchNorm")):
+            base = name.replace(variant, "")
+            ours, theirs = rate_of(record), rate_of(results.get(base))
+            if base != name and ours and theirs:
+                yield f"{words}: {name} {ours:,.0f} images/s, {ours / theirs:.3f} times {base}"
+                break
+
+
 def _conclude_restarts(results: Results) -> Iterator[str]:
     """Yield for each case with restart shards the ratio of images/s, spliced to whole; and spliced images not right."""
     for name, record in results.items():
@@ -257,11 +278,12 @@ def _conclude_checks(results: Results) -> Iterator[str]:
 def tables_of_model(content: dict[str, Any]) -> list[Table]:
     """Return the tables of a record."""
     results: Outcomes = content["cases"]
+    kernels = content.get("kernels", "prototype kernels that training does not use")
     method = (
         f"{content['repetitions']} repetitions of about {content['seconds']:g} s, after warm-up; at most "
         f"{content['minutes']:g} min in total, of which {content['seconds_to_start']:.1f} s before the first case. "
         "Median (min to max). Ready: built, autotuned, compiled, captured. BatchNorm fused: with ReLU and the "
-        "addition, by prototype kernels that training does not use."
+        f"addition, by {kernels}."
     )
     rehearsal = "A rehearsal on a CPU, with small networks and images: its figures are not valid for a GPU."
     notes = [rehearsal, method] if content["is_rehearsal"] else [method]
@@ -281,10 +303,17 @@ def describe_outcome(outcome: Outcome) -> str:
     if "images_per_second" in result:
         return f"{format_spread(result['images_per_second'])} images/s"
     if "errors" in result:
-        name, error = max(result["errors"].items(), key=lambda pair: pair[1] / result["limits"][pair[0]])
-        return f"right: {len(result['errors'])} quantities; nearest to its limit: {name}, {error:.1e}"
+        return describe_errors(result)
     copy, matmul = result["copy_terabytes_per_second"]["median"], result["matmul_teraflops"]["median"]
     return f"copy {copy:.3g} TB/s, matmul in bf16 {matmul:.3g} TFLOP/s"
+
+
+def describe_errors(result: dict[str, Any]) -> str:
+    """Return how many quantities of the fused kernels are right, and the one that is nearest to its limit."""
+    if excess := describe_excess(result):
+        return f"WRONG: {excess}"
+    name, error = max(result["errors"].items(), key=lambda pair: pair[1] / result["limits"][pair[0]])
+    return f"right: {len(result['errors'])} quantities; nearest to its limit: {name}, {error:.1e}"
 
 
 def _case_row(name: str, outcome: Outcome, results: Outcomes) -> list[str]:

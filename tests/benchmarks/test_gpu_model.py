@@ -103,9 +103,9 @@ def list_outcomes(runner: Any) -> dict[str, str]:
 
 # The command on a CPU
 
-REHEARSED = ["machine", "eager-224-bf16", "ours-224-bf16", "check-bf16", "fused-224-bf16-graph"]  # cases
+REHEARSED = ["machine", "eager-224-bf16", "ours-224-bf16", "check-bf16", "ours-fused-224-bf16-graph"]  # cases
 if "PENSTOCK_SOAK_GPU_MODEL" in os.environ:
-    REHEARSED = ["machine", "eager*", "ours*", "fused-224-bf16*"]
+    REHEARSED = ["machine", "eager*", "ours*", "fused-224-bf16"]
 
 
 def test_the_command_runs_on_a_bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_the_command_runs_on_a_bare_machine(tmp_path: Path, monkeypatch: pytest.
     cases = record["cases"]
     expected = [case.name for case in part("cases").choose_cases(REHEARSED)]
     assert list(cases) == expected
-    graph = cases.pop("fused-224-bf16-graph")
+    graph = cases.pop("ours-fused-224-bf16-graph")
     assert (graph["status"], graph["reason"]) == ("skipped", "a CUDA graph needs a GPU")
     assert {name: each["status"] for name, each in cases.items() if each["status"] != "done"} == {}
     for name, each in cases.items():
@@ -189,13 +189,13 @@ def test_the_list_is_in_order_of_worth_and_compilation_comes_late() -> None:
     names = done.stdout.split()
     cases = part("cases").list_cases()
     assert names == [case.name for case in cases] and len(set(names)) == len(names)
-    first = ["machine", "eager-224-bf16", "eager-224-fp16", "ours-224-bf16", "check-bf16", "fused-224-bf16"]
+    first = ["machine", "eager-224-bf16", "eager-224-fp16", "ours-224-bf16", "check-bf16", "ours-fused-224-bf16"]
     assert names[:6] == first
     slow = [i for i, case in enumerate(cases) if case.compile != "none"]
-    assert min(slow) > max(names.index(f"{how}-{size}-bf16") for how in ("eager", "fused") for size in (160, 128, 88))
+    assert min(slow) > max(names.index(f"{how}-{size}-bf16") for how in ("eager", "fused") for size in (160, 88))
     assert names[-1] == "compile-224-bf16-max-autotune"
-    # What comes before compilation is estimated to fit into about a minute, besides the start.
-    assert sum(case.expected_seconds for case in cases[: min(slow)]) < 75
+    # What comes before compilation is estimated to take little more than a minute, besides the start.
+    assert sum(case.expected_seconds for case in cases[: min(slow)]) < 85
     for case in cases:
         assert not case.needs or names.index(case.needs) < names.index(case.name)
         assert case.fused == bool(case.needs)
@@ -311,7 +311,7 @@ def test_an_error_is_the_cases_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     # Kernels that compute something else.
     wrong = {"errors": {"output": float("nan")}, "limits": {"output": 1e-4}, "type": "float32"}
-    monkeypatch.setattr(part("fused_batchnorm"), "measure_errors", lambda amp, device: wrong)
+    monkeypatch.setattr(part("measure"), "measure_errors", lambda amp, device: wrong)
     outcome = measure.measure_outcome(make_case("check", kind="check"), timing, world)
     assert (outcome["status"], outcome["result"]) == ("wrong", wrong)
     assert outcome["reason"] == "output is off by nan in float32, 1.0e-04 is allowed"

@@ -1,11 +1,10 @@
-"""The prototype of fused BatchNorm: right in Triton's interpreter, and compiled for GPUs that are not here."""
+"""The check of the fused kernels, in Triton's interpreter too, and the kinds of kernels in a profile."""
 
 import importlib
 import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,18 +49,16 @@ class Separate(nn.Module):
     ],
 )
 def test_the_check_finds_what_is_wrong(flaw: str, found: str) -> None:
-    pytest.importorskip("triton", reason="the module of the check imports the kernels")
-    check, measure = part("fused_batchnorm"), part("measure")
+    check, cases = part("kernel_errors"), part("cases")
     build = partial(Separate, flaw=flaw)
     for amp in ("none", "bf16", "fp16"):
-        excess = measure.describe_excess(check.measure_errors(amp, torch.device("cpu"), build))
+        excess = cases.describe_excess(check.measure_errors(amp, torch.device("cpu"), build))
         assert (found in excess) if found else excess == "", (amp, excess)
 
 
 def test_the_check_draws_the_inputs_of_the_records() -> None:
     """They are rounded before they are scaled: the errors of another draw would not be comparable."""
-    pytest.importorskip("triton", reason="the module of the check imports the kernels")
-    check, seen = part("fused_batchnorm"), []
+    check, seen = part("kernel_errors"), []
 
     def build(layer: nn.BatchNorm2d, relu: bool) -> nn.Module:
         module = Separate(layer, relu, "")
@@ -77,68 +74,22 @@ def test_the_check_draws_the_inputs_of_the_records() -> None:
     assert torch.equal(seen[0], images.mul(2).add(1)) and torch.equal(seen[1], residual)
 
 
-def test_the_fused_networks_are_timms_networks() -> None:
-    """Loss, gradients and running statistics in float32, in Triton's interpreter."""
+def test_the_kernels_pass_their_check() -> None:
     pytest.importorskip("triton", reason="Triton's interpreter runs the kernels on a CPU")
     program = """
-import sys, torch
-from modelling.cases import Case
-from modelling.fused_batchnorm import measure_errors
-from modelling.measure import build_network, describe_excess
-assert describe_excess(measure_errors("none", torch.device("cpu"))) == ""
-for name in sys.argv[1:]:
-    found = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        case = Case("", "rate", 0, network=name, is_small=True, fused=fused)
-        model = build_network(case, torch.device("cpu"))
-        if found:
-            model.load_state_dict(found[0][0])
-        start = {key: value.clone() for key, value in model.state_dict().items()}
-        images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
-        loss = model(images.contiguous(memory_format=torch.channels_last)).square().mean()
-        loss.backward()
-        gradients = {key: value.grad for key, value in model.named_parameters()}
-        found.append((start, {"loss": loss.detach()} | gradients | dict(model.named_buffers())))
-        model.eval()
-        with torch.no_grad():
-            found[-1][1]["evaluation"] = model(images)
-    (_, plain), (_, fused) = found
-    assert plain.keys() == fused.keys()
-    for key, value in plain.items():
-        torch.testing.assert_close(fused[key], value, rtol=1e-3, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")
-print("same")
+import torch
+from modelling.cases import describe_excess
+from modelling.kernel_errors import measure_errors
+for amp in ("none", "bf16", "fp16"):
+    assert describe_excess(measure_errors(amp, torch.device("cpu"))) == "", amp
+print("right")
 """
     path = os.pathsep.join([str(BENCHMARKS), str(CHECKOUT)])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    networks = ("resnet50", "resnet50d") if "PENSTOCK_SOAK_GPU_MODEL" in os.environ else ("resnet50d",)
-    words = [sys.executable, "-c", program, *networks]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "same\n", done.stderr
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernels_compile_for_gpus_without_one(
-    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    triton = pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is not said
-    source = importlib.import_module("triton.compiler").ASTSource
-    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
-    fused = part("fused_batchnorm")
-    flags = {"HAS_RESIDUAL": True, "RELU": True}
-    kernels = [(fused.sum_forward, {}), (fused.finish_forward, {}), (fused.apply_forward, flags)]
-    kernels += [(fused.sum_backward, flags), (fused.finish_backward, {}), (fused.apply_backward, {"MASK": True})]
-    images = ("y_ptr", "residual_ptr", "z_ptr", "dz_ptr", "masked_ptr", "g_ptr", "dy_ptr")
-    types = dict.fromkeys(images, "*bf16") | {"num_batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
-    for kernel, constants in kernels:
-        names = kernel.arg_names
-        kinds = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
-        signature = kinds | dict.fromkeys(constants, "constexpr")
-        values = {(names.index(name),): value for name, value in constants.items()}
-        made = triton.compile(source(kernel, signature, values), target=target, options=fused.LAUNCH)
-        assert f"sm_{capability}" in made.asm["ptx"] and made.asm["cubin"]
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "right\n", done.stderr
 
 
 @pytest.mark.parametrize(

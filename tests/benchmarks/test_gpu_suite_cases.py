@@ -25,6 +25,7 @@ from prep.errors import InputError
 BENCHMARKS = CHECKOUT / "benchmarks"
 SMALL = {"split": "train", "device": "cpu", "batch_size": 16, "size": 32, "resize": 36, "repetitions": 3}
 SMALL |= {"seconds": 0.05, "loader": {}, "amp": "none", "compile": "none", "model": "resnet10t"}
+SMALL |= {"fused": "off", "graph": False}
 HARDWARE = {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"}
 Results = dict[str, dict[str, Any]]
 
