@@ -46,6 +46,7 @@ SLOW_FILES = frozenset(
         *("test_app_http", "test_app_queue", "test_browser", "test_cam", "test_gallery", "test_oracle"),
         *("test_publish", "test_publish_hub", "test_served_blur", "test_staging"),
         *("test_certify", "test_gpu_model", "test_gpu_model_kernels", "test_gpu_suite", "test_gpu_suite_cases"),
+        "test_gpu_speed",
         *("test_compare", "test_prepare", "test_throughput", "test_throughput_placement"),
         *("test_throughput_stages", "test_tune_measured", "test_prove", "test_restart_records"),
         *("test_nvme", "test_policy", "test_policy_run", "test_run_script", "test_setup_script", "test_spot_run"),
