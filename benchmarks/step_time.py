@@ -27,7 +27,6 @@ from train.dist import barrier
 
 LEAST_STEPS, MOST_STEPS = 5, 50  # profiled; between them as many as a window has
 NANOSECONDS_PER_MILLISECOND = 1e6
-QUIET = {"KINETO_LOG_LEVEL": "99"}  # the profiler's library writes its stages, and that there is no GPU, to stderr
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def profile_window(stage: Stage, num_steps: int) -> Profiled:
         InputError: the driver forbids profiling.
     """
     on_gpu = stage.world.device.type == "cuda"
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library writes log lines to stderr
     try:
         with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
             # Starting the profiler takes seconds, in which the loader fills its queues: `rest` empties them. The first

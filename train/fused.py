@@ -7,6 +7,7 @@ for bit. Parameters, running statistics and their names do not change: a checkpo
 plain one, and the other way around.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterable
@@ -66,10 +67,11 @@ def fuse_if_wanted(model: nn.Module, config: SpeedConfig, name: str, device: tor
         if config.fused == "on":
             needed = "--speed.fused on needs one of timm's ResNets with BatchNorm and ReLU"
             raise InputError(f"{needed}, got {name}, {error}: give --speed.fused off") from error
+        return
+    importlib.import_module("train.fused_kernels")  # registers the operators, before torch.compile traces the model
 
 
-# The layer. torch.compile does not trace into operators of torch.library: it calls them, with tensors that have the
-# same strides as in the eager step.
+# The layer.
 
 
 class FusedFunction(torch.autograd.Function):
@@ -78,7 +80,9 @@ class FusedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_BCHW: torch.Tensor, residual_BCHW: torch.Tensor | None, *others: Any) -> torch.Tensor:
         """Return z. `others`: weight, bias, the three running statistics, momentum, eps, and whether ReLU follows."""
-        z_BCHW, table_4C = _choose(forward_op)(y_BCHW, residual_BCHW, *others)
+        from train.fused_kernels import choose_call, launch_forward  # noqa: PLC0415  (Triton, which may be missing)
+
+        z_BCHW, table_4C = choose_call(launch_forward)(y_BCHW, residual_BCHW, *others)
         ctx.has_residual, ctx.relu = residual_BCHW is not None, others[-1]
         # Without a residual ReLU's mask follows from y, so z is not kept.
         ctx.save_for_backward(y_BCHW, z_BCHW if ctx.has_residual and ctx.relu else None, table_4C, *others[:2])
@@ -88,71 +92,13 @@ class FusedFunction(torch.autograd.Function):
     @once_differentiable  # second derivatives would be wrong without an error
     def backward(ctx: Any, *gradients: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the gradients in the order of the arguments."""
+        from train.fused_kernels import choose_call, launch_backward  # noqa: PLC0415
+
         y_BCHW, z_BCHW, table_4C, weight_C, bias_C = ctx.saved_tensors
-        found = _choose(backward_op)(gradients[0], y_BCHW, z_BCHW, table_4C, ctx.has_residual, ctx.relu)
+        found = choose_call(launch_backward)(gradients[0], y_BCHW, z_BCHW, table_4C, ctx.has_residual, ctx.relu)
         dy_BCHW, residual_gradient_BCHW, (bias_gradient_C, weight_gradient_C) = found
         parameters = (weight_gradient_C.to(weight_C.dtype), bias_gradient_C.to(bias_C.dtype))
         return dy_BCHW, residual_gradient_BCHW if ctx.has_residual else None, *parameters, *[None] * 6
-
-
-@torch.library.custom_op("penstock::batch_norm_relu", mutates_args=("running_mean_C", "running_var_C", "num_batches"))
-def forward_op(  # noqa: PLR0913, PLR0917  (an operator's arguments are tensors and numbers)
-    y_BCHW: torch.Tensor,
-    residual_BCHW: torch.Tensor | None,
-    weight_C: torch.Tensor,
-    bias_C: torch.Tensor,
-    running_mean_C: torch.Tensor,
-    running_var_C: torch.Tensor,
-    num_batches: torch.Tensor,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return z and the table of statistics, see `launch_forward`."""
-    from train.fused_kernels import launch_forward  # noqa: PLC0415  (Triton, which may be missing)
-
-    state = (weight_C, bias_C, running_mean_C, running_var_C, num_batches)
-    return launch_forward(y_BCHW, residual_BCHW, *state, momentum, eps, relu)
-
-
-@forward_op.register_fake
-def _(y_BCHW: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    table_4C = y_BCHW.new_empty(4, y_BCHW.shape[1], dtype=torch.promote_types(y_BCHW.dtype, torch.float32))
-    return torch.empty_like(y_BCHW, memory_format=torch.channels_last), table_4C
-
-
-@torch.library.custom_op("penstock::batch_norm_relu_backward", mutates_args=())
-def backward_op(
-    dz_BCHW: torch.Tensor,
-    y_BCHW: torch.Tensor,
-    z_BCHW: torch.Tensor | None,
-    table_4C: torch.Tensor,
-    has_residual: bool,
-    relu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of y, of the residual, and of bias and weight, see `launch_backward`."""
-    from train.fused_kernels import launch_backward  # noqa: PLC0415
-
-    return launch_backward(dz_BCHW, y_BCHW, z_BCHW, table_4C, has_residual, relu)
-
-
-@backward_op.register_fake
-def _(
-    dz_BCHW: torch.Tensor,
-    y_BCHW: torch.Tensor,
-    z_BCHW: torch.Tensor | None,
-    table_4C: torch.Tensor,
-    has_residual: bool,
-    relu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    g_BCHW = torch.empty_like(dz_BCHW, memory_format=torch.channels_last) if has_residual else dz_BCHW.new_empty(0)
-    dy_BCHW = torch.empty_like(y_BCHW, memory_format=torch.channels_last)
-    return dy_BCHW, g_BCHW, table_4C.new_empty(2, table_4C.shape[1])
-
-
-def _choose(op: Any) -> Any:
-    """Return an operator; outside of torch.compile its function, which takes 15 microseconds less for each call."""
-    return op if torch.compiler.is_compiling() else op._init_fn  # private in torch: the function without dispatch
 
 
 class FusedBatchNorm(nn.BatchNorm2d):
@@ -234,8 +180,8 @@ def fuse(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        InputError: it is no ResNet of timm, or has layers whose place between BatchNorm and ReLU is not known; then
-            it is unchanged. The message ends a sentence about the model.
+        InputError: it is not a ResNet of timm, or has layers between BatchNorm and ReLU that are not known; then it is
+            unchanged. The message is the end of a sentence about the model.
     """
     check_fusible(model)
     resnet: Any = model

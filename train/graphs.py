@@ -184,7 +184,7 @@ class StepGraphs:
         images_BCHW = torch.full((num_images, 3, size, size), torch.nan, device=device)
         labels_B = torch.zeros(num_images, dtype=torch.int64, device=device)
         mix = Mix(self.share) if self.mixes else Mix()
-        # Each part is a last one: with one process there are no gradients to average.
+        # Every part has is_last=True, because a single process has no other gradients to average with.
         return Part(images_BCHW.contiguous(memory_format=torch.channels_last), labels_B, mix, is_last=True)
 
     def _run_on_nan(self, part: Part) -> None:
