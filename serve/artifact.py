@@ -1,6 +1,6 @@
-"""Load the model to serve: an exported artifact, checked against everything that it records, or bare weights.
+"""Load an exported artifact, checked against everything that it records.
 
-The first stage of serve; `serve/predict.py` and `serve/cam.py` use its result. It shares files with training, no code.
+For `serve/loading.py`, which also loads models without an artifact. It shares files with training, no code.
 """
 
 import json
@@ -18,7 +18,7 @@ from prep.files import sha256_of_file
 from prep.preprocess import draw_pattern
 from prep.weights import read_weights
 from serve.preprocess import Preprocessing, to_tensor
-from serve.weights import build_network, build_network_for_weights, fill_network
+from serve.weights import build_network, fill_network
 
 FORMAT = 1
 WEIGHTS, ARTIFACT = "model.safetensors", "artifact.json"
@@ -52,6 +52,9 @@ class Served:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None  # in the order of the labels
     recorded: Recorded | None = None
+    # What was chosen and assumed when a model without an artifact was loaded, one sentence each; for the output and the
+    # caption of pictures.
+    notes: tuple[str, ...] = ()
 
 
 def load_artifact(folder: Path) -> Served:
@@ -151,19 +154,3 @@ def check_golden(served: Served, golden_K: torch.Tensor, folder: Path) -> None:
             f"{folder} computes other logits than it records (by {difference:.3g}), "
             "so it is another model or another version of timm: export it again"
         )
-
-
-def load_bare(path: Path, architecture: str, num_classes: int, preprocessing: Preprocessing) -> Served:
-    """Load a bare state_dict without an artifact.json.
-
-    Raises:
-        InputError: it does not have exactly the tensors of this architecture, or is part of an artifact.
-    """
-    refuse_checkpoint(path)
-    if (path.parent / ARTIFACT).is_file():
-        raise InputError(f"{path} is part of an artifact, which records its accuracy: give the folder {path.parent}")
-    preprocessing.validate()
-    weights = read_weights(path)
-    network = build_network_for_weights(architecture, num_classes, preprocessing.crop, weights)
-    model = fill_network(network, weights, path)
-    return Served(model, f"{architecture} from {path.name}", num_classes, preprocessing)

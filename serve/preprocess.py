@@ -16,16 +16,21 @@ from prep.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 LONGEST_RATIO = 32  # long to short side of a picture that is resized as a whole
 LARGEST_SIDE = 4096  # pixels; an artifact that asks for more is damaged
+INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short side to `resize` (bilinear, antialiased), crop `crop` from the centre, normalize."""
+    """Resize the short side to `resize` (antialiased), crop `crop` from the centre, normalize.
+
+    Exported artifacts are always bilinear, as the evaluation of this project; weights of others may be bicubic.
+    """
 
     resize: int = 256
     crop: int = 224
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
+    interpolation: str = "bilinear"
 
     def validate(self) -> None:
         """Raise InputError if a value is impossible."""
@@ -34,11 +39,14 @@ class Preprocessing:
                 f"the crop must be between 1 and the short side, the short side at most {LARGEST_SIDE} pixels, "
                 f"got a crop of {self.crop} from a short side of {self.resize}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        is_finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
             raise InputError(
-                f"mean and std must have three channels, std above 0, got {self.mean} and {self.std}: "
-                "export the model again"
+                "mean and std must have three channels with finite values, std above 0, "
+                f"got {self.mean} and {self.std}: correct --mean and --std, or export the model again"
             )
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"interpolation must be {' or '.join(INTERPOLATIONS)}, got {self.interpolation}")
 
 
 def cut_strip(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -70,7 +78,8 @@ def cut_strip(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image
 def show_crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Return the square of a picture that the network sees, RGB. The EXIF orientation is ignored, as in evaluation."""
     whole = cut_strip(picture, preprocessing).convert("RGB")
-    resized = resize(whole, [preprocessing.resize], InterpolationMode.BILINEAR)  # pyright: ignore[reportArgumentType]
+    mode = INTERPOLATIONS[preprocessing.interpolation]
+    resized = resize(whole, [preprocessing.resize], mode)  # pyright: ignore[reportArgumentType]
     return center_crop(resized, [preprocessing.crop])  # pyright: ignore[reportArgumentType, reportReturnType]
 
 

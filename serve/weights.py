@@ -3,7 +3,7 @@
 From the tensors that `prep/weights.py` reads to the network that `serve/artifact.py` returns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from prep.errors import InputError
 from prep.weights import Weights, check_finite, describe_misfit
 from serve.preprocess import LARGEST_SIDE
 
-# Arguments that an artifact may set, with their types. The first two are timm's, the last is ours.
-MODEL_ARGS = {"img_size": int, "dynamic_img_size": bool, "blur_first": bool}
+# Arguments that an artifact or timm's config.json may set, with their types. All but the last are timm's.
+MODEL_ARGS = {"img_size": int, "dynamic_img_size": bool, "global_pool": str, "blur_first": bool}
 
 
 def build_network(architecture: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
     """Return an untrained network of timm by name; nothing is downloaded.
 
     Args:
-        model_args: what an artifact records: the resolution, `img_size` in pixels and `dynamic_img_size`; and
-            `blur_first`, true if the network blurs before each convolution with a stride.
+        model_args: what an artifact or config.json records: the resolution, `img_size` in pixels and
+            `dynamic_img_size`; `global_pool`; and `blur_first`, true if the network blurs before each convolution
+            with a stride.
 
     Raises:
         InputError: timm has no model of this name, it has nothing to blur, or `model_args` has other entries.
@@ -33,7 +34,7 @@ def build_network(architecture: str, num_classes: int, model_args: Mapping[str, 
     fits = {name: type(value) is MODEL_ARGS.get(name) for name, value in arguments.items()}
     if not all(fits.values()) or not 0 < arguments.get("img_size", 1) <= LARGEST_SIDE:
         raise InputError(
-            f"model_args must be img_size in pixels, dynamic_img_size and blur_first, got {arguments}: "
+            f"model_args must be img_size in pixels, dynamic_img_size, global_pool and blur_first, got {arguments}: "
             "export the model again"
         )
     if not timm.is_model(architecture):  # timm would download a name like hf-hub:OWNER/NAME
@@ -43,12 +44,15 @@ def build_network(architecture: str, num_classes: int, model_args: Mapping[str, 
     return blur_first(model) if blurs else model
 
 
-def build_network_for_weights(architecture: str, num_classes: int, size: int, weights: Weights) -> nn.Module:
+def build_network_for_weights(architecture: str, num_classes: int, size: int, names: Iterable[str]) -> nn.Module:
     """Return a network for bare weights, which record no arguments.
 
     It is built for `size` pixels if its size is fixed, and blurs if the weights hold the kernels of blurs.
+
+    Args:
+        names: of the weights' tensors.
     """
-    blurs = {"blur_first": is_blurred(weights)}
+    blurs = {"blur_first": is_blurred(names)}
     config = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
     if config is not None and config.fixed_input_size:
         try:
@@ -68,9 +72,9 @@ def fill_network(model: nn.Module, weights: Weights, path: Path) -> nn.Module:
     own = model.state_dict()
     check_num_classes(model, weights, path)
     if words := describe_misfit(own, weights):
-        raise InputError(f"{path} does not fit the network ({words}): set --model to the architecture of these weights")
+        raise InputError(f"{path} does not fit the network ({words}): these are weights of another network")
     check_finite(weights, path)
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict({**own, **weights}, strict=True)
     return model.eval()
 
 

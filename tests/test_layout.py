@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "loaders", "train", "prep", "serve"},
 }
 # Every package may import these.
-FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess", "weights", "blur", "metadata")
-FLOOR = {f"prep.{name}" for name in FLOOR_FILES}
+FLOOR_FILES = ("errors", "files", "json_lines", "curves", "calibration", "preprocess", "blur", "metadata")
+FLOOR_FILES += ("weights", "weight_files")
+FLOOR = {f"prep.{name}" for name in (*FLOOR_FILES, "progress")}
 NETWORKS = "prep.blur"  # the only module of the floor that needs torch
 DATA = FLOOR | {"prep.dataset", "prep.remote", "prep.segments", "prep.staging"}  # format, object storage, cache
 OF_PREP = {"loaders": DATA, "train": DATA, "serve": FLOOR, "benchmarks": DATA}
@@ -114,8 +115,10 @@ def test_the_floor_needs_little() -> None:
         packages = {"numpy", "matplotlib"}
         if name == NETWORKS:
             packages |= {"torch", "torch.nn", "timm.layers"}
-        if name == "prep.weights":  # inside of its functions
+        if name in ("prep.weights", "prep.weight_files"):  # inside of their functions
             packages |= {"torch", "safetensors", "safetensors.torch"}
+        if name == "prep.progress":
+            packages |= {"rich.console", "rich.progress"}
         assert others <= FLOOR | packages, path
 
 

@@ -14,8 +14,17 @@ from torch import nn
 
 from loaders import World
 from prep.blur import BLUR_KERNEL, is_blurred
-from prep.errors import InputError
-from prep.weights import Weights, check_finite, describe_misfit, read_weights
+from prep.errors import InputError, list_some
+from prep.weight_files import read_content
+from prep.weights import (
+    Weights,
+    check_finite,
+    describe_misfit,
+    describe_network,
+    find_weights,
+    guess_weights,
+    read_weights,
+)
 from train.checkpoint import EMA, MODEL, OPTIMIZER, TrainState
 from train.config import Recipe
 from train.dist import broadcast_from_rank0, broadcast_tensors
@@ -37,7 +46,8 @@ def load_origin(origin: Origin, recipe: Recipe, class_names: Sequence[str], stat
         InputError: they belong to another model, other classes or another optimizer.
     """
     # Read the files, and check that they fit.
-    weights, optimizer = _read_files(origin, recipe)
+    weights, optimizer, found = _read_files(origin, recipe, state.model)
+    origin = replace(origin, notes=(*origin.notes, *found))
     if origin.continues:
         check_body(origin, recipe, state.model, weights[0])
     else:
@@ -74,18 +84,43 @@ def share_state(state: TrainState, with_optimizer: bool, world: World) -> None:
         state.optimizer.load_state_dict(broadcast_from_rank0({**saved, "state": on_cpu}, world))
 
 
-def _read_files(origin: Origin, recipe: Recipe) -> tuple[list[Weights], dict[str, Any] | None]:
-    """Return the weights of the model and of the EMA, and the optimizer's state if it was asked for."""
+def _read_files(
+    origin: Origin, recipe: Recipe, model: nn.Module
+) -> tuple[list[Weights], dict[str, Any] | None, tuple[str, ...]]:
+    """Return the weights of the model and of the EMA, the optimizer's state if it was asked for, and phrases."""
     path = Path(origin.path)
     own, averaged = path / MODEL, path / (EMA if EMA in origin.files else MODEL)
     files = [path] if path.is_file() else [own, averaged] if origin.continues else [averaged]
     try:
         if missing := next((each for each in files if not each.exists()), None):
             raise FileNotFoundError(f"{missing.name} is gone")
-        return [read_weights(each) for each in files], _read_optimizer(origin) if recipe.run.from_optimizer else None
+        optimizer = _read_optimizer(origin) if recipe.run.from_optimizer else None
+        if path.is_file():
+            weights, notes = find_foreign(path, model)
+            return [weights], optimizer, notes
+        return [read_weights(each) for each in files], optimizer, ()
     except OSError as error:  # a run in progress deletes its older checkpoints
         flag = "--run.from" if origin.continues else "--model.init"
         raise InputError(f"{path} can no longer be read ({error}): start again, or give another {flag}") from error
+
+
+def find_foreign(path: Path, model: nn.Module) -> tuple[Weights, tuple[str, ...]]:
+    """Return the weights in any trainer's file that fit a model, whatever their classes, and phrases about the choice.
+
+    If none fit as they are, the most likely ones are returned: timm may know how to convert them.
+
+    Raises:
+        InputError: it is not a file of weights, or different ones in it fit equally.
+    """
+    content, own = read_content(path), model.state_dict()
+    head = find_head(model)
+    optional = [name for name in own if name.startswith(head) or name.endswith(BLUR_KERNEL)]
+    network = describe_network(own, [name.rstrip(".") for name in head], optional)
+    found = find_weights(content, network, path)
+    if found is None:
+        return guess_weights(content, path), ()
+    left = (f"{list_some(found.others)} of the file left out",) if found.others else ()
+    return found.weights, (*found.notes, *left)
 
 
 def take_body(tensors: Weights, head: tuple[str, ...]) -> Weights:

@@ -16,10 +16,10 @@ from helpers.served import Exported
 from safetensors.torch import load_file, save_file
 
 from prep.errors import InputError
-from serve.artifact import load_artifact, load_bare
-from serve.preprocess import Preprocessing
+from serve.artifact import load_artifact
+from serve.loading import BareOptions, load_served
 
-SMALL = Preprocessing(resize=20, crop=16)
+SMALL = BareOptions(model="test_resnet", num_classes=10, resize=20, crop=16)
 Weights = dict[str, torch.Tensor]
 
 
@@ -134,12 +134,12 @@ def test_a_training_run_is_answered_with_the_command(exported: Exported, place: 
 def test_weights_of_a_checkpoint_are_answered_with_the_command(exported: Exported) -> None:
     path = exported.checkpoint / "ema.safetensors"
     with pytest.raises(InputError, match=rf"python train/export\.py {exported.checkpoint} --out"):
-        load_bare(path, "test_resnet", 10, SMALL)
+        load_served(path, SMALL)
 
 
 def test_weights_of_an_artifact_are_not_taken_out_of_it(exported: Exported) -> None:
     with pytest.raises(InputError, match=rf"is part of an artifact.*give the folder {exported.artifact}"):
-        load_bare(exported.artifact / "model.safetensors", "test_resnet", 10, SMALL)
+        load_served(exported.artifact / "model.safetensors", SMALL)
 
 
 def test_bare_weights_in_each_usual_file_are_the_same(exported: Exported, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_bare_weights_in_each_usual_file_are_the_same(exported: Exported, tmp_pa
     torch.save(timms, tmp_path / "last.pth.tar")
     save_file(weights, tmp_path / "plain.safetensors")
     for name in ("plain.pth", "last.pth.tar", "plain.safetensors"):
-        model = load_bare(tmp_path / name, "test_resnet", 10, SMALL).model
+        model = load_served(tmp_path / name, SMALL).model
         assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items()), name
 
 
@@ -170,7 +170,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, leg
     marker, path = tmp_path / "ran", tmp_path / "bomb.pth.tar"
     torch.save({"state_dict": Bomb(marker)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match=r"bomb\.pth\.tar holds more than tensors, or is damaged; nothing in it was"):
-        load_bare(path, "test_resnet", 10, SMALL)
+        load_served(path, SMALL)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Bomb(marker)))
     assert marker.exists(), "the pickle is one that runs"
@@ -181,4 +181,4 @@ def test_a_file_that_is_not_weights_is_refused_in_a_line(tmp_path: Path, name: s
     if name != "missing.pth":
         (tmp_path / name).write_bytes(b"not weights" * 50)
     with pytest.raises(InputError, match=name):
-        load_bare(tmp_path / name, "test_resnet", 10, SMALL)
+        load_served(tmp_path / name, SMALL)

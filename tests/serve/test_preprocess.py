@@ -17,7 +17,7 @@ from prep.errors import InputError
 from serve.artifact import load_artifact
 from serve.image_sources import open_images
 from serve.pictures import decode_image
-from serve.predict import predict_rows
+from serve.predict import predict_probabilities, predict_rows
 from serve.preprocess import Preprocessing, show_crop, to_tensor
 
 
@@ -61,9 +61,21 @@ def test_any_picture_becomes_a_square(size: tuple[int, int], mode: str) -> None:
 
 
 def test_impossible_preprocessing_is_refused() -> None:
-    for wrong in (Preprocessing(16, 20), Preprocessing(10**6, 224), Preprocessing(std=(0.0, 1.0, 1.0))):
-        with pytest.raises(InputError, match=r"the crop must be between 1 and|must have three channels"):
+    for wrong in (Preprocessing(16, 20), Preprocessing(10**6, 224)):
+        with pytest.raises(InputError, match="the crop must be between 1 and"):
             wrong.validate()
+    nan, infinity = float("nan"), float("inf")
+    for channels in ((nan, 1.0, 1.0), (1.0, infinity, 1.0), (1.0, 1.0, -infinity)):
+        for wrong in (Preprocessing(mean=channels), Preprocessing(std=channels), Preprocessing(std=(0.0, 1.0, 1.0))):
+            with pytest.raises(InputError, match=r"three channels with finite values.*correct --mean and --std"):
+                wrong.validate()
+
+
+def test_a_network_that_computes_nan_is_not_counted_as_wrong(exported: Exported) -> None:
+    served = load_artifact(exported.artifact)
+    served.model.get_parameter("fc.bias").data[3] = torch.nan
+    with pytest.raises(InputError, match=r"ema of demo .* computes NaN or infinity: .* check --mean and --std"):
+        predict_probabilities(served, torch.zeros(1, 3, 16, 16))
 
 
 def test_bombs_and_damage_are_not_pictures(tmp_path: Path) -> None:

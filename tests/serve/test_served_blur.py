@@ -22,8 +22,9 @@ from torch import nn
 from prep.blur import BLUR_KERNEL
 from prep.errors import InputError
 from prep.preprocess import draw_pattern
-from serve.artifact import load_artifact, load_bare
-from serve.preprocess import Preprocessing, to_tensor
+from serve.artifact import load_artifact
+from serve.loading import BareOptions, load_served
+from serve.preprocess import to_tensor
 from train.checkpoint import read_meta, restore_models
 from train.config import Recipe
 
@@ -123,12 +124,12 @@ def test_certificates_judge_pixels_with_an_export_as_it_is_served(
 def test_bare_weights_say_themselves_that_they_are_of_a_network_with_blur(artifact: Path, tmp_path: Path) -> None:
     weights = load_file(artifact / "model.safetensors")
     save_file(weights, tmp_path / "bare.safetensors")
-    bare = load_bare(tmp_path / "bare.safetensors", "test_resnet", 10, Preprocessing(20, SIZE))
+    bare = load_served(tmp_path / "bare.safetensors", BareOptions(resize=20, crop=SIZE))
     assert torch.equal(*(compute_logits(each.model, draw_images()) for each in (bare, load_artifact(artifact))))
     del weights[f"layer3.0.conv2.{BLUR_KERNEL}"]
     save_file(weights, tmp_path / "part.safetensors")
     with pytest.raises(InputError, match=r"missing: layer3\.0\.conv2\.blur_kernel"):
-        load_bare(tmp_path / "part.safetensors", "test_resnet", 10, Preprocessing(20, SIZE))
+        load_served(tmp_path / "part.safetensors", BareOptions(resize=20, crop=SIZE))
 
 
 def test_an_artifact_that_blurs_a_network_without_strides_is_refused_in_a_line(artifact: Path, tmp_path: Path) -> None:
