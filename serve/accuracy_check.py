@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from prep.errors import InputError
-from serve.artifact import Recorded
+from serve.artifact import Recorded, Served
+from serve.pictures import Source
 
 Z_99 = 2.5758293035489004  # two-sided 99% quantile of the normal distribution
 
@@ -39,8 +40,25 @@ def count_recorded(recorded: Recorded) -> Count:
     return Count(recorded.num_top1, recorded.num_images)
 
 
+def find_source_doubts(count: Count, served: Served, source: Source) -> list[str]:
+    """Return the reasons not to trust a model that was measured on a source, one sentence each.
+
+    The recorded accuracy is compared only if all of the model's classes have images: on a part of them it differs.
+
+    Raises:
+        InputError: no image was read.
+    """
+    is_whole = source.num_present >= served.num_classes
+    return find_doubts(count, source.num_present, served.recorded if is_whole else None)
+
+
 def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> list[str]:
     """Return the reasons not to trust the model, one sentence each; an empty list if there are none.
+
+    Args:
+        num_classes: the number of classes that have images. A broken network often gives the same answer for every
+            image. On balanced images that is right for up to 1 in `num_classes`, so this is chance: with 200 folders
+            and 1,000 outputs it is 1/200, and not the 1/1,000 of guesses spread over all outputs.
 
     Raises:
         InputError: no image was read.
@@ -49,7 +67,12 @@ def find_doubts(count: Count, num_classes: int, recorded: Recorded | None) -> li
         raise InputError("found no image to measure accuracy on: give a folder with images")
     low, high = count.interval()
     doubts = []
-    if low <= 1 / num_classes:
+    if num_classes == 1:
+        doubts.append(
+            f"top-1 is {describe_accuracy(count)}, and all images are of one class: a network that always gives this "
+            "answer is as good; give images of at least two classes"
+        )
+    elif low <= 1 / num_classes:
         doubts.append(
             f"top-1 is {describe_accuracy(count)}, not better than chance ({100 / num_classes:.3g}%): "
             "the weights are wrong, the classes are in another order, or there are too few images"
