@@ -9,7 +9,8 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 # Advice for errors of the operating system about files.
@@ -43,6 +44,7 @@ REQUIREMENTS = {
     **dict.fromkeys(("fastapi", "gradio", "starlette", "uvicorn"), "-e '.[app]'"),
     "nvidia": "-e '.[cu12]'",
     "obstore": "-e '.[s3]'",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "-e '.[onnx]'"),
     "ray": "-e '.[ray]'",
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
@@ -92,8 +94,18 @@ def run(main: Callable[[], int | None], interrupted: str = "") -> None:
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a mistake in this code
             raise
         sys.exit(f"error: the package {error.name} is missing: pip install {find_requirement(error.name or '')}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted{f': {interrupted}' if interrupted else ''}")
+    except KeyboardInterrupt as error:
+        said = str(error) or interrupted
+        sys.exit(f"interrupted{f': {said}' if said else ''}")
+
+
+@contextmanager
+def explain_interruption(describe: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C in the block end the command with what `describe` returns then, instead of `run`'s text."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(describe()) from error
 
 
 def find_requirement(module: str) -> str:
@@ -120,6 +132,13 @@ def positive_count(text: str) -> int:
     """Parse an argument that is a whole number of 1 or more, for argparse's `type`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """Parse an argument that is a whole number of 0 or more, for argparse's `type`: numpy accepts no other seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
     return int(text)
 
 

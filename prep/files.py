@@ -68,18 +68,33 @@ def write_folder(out: Path, partial: Path | None = None) -> Iterator[Path]:
         OSError: the disk failed.
     """
     partial = partial or out.with_name(f".{out.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
+    old = partial.with_name(f"{partial.name}.old")
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         _sync_tree(partial)
-        # A folder cannot be renamed over one with content, so remove the old one first.
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+        _replace_folder(partial, out, old)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(out.parent)
+
+
+def _replace_folder(partial: Path, out: Path, old: Path) -> None:
+    """Rename a folder to `out`. A process that is killed here leaves no folder with half of its files."""
+    # A folder cannot be renamed over one with content, so the earlier one gets another name, and is deleted last.
+    replaces = out.is_dir() and not out.is_symlink()
+    if replaces:
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if replaces:
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -1,21 +1,32 @@
 """Run a model over the pictures of a source, and count how often it is right.
 
-Between `serve/image_sources.py` and `serve/accuracy_check.py`, `serve/selection.py`. B pictures per batch, K classes.
+Between `serve/image_sources.py` and `serve/accuracy_check.py`, `serve/selection.py`. Threads decode pictures a few
+batches ahead of the model (Pillow releases the GIL); the batches are the same for every number of threads, and so are
+the predictions. Memory holds those batches and one small record per picture. B pictures per batch, K classes.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
+from prep.errors import InputError
+from prep.progress import Meter
 from serve.accuracy_check import Count
 from serve.artifact import Served
 from serve.pictures import Encoded, Source, decode_image
-from serve.preprocess import show_crop, to_tensor
+from serve.preprocess import Preprocessing, show_crop, to_tensor
 
 BATCH_SIZE = 32
+BATCHES_AHEAD = 2  # decoded or being decoded while the model computes one; 20 MB each at 224 pixels
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class Prediction:
     confidence: float = 0.0  # softmax of the guess
     true_confidence: float = 0.0  # softmax of the label
     in_top5: bool = False
+    second: int = -1  # the second guess; -1: it is not known
+    second_confidence: float = 0.0  # softmax of the second guess
 
     @property
     def is_right(self) -> bool:
@@ -36,44 +49,110 @@ class Prediction:
         return self.guess == self.label
 
 
-def predict_rows(served: Served, source: Source, rows: Container[int]) -> list[Prediction]:
-    """Return the predictions for some rows of a source, by row. An undecodable picture is wrong, as in evaluation."""
-    batches = _split_into_batches(source.read(rows))
-    predictions = [each for batch in batches for each in _predict_batch(served, batch)]
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as the network's input, without its file."""
+
+    row: int
+    key: str
+    label: int
+    size_bytes: int  # of the file
+    image_CHW: torch.Tensor | None  # None: it cannot be decoded
+
+
+def predict_rows(
+    served: Served,
+    source: Source,
+    rows: Collection[int],
+    *,
+    workers: int | None = None,
+    show_progress: bool = False,
+    label: str = "measuring",
+) -> list[Prediction]:
+    """Return the predictions for some rows of a source, by row. An undecodable picture is wrong, as in evaluation.
+
+    Args:
+        workers: threads that decode; None: as many as this process has CPUs. The predictions do not depend on it.
+        show_progress: show images/s and the time left on standard error.
+        label: what the progress calls it.
+    """
+    predictions: list[Prediction] = []
+    with ExitStack() as stack:
+        meter = stack.enter_context(Meter(label, len(rows))) if show_progress else None
+        decoded = decode_ahead(source.read(rows), served.preprocessing, workers or count_cpus())
+        for batch in _split_into_batches(stack.enter_context(closing(decoded))):
+            predictions += _predict_batch(served, batch)
+            if meter:
+                meter.add(len(batch), sum(each.size_bytes for each in batch))
     return sorted(predictions, key=lambda each: each.row)
 
 
-def _split_into_batches(encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
-    left = iter(encoded)
+def count_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_ahead(encoded: Iterable[Encoded], preprocessing: Preprocessing, workers: int) -> Generator[Decoded]:
+    """Yield pictures in their order, while threads decode those that follow."""
+    waiting: deque[Future[Decoded]] = deque()
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for each in encoded:
+            waiting.append(threads.submit(_decode, each, preprocessing))
+            if len(waiting) > BATCHES_AHEAD * BATCH_SIZE + workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _decode(encoded: Encoded, preprocessing: Preprocessing) -> Decoded:
+    picture = decode_image(encoded.content)
+    image_CHW = None if picture is None else to_tensor(show_crop(picture, preprocessing), preprocessing)
+    return Decoded(encoded.row, encoded.key, encoded.label, len(encoded.content), image_CHW)
+
+
+def _split_into_batches(decoded: Iterable[Decoded]) -> Iterator[list[Decoded]]:
+    left = iter(decoded)
     while batch := list(islice(left, BATCH_SIZE)):
         yield batch
 
 
-def _predict_batch(served: Served, encoded: list[Encoded]) -> Iterator[Prediction]:
-    # Decode; pictures that cannot be decoded get a prediction that is never right.
-    pictures = [decode_image(each.content) for each in encoded]
-    decoded = [(each, picture) for each, picture in zip(encoded, pictures, strict=True) if picture is not None]
-    for each, picture in zip(encoded, pictures, strict=True):
-        if picture is None:
+def _predict_batch(served: Served, batch: list[Decoded]) -> Iterator[Prediction]:
+    # Pictures that cannot be decoded get a prediction that is never right.
+    decoded = [(each, each.image_CHW) for each in batch if each.image_CHW is not None]
+    for each in batch:
+        if each.image_CHW is None:
             yield Prediction(each.row, each.key, each.label, guess=-1)
     if not decoded:
         return
 
     # Predict all others in one batch.
-    crops = [show_crop(picture, served.preprocessing) for _, picture in decoded]
-    images_BCHW = torch.stack([to_tensor(crop, served.preprocessing) for crop in crops])
-    probabilities_BK = predict_probabilities(served, images_BCHW)
+    probabilities_BK = predict_probabilities(served, torch.stack([image_CHW for _, image_CHW in decoded]))
     top_BT = probabilities_BK.topk(min(5, served.num_classes)).indices.tolist()
     for (each, _), row_K, top_T in zip(decoded, probabilities_BK, top_BT, strict=True):
         best, true = row_K[top_T[0]].item(), row_K[each.label].item()
-        yield Prediction(each.row, each.key, each.label, top_T[0], best, true, each.label in top_T)
+        second = top_T[1] if len(top_T) > 1 else -1
+        likely = row_K[second].item() if second >= 0 else 0.0
+        yield Prediction(each.row, each.key, each.label, top_T[0], best, true, each.label in top_T, second, likely)
 
 
 def predict_probabilities(served: Served, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the softmax probabilities of preprocessed images, float32 [B, K] on the CPU."""
+    """Return the softmax probabilities of preprocessed images, float32 [B, K] on the CPU.
+
+    Raises:
+        InputError: the logits contain NaN or infinity, which would be counted as wrong predictions.
+    """
     device = next(served.model.parameters()).device
     with torch.inference_mode():
-        return served.model(images_BCHW.to(device)).float().softmax(1).cpu()
+        probabilities_BK = served.model(images_BCHW.to(device)).float().softmax(1).cpu()
+    if not probabilities_BK.isfinite().all():
+        raise InputError(
+            f"{served.name} computes NaN or infinity: its weights or its preprocessing are damaged; "
+            "check --mean and --std, or use other weights"
+        )
+    return probabilities_BK
 
 
 def count_hits(predictions: list[Prediction]) -> Count:
@@ -81,7 +160,7 @@ def count_hits(predictions: list[Prediction]) -> Count:
     return Count(sum(each.is_right for each in predictions), len(predictions))
 
 
-def choose_rows(num_images: int, limit: int | None, seed: int) -> Container[int]:
+def choose_rows(num_images: int, limit: int | None, seed: int) -> Collection[int]:
     """Return all rows, or `limit` of them drawn at random: the first rows of sorted data would cover few classes."""
     if limit is None or limit >= num_images:
         return range(num_images)

@@ -1,38 +1,38 @@
-"""The parts of a report, from predictions to one HTML page: class tables, confusions, charts, the gallery.
+"""The page of a report, and its table of predictions, from what was measured.
 
-For `serve/report.py`; the page's HTML is in report.html.j2. It contains its pictures, has no script, and loads nothing
-from the network. A picture that cannot be decoded counts as wrong in its class; it has no prediction, so it is in no
-confusion and in no calibration bin.
+For `serve/report.py`. The HTML is in report.html.j2, with report.css and report.js in it. The page holds its pictures
+and loads nothing; it is complete without its script, which sorts and filters the table of classes.
 """
 
-from collections import Counter
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-import numpy as np
+from markupsafe import Markup
 
-from prep.calibration import Bin, expected_calibration_error, sort_into_bins
-from prep.curves import STYLE, Line, Panel, draw_panels
+from prep.calibration import Bin, expected_calibration_error
+from serve.accuracy_check import count_recorded, describe_accuracy
 from serve.artifact import Served
-from serve.cam import GradCam
-from serve.gallery import Caption, draw_gallery, make_rows, read_crops, to_tile
 from serve.pictures import Source
-from serve.predict import Prediction
-from serve.selection import Choice, select_predictions
-from serve.templates import load_template, to_data_uri
+from serve.predict import Prediction, count_hits
+from serve.report_charts import draw_calibration
+from serve.report_counts import ClassCount, bin_confidences, count_classes, count_matrix
+from serve.report_matrix import Matrix, make_matrix
+from serve.report_pictures import Mistake, Pair
+from serve.templates import load_template, read_file
 
-NUM_CLASSES, NUM_PAIRS, NUM_EXAMPLES = 10, 10, 4  # shown in a table, in the list of confusions, and per confusion
-# The panels of the training curves.
-PANELS = (
-    Panel(
-        "Accuracy",
-        "top-1, percent",
-        (Line("train", "top1", "train", ":"), Line("validation", "ema_top1", "validation, EMA")),
-    ),
-    Panel("Loss", "nats", (Line("train", "loss", "train", ":"), Line("validation", "ema_loss", "validation, EMA"))),
+CHOICES = 5  # of top-5
+COLUMNS = (
+    "row",
+    "key",
+    "label",
+    "label_name",
+    "predicted",
+    "predicted_name",
+    "confidence",
+    "true_confidence",
+    "in_top5",
 )
 
 
@@ -43,34 +43,47 @@ class Measured:
     served: Served
     source: Source
     predictions: list[Prediction]
-    caption: Caption
+    doubts: Sequence[str] = ()  # reasons not to trust the model
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that have a name."""
+        return len(self.source.class_names)
 
 
 # The page, with the fields that the template uses
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG in the page."""
+class Headline:
+    """A figure in large type."""
 
-    uri: str
-    words: str  # describe it to a reader who cannot see it
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """A table of classes: (name, top-1 in percent, number of images) per row."""
-
-    heading: str
-    rows: Sequence[tuple[str, str, int]]
+    name: str
+    value: str
+    note: str
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One confusion, with pictures of it."""
+class ClassRow:
+    """A class in the table; numbers as they are shown, "–" where there are no images."""
 
-    words: str
-    examples: Sequence[Picture]
+    label: int
+    name: str
+    num_images: int
+    top1: str
+    top5: str
+    wrong_guess: str
+    num_wrong_guess: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chart of confidence and accuracy, and its figures: (confidences, images, mean confidence, accuracy)."""
+
+    error: str
+    meaning: str
+    chart: Markup
+    bins: Sequence[tuple[str, int, str, str]]
 
 
 @dataclass(frozen=True)
@@ -78,149 +91,149 @@ class Page:
     """Everything on the page."""
 
     title: str
-    figures: Sequence[str]
+    summary: str
+    headlines: Sequence[Headline]
     warnings: Sequence[str]
-    tables: Sequence[ClassTable]
+    notes: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    classes: Sequence[ClassRow]
+    has_top5: bool
+    matrix: Matrix
     pairs: Sequence[Pair]
-    calibration: Picture
-    curves: Picture | None  # None: no training run was given
-    gallery: Picture | None  # None: there are no mistakes
+    calibration: Calibration
+    curves: Sequence[tuple[str, Markup]]
+    gallery: Sequence[Mistake]
+    maps: str  # where the maps of the gallery come from
 
 
 def write_page(page: Page) -> str:
     """Return the page as HTML."""
-    return f"{load_template('serve', 'report.html.j2').render(page=page)}\n"
+    parts = {name: Markup(read_file("serve", f"report.{name}")) for name in ("css", "js")}
+    return f"{load_template('serve', 'report.html.j2').render(page=page, **parts)}\n"
 
 
-def _read_picture(path: Path, words: str) -> Picture:
-    return Picture(to_data_uri(path.read_bytes(), "PNG"), words)
+# The parts
 
 
-# Classes and confusions
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """The hits of one class."""
-
-    label: int
-    num_hits: int
-    num_images: int
-
-    @property
-    def top1(self) -> float:
-        """Top-1 accuracy in percent."""
-        return 100 * self.num_hits / self.num_images
-
-
-def count_classes(predictions: Sequence[Prediction]) -> list[ClassCount]:
-    """Return the hits of each class that has images, by accuracy, the worst class first; ties by label."""
-    images = Counter(each.label for each in predictions)
-    hits = Counter(each.label for each in predictions if each.is_right)
-    counts = [ClassCount(label, hits[label], count) for label, count in images.items()]
-    return sorted(counts, key=lambda each: (each.top1, each.label))
-
-
-def make_class_tables(measured: Measured) -> list[ClassTable]:
-    """Return a table of the worst classes and one of the best; a single table of all classes if there are few."""
-    counts = count_classes(measured.predictions)
-    parts = [("worst", counts[:NUM_CLASSES]), ("best", counts[: -NUM_CLASSES - 1 : -1])]
-    if len(counts) <= 2 * NUM_CLASSES:
-        parts = [("class, worst first", counts)]
-    names = measured.source.class_names
+def make_headlines(measured: Measured) -> list[Headline]:
+    """Return the figures in large type: top-1, top-5 if there are more than five classes, calibration, images."""
+    count = count_hits(measured.predictions)
+    low, high = count.interval()
+    figures = [Headline("Top-1 accuracy", f"{count.top1:.2f}%", f"99% interval {100 * low:.2f} to {100 * high:.2f}%")]
+    if measured.num_classes > CHOICES:
+        figures.append(
+            Headline("Top-5 accuracy", f"{percent_in_top5(measured):.2f}%", "true class among the first five")
+        )
+    error = expected_calibration_error(bin_confidences(measured.predictions))
+    num_damaged = sum(each.guess < 0 for each in measured.predictions)
+    num_seen = len({each.label for each in measured.predictions})
+    damaged = f"; {num_damaged:,} cannot be decoded and count as wrong" if num_damaged else ""
     return [
-        ClassTable(heading, [(names[each.label], f"{each.top1:.1f}", each.num_images) for each in part])
-        for heading, part in parts
+        *figures,
+        Headline("Calibration error", f"{error:.2f}%", "mean gap between confidence and accuracy"),
+        Headline("Images", f"{count.num_images:,}", f"of {num_seen:,} classes{damaged}"),
     ]
 
 
-def find_confusions(predictions: Sequence[Prediction], most: int) -> list[tuple[int, int, list[Prediction]]]:
-    """Return the most frequent (label, wrong guess) pairs, each with its predictions, most confident first.
+def percent_in_top5(measured: Measured) -> float:
+    """Return the share of images whose true class is among the five most probable ones, in percent."""
+    return 100 * sum(each.in_top5 for each in measured.predictions) / len(measured.predictions)
 
-    Pairs that are equally frequent are sorted by label.
+
+def describe_result(measured: Measured) -> str:
+    """Return what the figures mean, and how they compare with the recorded accuracy, in plain words."""
+    count = count_hits(measured.predictions)
+    words = f"Of 100 images the model names {describe_share(count.top1)} correctly."
+    if measured.num_classes > CHOICES:
+        words += (
+            f" For {describe_share(percent_in_top5(measured))} the true class is among its five most probable classes."
+        )
+    recorded = measured.served.recorded
+    if recorded is None:
+        return f"{words} The model comes without a recorded accuracy to compare with."
+    if measured.source.num_present < measured.served.num_classes:
+        return f"{words} The recorded accuracy is of all classes and is not compared: only a part of them has images."
+    low, high = count.interval()
+    agrees = low <= recorded.top1 / 100 <= high
+    recorded_words = f"the accuracy that the artifact records on {recorded.split} of {recorded.dataset or 'its data'}"
+    return (
+        f"{words} This {'agrees' if agrees else 'does not agree'} with {recorded_words}: top-1 "
+        f"{describe_accuracy(count_recorded(recorded))}."
+    )
+
+
+def describe_share(percent: float) -> str:
+    """Return a percentage as a number of 100 images, in words; only 0 and 100% are none and all."""
+    if percent in (0, 100):
+        return "all" if percent else "none"
+    number = round(percent)
+    return f"about {number}" if 0 < number < 100 else ("more than 99" if number else "fewer than 1")
+
+
+def make_class_rows(measured: Measured) -> list[ClassRow]:
+    """Return all classes, the worst first."""
+    names = measured.source.class_names
+
+    def to_row(count: ClassCount) -> ClassRow:
+        top1, top5 = ("–" if value is None else f"{value:.1f}" for value in (count.top1, count.top5))
+        wrong = "" if count.wrong_guess is None else names[count.wrong_guess]
+        return ClassRow(count.label, names[count.label], count.num_images, top1, top5, wrong, count.num_wrong_guess)
+
+    return [to_row(each) for each in count_classes(measured.predictions, measured.num_classes)]
+
+
+def make_confusion_matrix(measured: Measured) -> Matrix:
+    """Return the confusion matrix of all classes."""
+    return make_matrix(count_matrix(measured.predictions, measured.num_classes), measured.source.class_names)
+
+
+def make_calibration(measured: Measured) -> Calibration:
+    """Return the calibration chart and its figures."""
+    bins = bin_confidences(measured.predictions)
+    error = expected_calibration_error(bins)
+    return Calibration(
+        error=f"{error:.2f}%",
+        meaning=describe_calibration(bins),
+        chart=draw_calibration(bins, error),
+        bins=[
+            (
+                f"{100 * each.low:.0f} to {100 * each.high:.0f}%",
+                each.num_images,
+                f"{100 * each.confidence_sum / each.num_images:.1f}%",
+                f"{100 * each.num_hits / each.num_images:.1f}%",
+            )
+            for each in bins
+            if each.num_images
+        ],
+    )
+
+
+def describe_calibration(bins: Sequence[Bin]) -> str:
+    """Return whether the model claims more or less than it achieves, in words."""
+    num_images = sum(each.num_images for each in bins)
+    if not num_images:
+        return "No image was decoded, so there is no confidence to judge."
+    confidence = 100 * sum(each.confidence_sum for each in bins) / num_images
+    accuracy = 100 * sum(each.num_hits for each in bins) / num_images
+    gap = confidence - accuracy
+    verdict = "which is close to" if abs(gap) < 1 else ("which is more than" if gap > 0 else "which is less than")
+    return f"The model's mean confidence is {confidence:.1f}%, {verdict} its accuracy of {accuracy:.1f}%."
+
+
+def write_predictions(measured: Measured) -> bytes:
+    """Return predictions.csv, UTF-8: one line per image that was read, in the order of the data.
+
+    An image that cannot be decoded has no predicted class and no confidences.
     """
-    pairs: dict[tuple[int, int], list[Prediction]] = {}
-    for each in predictions:
-        if not each.is_right and each.guess >= 0:
-            pairs.setdefault((each.label, each.guess), []).append(each)
-    ordered = sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
-    return [(*pair, sorted(found, key=lambda each: -each.confidence)) for pair, found in ordered]
-
-
-def make_pairs(measured: Measured, out: Path) -> list[Pair]:
-    """Return the most frequent confusions with pictures of what the model saw, which are also written to `out`."""
-    names, pairs = measured.source.class_names, []
-
-    # Read the pictures of all pairs in one pass over the data.
-    confusions = find_confusions(measured.predictions, NUM_PAIRS)
-    shown = [each for _, _, found in confusions for each in found[:NUM_EXAMPLES]]
-    crops = read_crops(measured.served, measured.source, shown)
-
-    # Write each picture as a file, and put it into the page.
-    for label, guess, found in confusions:
-        examples = []
-        for each in found[:NUM_EXAMPLES]:
-            path = out / f"example-{each.row}.png"
-            to_tile(crops[each.row]).save(path)
-            words = f"{names[label]}, predicted {names[guess]} with {100 * each.confidence:.0f}%"
-            examples.append(_read_picture(path, words))
-        words = f"{names[label]} predicted as {names[guess]}: {len(found):,} image{'s' * (len(found) > 1)}"
-        pairs.append(Pair(words, examples))
-    return pairs
-
-
-# Charts and the gallery
-
-
-def bin_confidences(predictions: Sequence[Prediction]) -> list[Bin]:
-    """Return the calibration bins of the pictures that were decoded."""
-    guessed = [each for each in predictions if each.guess >= 0]
-    confidences_N = np.array([each.confidence for each in guessed])
-    return sort_into_bins(confidences_N, np.array([each.is_right for each in guessed], dtype=bool))
-
-
-def draw_calibration(bins: Sequence[Bin], path: Path) -> Picture:
-    """Draw accuracy over confidence; the area of a dot is the share of the images in its bin."""
-    plt = _import_pyplot()
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
-
-        # One point per bin: its mean confidence and its accuracy. Empty bins have none.
-        num_images = sum(each.num_images for each in bins)
-        filled = [each for each in bins if each.num_images]
-        xs = [100 * each.confidence_sum / each.num_images for each in filled]
-        ys = [100 * each.num_hits / each.num_images for each in filled]
-        ax.plot([0, 100], [0, 100], ":", color="grey", label="perfectly calibrated")
-        ax.plot(xs, ys, color="C0", alpha=0.5)
-        ax.scatter(xs, ys, [20 + 600 * each.num_images / max(1, num_images) for each in filled], color="C0", alpha=0.8)
-
-        # Axes in percent, with a margin so that points at 0 and 100% are complete.
-        error = f"expected calibration error {expected_calibration_error(bins):.2f}%"
-        ax.set(title=error, xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(-2, 105))
-        ax.grid(alpha=0.3)
-        ax.legend(loc="lower right")
-        figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return _read_picture(path, "accuracy over confidence")
-
-
-def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> Picture:
-    """Draw accuracy and loss of training and of the EMA's validation over epochs."""
-    draw_panels(PANELS, {"": entries}, path)
-    return _read_picture(path, "accuracy and loss over epochs")
-
-
-def _import_pyplot() -> Any:
-    mpl.use("Agg")  # draws to files, without a display
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
-
-    return plt
-
-
-def make_gallery(measured: Measured, cam: GradCam, choice: Choice, path: Path) -> Picture | None:
-    """Draw the most confident mistakes with their maps; return None if there are no mistakes."""
-    if all(each.is_right or each.guess < 0 for each in measured.predictions):
-        return None
-    rows = make_rows(measured.served, measured.source, cam, select_predictions(measured.predictions, choice))
-    draw_gallery(rows, measured.source.class_names, measured.caption).save(path)
-    return _read_picture(path, f"{len(rows)} mistakes with Grad-CAM")
+    names = measured.source.class_names
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for each in measured.predictions:
+        known = (each.row, each.key, each.label, names[each.label])
+        if each.guess < 0:
+            writer.writerow((*known, "", "", "", "", 0))
+            continue
+        confidences = (f"{each.confidence:.6f}", f"{each.true_confidence:.6f}")
+        writer.writerow((*known, each.guess, names[each.guess], *confidences, int(each.in_top5)))
+    return text.getvalue().encode(errors="backslashreplace")
