@@ -1,33 +1,36 @@
-"""The gallery: one row per picture, with what the model predicted, and the places that support it and the true class.
+"""The gallery: one row per picture, with what the model predicted, and the places that support the classes.
 
-Between `serve/selection.py` and the commands. It reads the chosen pictures again, computes their Grad-CAM maps, and
-draws the rows under a caption with the measured accuracy. H, W are the crop's side.
+Between `serve/selection.py` and the commands. It reads the chosen pictures again, computes their maps, checks them by
+the deletion test, and draws the rows under a caption with the measured accuracy. `serve/gallery_files.py` writes the
+result. H, W are the crop's side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from prep.errors import InputError
 from serve.accuracy_check import count_recorded, describe_accuracy
 from serve.artifact import Served
-from serve.cam import GradCam
+from serve.deletion import Deletion, describe_deletions, measure_deletion
+from serve.lettering import describe_missing, draw_line, draw_text, prepare_text, wrap_text
+from serve.map_progress import MapProgress
+from serve.maps import MapMaker
+from serve.overlay import TILE, draw_legend, overlay_map, to_tile
 from serve.pictures import Source, decode_image
 from serve.predict import Prediction, count_hits
 from serve.preprocess import show_crop, to_tensor
 
-TILE, GAP, TEXT = 224, 16, 400  # pixels: side of a picture, between pictures, width of a row's text
+GAP, TEXT = 16, 400  # pixels: between pictures, width of a row's text
 WIDTH = 4 * GAP + 3 * TILE + TEXT + GAP
-INK, GREY, GREEN, RED, PAPER = "#1a1a1a", "#6b6b6b", "#1a7f37", "#b3261e", "#ffffff"
-OPACITY = 0.5  # of a map over its picture
+HEADING = 22  # pixels: height of the words above a picture
+ROW = HEADING + TILE + GAP
+INK, GREY, BLUE, VERMILION, PAPER = "#1a1a1a", "#5f5f5f", "#0a5ca8", "#b8400a", "#ffffff"
+RED, TRACK = "#b3261e", "#e6e6e6"  # warnings; behind a bar
 MOST_LINES = 6  # of a sentence in the caption; a class name has two
-HEADINGS = ("what the model sees", "CAM of the prediction", "CAM of the true class")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Row:
 
     prediction: Prediction
     crop: Image.Image  # what the network saw
-    predicted_HW: np.ndarray  # Grad-CAM of the guess, 0 to 1
-    true_HW: np.ndarray  # Grad-CAM of the label, 0 to 1
+    predicted_HW: np.ndarray  # map of the guess, 0 to 1
+    other_HW: np.ndarray | None  # map of the label, or of the second guess if the guess is right; None: not computed
+    deletion: Deletion | None = None  # of the map of the guess; None: not measured
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,35 @@ class Caption:
 # The rows and the caption
 
 
-def make_rows(served: Served, source: Source, cam: GradCam, chosen: Sequence[Prediction]) -> list[Row]:
-    """Return the chosen pictures, read again, with their maps, in the order of `chosen`."""
+def make_rows(served: Served, source: Source, cam: MapMaker, chosen: Sequence[Prediction]) -> list[Row]:
+    """Return the chosen pictures, read again, with their maps and the deletion test, in the order of `chosen`.
+
+    A method that takes many passes per picture shows its progress.
+    """
     crops = read_crops(served, source, chosen)
-    tensors = {row: to_tensor(crop, served.preprocessing) for row, crop in crops.items()}
-    return [to_row(each, crops[each.row], cam(tensors[each.row], (each.guess, each.label))) for each in chosen]
+    rows = []
+    with MapProgress(cam, len(chosen)) as progress:
+        for each in chosen:
+            image_CHW = to_tensor(crops[each.row], served.preprocessing)
+            other = choose_other_class(each) if cam.has_classes else None
+            maps_THW = cam(image_CHW, [each.guess] if other is None else [each.guess, other])
+            row = to_row(each, crops[each.row], maps_THW)
+            rows.append(replace(row, deletion=measure_deletion(served, image_CHW, each.guess, maps_THW[0], each.row)))
+            progress.add()
+    return rows
+
+
+def choose_other_class(prediction: Prediction) -> int | None:
+    """Return the class of the third column: the label of a mistake, the second guess of a right prediction."""
+    if not prediction.is_right:
+        return prediction.label
+    return prediction.second if prediction.second >= 0 else None
 
 
 def to_row(prediction: Prediction, crop: Image.Image, maps_THW: torch.Tensor) -> Row:
-    """Return a row from the maps of the guess and of the label, in this order."""
-    predicted_HW, true_HW = maps_THW.numpy()
-    return Row(prediction, crop, predicted_HW, true_HW)
+    """Return a row from the map of the guess and, if there is one, that of the other class, in this order."""
+    predicted_HW, *others = maps_THW.numpy()
+    return Row(prediction, crop, predicted_HW, others[0] if others else None)
 
 
 def read_crops(served: Served, source: Source, chosen: Sequence[Prediction]) -> dict[int, Image.Image]:
@@ -81,9 +103,9 @@ def read_crops(served: Served, source: Source, chosen: Sequence[Prediction]) -> 
 
 
 def make_caption(
-    served: Served, source: Source, predictions: list[Prediction], doubts: list[str], cam: GradCam
+    served: Served, source: Source, predictions: list[Prediction], doubts: list[str], cam: MapMaker
 ) -> Caption:
-    """Return the caption: the measured accuracy, the recorded one, and where the maps come from."""
+    """Return the caption: the measured accuracy, the recorded one, where the maps come from, and what was assumed."""
     count = count_hits(predictions)
     top5 = 100 * sum(each.in_top5 for each in predictions) / len(predictions)
     figures = [f"measured on {source.name}: top-1 {describe_accuracy(count)}, top-5 {top5:.2f}%"]
@@ -93,128 +115,104 @@ def make_caption(
     num_damaged = sum(each.guess < 0 for each in predictions)
     if num_damaged:
         figures.append(f"{num_damaged:,} images cannot be decoded and count as wrong")
-    stage = cam.stage
-    figures.append(
-        f"maps: Grad-CAM of {stage.name}, {stage.height} x {stage.width} places, each scaled from 0 to its own maximum"
-    )
-    return Caption(served.name, figures, doubts)
+    figures.append(cam.describe())
+    return Caption(served.name, [*figures, *served.notes, *source.notes], doubts)
+
+
+def complete_caption(rows: Sequence[Row], class_names: Sequence[str], caption: Caption) -> Caption:
+    """Return a caption with what is known of the shown rows: the deletion test, and names that no font can draw."""
+    deletions = [row.deletion for row in rows if row.deletion is not None]
+    shown = {label for row in rows for label in (row.prediction.guess, row.prediction.label, row.prediction.second)}
+    missing = describe_missing([*(class_names[label] for label in sorted(shown) if label >= 0), *caption.figures])
+    added = [*([describe_deletions(deletions)] if deletions else []), *([missing] if missing else [])]
+    return replace(caption, figures=[*caption.figures, *added])
 
 
 # Drawing
 
 
-def draw_gallery(rows: Sequence[Row], class_names: Sequence[str], caption: Caption) -> Image.Image:
-    """Draw all rows under their caption, and return the picture, RGB."""
-    head = _draw_head(caption)
-    picture = Image.new("RGB", (WIDTH, head.height + len(rows) * (TILE + GAP)), PAPER)
+def draw_page(head: Image.Image, rows: Sequence[Row], class_names: Sequence[str]) -> Image.Image:
+    """Draw rows under a head, and return the picture, RGB."""
+    picture = Image.new("RGB", (WIDTH, head.height + len(rows) * ROW), PAPER)
     picture.paste(head, (0, 0))
     for number, row in enumerate(rows):
-        _draw_row(picture, head.height + number * (TILE + GAP), row, class_names)
+        _draw_row(picture, head.height + number * ROW, row, class_names)
     return picture
 
 
-def overlay_map(crop: Image.Image, map_HW: np.ndarray) -> Image.Image:
-    """Return a map over its picture, both at the size of a tile.
-
-    The picture is grey, so that all colour is the map's: blue is 0, red is 1.
-    """
-    colors_HWC = mpl.colormaps["turbo"](_enlarge(map_HW))[..., :3]
-    tile = Image.blend(
-        to_tile(crop.convert("L")).convert("RGB"), Image.fromarray(np.rint(255 * colors_HWC).astype(np.uint8)), OPACITY
-    )
-    if not map_HW.any():
-        ImageDraw.Draw(tile).text((8, TILE - 26), "no place supports it", PAPER, load_font(15, True))
-    return tile
-
-
-def to_tile(crop: Image.Image) -> Image.Image:
-    """Return a picture at the size of a tile; small ones are enlarged without smoothing, so that pixels are visible."""
-    small = crop.width < TILE // 2
-    return crop.resize((TILE, TILE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
-
-
-def _enlarge(map_HW: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(map_HW.astype(np.float32)).resize((TILE, TILE), Image.Resampling.BILINEAR))
-
-
-def _draw_head(caption: Caption) -> Image.Image:
+def draw_head(caption: Caption) -> Image.Image:
+    """Draw the caption and the legend of the colours, and return the picture, RGB."""
     # Break the text into lines first, because their number is the head's height.
     blocks = [(caption.title, 22, INK, True)]
     blocks += [(figure, 16, GREY, False) for figure in caption.figures]
     blocks += [(f"WARNING: {each}", 18, RED, True) for each in caption.warnings]
-    lines = [
-        (line, size, color, bold)
-        for words, size, color, bold in blocks
-        for line in wrap_text(words, load_font(size, bold), WIDTH - 2 * GAP, MOST_LINES)
-    ]
-    height = GAP + sum(round(size * 1.45) for _, size, _, _ in lines) + 2 * GAP + 20
+    lines = []
+    for words, size, color, bold in blocks:
+        drawable, font = prepare_text(words, size, bold)
+        lines += [(line, font, color) for line in wrap_text(drawable, font, WIDTH - 2 * GAP, MOST_LINES)]
+    height = GAP + sum(round(font.size * 1.45) for _, font, _ in lines) + 3 * GAP
 
-    # Draw the lines, and below them the headings of the three columns of pictures.
+    # Draw the lines, and the legend below them.
     head = Image.new("RGB", (WIDTH, height), PAPER)
     draw, top = ImageDraw.Draw(head), GAP
-    for words, size, color, bold in lines:
-        draw.text((GAP, top), words, color, load_font(size, bold))
-        top += round(size * 1.45)
-    for number, heading in enumerate(HEADINGS):
-        draw.text((GAP + number * (TILE + GAP), height - 28), heading, INK, load_font(15, True))
+    for words, font, color in lines:
+        draw_text(draw, (GAP, top), words, color, font)
+        top += round(font.size * 1.45)
+    draw_legend(head, (GAP, top + 8), GREY)
     return head
 
 
 def _draw_row(picture: Image.Image, top: int, row: Row, class_names: Sequence[str]) -> None:
-    # Three pictures; a right prediction has no third one, its two maps would be the same.
-    tiles = [to_tile(row.crop), overlay_map(row.crop, row.predicted_HW)]
-    if not row.prediction.is_right:
-        tiles.append(overlay_map(row.crop, row.true_HW))
-    for number, tile in enumerate(tiles):
-        picture.paste(tile, (GAP + number * (TILE + GAP), top))
-
-    # The text next to them.
+    """Draw what the network saw, the two maps with their headings, and the text next to them."""
+    other = "second guess" if row.prediction.is_right else "true class"
+    columns = [
+        ("what the model sees", to_tile(row.crop)),
+        ("map of the prediction", overlay_map(row.crop, row.predicted_HW)),
+    ]
+    if row.other_HW is not None:
+        columns.append((f"map of the {other}", overlay_map(row.crop, row.other_HW)))
     draw = ImageDraw.Draw(picture)
-    if row.prediction.is_right:
-        left = GAP + 2 * (TILE + GAP)
-        draw.text((left, top + TILE // 2 - 10), "right: the same class", GREY, load_font(16))
-    _write_classes(draw, (2 * GAP + 3 * (TILE + GAP), top), row.prediction, class_names)
+    for number, (heading, tile) in enumerate(columns):
+        left = GAP + number * (TILE + GAP)
+        draw_line(draw, (left, top), heading, INK, 14)
+        picture.paste(tile, (left, top + HEADING))
+    if row.other_HW is None:
+        draw_line(draw, (GAP + 2 * (TILE + GAP), top), "no map of another class", GREY, 14)
+    _write_classes(draw, (2 * GAP + 3 * (TILE + GAP), top), row, class_names)
 
 
-def _write_classes(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], prediction: Prediction, names: Sequence[str]
-) -> None:
-    """Write the predicted and the true class, each with a bar of its confidence, and the picture's key."""
+def _write_classes(draw: ImageDraw.ImageDraw, place: tuple[int, int], row: Row, names: Sequence[str]) -> None:
+    """Write the predicted and the other class, each with a bar of its confidence, the deletion test, and the key."""
     left, top = place
-    guess = GREEN if prediction.is_right else RED
-    blocks = [("predicted", names[prediction.guess], prediction.confidence, guess)]
-    if not prediction.is_right:
-        blocks.append(("true class", names[prediction.label], prediction.true_confidence, GREEN))
-    for heading, name, share, color in blocks:
-        draw.text((left, top), f"{heading}, {100 * share:.1f}%", GREY, load_font(15))
+    each = row.prediction
+    blocks = [
+        ("right" if each.is_right else "predicted", each.guess, each.confidence, BLUE if each.is_right else VERMILION)
+    ]
+    if not each.is_right:
+        blocks.append(("true class", each.label, each.true_confidence, BLUE))
+    elif each.second >= 0:
+        blocks.append(("second guess", each.second, each.second_confidence, GREY))
+    for heading, label, share, color in blocks:
+        draw_line(draw, (left, top), f"{heading}, {100 * share:.1f}%", GREY, 15)
         top += 22
-        for line in wrap_text(name, load_font(19, True), TEXT - GAP, 2):
-            draw.text((left, top), line, color, load_font(19, True))
+        name, font = prepare_text(names[label], 19, bold=True)
+        for line in wrap_text(name, font, TEXT - GAP, 2):
+            draw_text(draw, (left, top), line, color, font)
             top += 26
-        draw.rectangle((left, top + 2, left + TEXT - GAP, top + 10), "#e6e6e6")
+        draw.rectangle((left, top + 2, left + TEXT - GAP, top + 10), TRACK)
         draw.rectangle((left, top + 2, left + round(share * (TEXT - GAP)), top + 10), color)
         top += 24
-    draw.text((left, top), wrap_text(prediction.key, load_font(13), TEXT - GAP, 1)[0], GREY, load_font(13))
+    for words in (_describe_deletion(row.deletion), each.key):
+        if words:
+            drawable, font = prepare_text(words, 13)
+            draw_text(draw, (left, top), wrap_text(drawable, font, TEXT - GAP, 1)[0], GREY, font)
+            top += 20
 
 
-def wrap_text(words: str, letters: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
-    """Return at most `most` lines, each no wider than `width` pixels; text that does not fit ends in an ellipsis."""
-    lines, rest = [], " ".join(words.split())
-    while rest and len(lines) < most:
-        # The longest start of the rest that fits; at least one character, so that the loop ends.
-        length = next(n for n in range(len(rest), 0, -1) if letters.getlength(rest[:n]) <= width or n == 1)
-        if length < len(rest) and len(lines) == most - 1:
-            return [*lines, rest[: max(1, length - 2)].rstrip() + "…"]
-        # Break at the last space, inside a word only if it is longer than a line.
-        space = rest.rfind(" ", 0, length + 1)
-        cut = space if length < len(rest) and space > 0 else length
-        lines.append(rest[:cut])
-        rest = rest[cut:].lstrip()
-    return lines or [""]
-
-
-@cache
-def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib and covers most scripts."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / name), size)
+def _describe_deletion(deletion: Deletion | None) -> str:
+    if deletion is None:
+        return ""
+    before, warmest, elsewhere = (
+        f"{100 * each:.0f}%" for each in (deletion.before, deletion.warmest, deletion.elsewhere)
+    )
+    return f"warmest 20% hidden: {before} to {warmest}; elsewhere: to {elsewhere}"

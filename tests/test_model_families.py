@@ -91,7 +91,7 @@ def go_all_the_way(family: Family, data: Path, folder: Path, evaluation: int = 0
     picture = folder / "gallery.png"
     where = ("--checkpoint_path", artifact, "--validation_img_path", data / "validation", "--output_path", picture)
     if not family.maps:
-        with pytest.raises(AssertionError, match=r"^error: no stage of .* gives a map of features"):
+        with pytest.raises(AssertionError, match=r"^error: no stage of .* gives a feature map"):
             run_script("serve/gradcam_viz.py", *where, "--all", "--anyway")
         return
     run_script("serve/gradcam_viz.py", *where, "--all", "--anyway")

@@ -160,6 +160,20 @@ def test_a_map_of_tokens_is_where_the_places_are(num_others: int, as_tokens: boo
     assert maps_THW[1].nonzero().tolist() == [[1, 9]]
 
 
+def test_stages_that_do_not_exist_are_replaced_by_the_last_feature_map() -> None:
+    parts: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1) for _ in range(3)]
+    model: Any = nn.Sequential(nn.Conv2d(3, 3, 1), *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model[2], model[3] = nn.Conv2d(8, 16, 2, 2), nn.Conv2d(16, 8, 2, 2)
+    model.feature_info = [{"module": "stages.0", "num_chs": 8}]
+    stage = GradCam(model, 32).stage
+    assert (stage.name, stage.height, stage.is_declared) == ("3", 8, False)
+    assert "Grad-CAM of 3 (the last module with a feature map, as timm names no usable stage)" in (
+        GradCam(model, 32).describe()
+    )
+    with pytest.raises(InputError, match=r"no stage of Sequential gives a feature map .* --method occlusion"):
+        GradCam(model, 8)
+
+
 @pytest.mark.parametrize(
     ("name", "stage"),
     [

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from prep.errors import InputError
 from serve.class_names import find_class
-from serve.gallery import GAP, TILE, WIDTH, Caption, Row, draw_gallery
+from serve.gallery import GAP, HEADING, ROW, WIDTH, Caption, Row
+from serve.gallery_files import MAX_FILE_HEIGHT, draw_pages
 from serve.image_sources import open_images
+from serve.overlay import TILE
 from serve.predict import Prediction
 from serve.selection import Choice, select_predictions
 
@@ -54,9 +56,9 @@ def test_mistakes_are_drawn_with_measured_figures(exported: Exported, gallery: G
     assert f"top-1 {scores['top1']:.2f}% of 360 images (99% interval" in said
     assert "recorded by the artifact on validation" in said and "warning" not in said
     with Image.open(tmp_path / "out" / "gallery.png") as picture:
-        assert picture.width == WIDTH and picture.height > 3 * (TILE + GAP)
+        assert picture.width == WIDTH and picture.height > 3 * ROW
         pixels = np.asarray(picture)
-    top = pixels.shape[0] - 3 * (TILE + GAP)
+    top = pixels.shape[0] - 3 * ROW + HEADING
     tiles = [pixels[top : top + TILE, left : left + TILE] for left in (GAP, 2 * GAP + TILE, 3 * GAP + 2 * TILE)]
     assert all(np.unique(tile.reshape(-1, 3), axis=0).shape[0] > 3 for tile in tiles)
     assert not is_red(Image.fromarray(pixels[: top - 40])).any()
@@ -79,7 +81,7 @@ def test_random_weights_are_refused_unless_warned(gallery: Gallery, tmp_path: Pa
     assert not (tmp_path / "out").exists()
     assert "warning: top-1 is" in gallery(*flags, "--anyway", weights=tmp_path / "random.pth")
     with Image.open(tmp_path / "out" / "gallery.png") as picture:
-        head = picture.crop((0, 0, WIDTH, picture.height - 2 * (TILE + GAP)))
+        head = picture.crop((0, 0, WIDTH, picture.height - 2 * ROW))
     assert is_red(head).sum() > 200
 
 
@@ -117,12 +119,33 @@ def test_damaged_images_count_as_wrong_and_are_said(exported: Exported, gallery:
         (("--num_classes", 1000), "has 10 classes: remove --num_classes"),
         (("--size", 32), "already records --size: remove the flag"),
         (("--true_class", "eleven"), "no class is named eleven"),
+        (("--method", "rollout"), "ResNet has no attention that can be read: --method rollout needs a transformer"),
         (("--true_class", "one", "--predicted_class", "one"), "no image matches the flags: use --all"),
     ],
 )
 def test_wrong_flags_are_refused(gallery: Gallery, flags: tuple[object, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         gallery(*flags)
+
+
+def test_a_suffix_is_checked_before_the_model_is_loaded(gallery: Gallery, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--output_path must end in one of \.png, .*, got \.gif"):
+        gallery("--output_path", tmp_path / "x.gif", weights=tmp_path / "absent")
+
+
+def test_right_predictions_show_the_second_guess_and_maps_are_checked(gallery: Gallery, tmp_path: Path) -> None:
+    said = gallery("--num_show", 3, "--all", "--output_path", tmp_path / "x.jpg", "--method", "layercam")
+    assert "maps: LayerCAM of layer" in said and "check of the maps: hiding the warmest 20% lowers" in said
+    assert "of 3 pictures" in said and f"3 images: {tmp_path / 'x.jpg'}" in said
+    with Image.open(tmp_path / "x.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
+def test_a_slow_method_says_its_cost_and_progress(gallery: Gallery) -> None:
+    said = gallery("--num_show", 2, "--method", "occlusion")
+    assert "maps: occlusion by squares of 4 pixels in steps of 2" in said
+    assert "occlusion: 50 forward passes for each of 2 pictures" in said
+    assert "occlusion: 2 of 2 pictures, 0:00:00 left" in said
 
 
 def prediction(row: int, label: int, guess: int, confidence: float) -> Prediction:
@@ -183,6 +206,7 @@ def test_long_names_stay_in_their_row() -> None:
     names = ("a " + "very " * 60 + "long name", "ünïcödé " * 30)
     flat = np.zeros((16, 16), np.float32)
     row = Row(Prediction(0, "k" * 300, 0, 1, 1.0, 0.0), Image.new("RGB", (16, 16)), flat, flat)
-    picture = np.asarray(draw_gallery([row, row], names, Caption("title " * 50, ["figure " * 50], ["doubt " * 50])))
+    caption = Caption("title " * 50, ["figure " * 50], ["doubt " * 50])
+    picture = np.asarray(draw_pages([row, row], names, caption, MAX_FILE_HEIGHT)[0])
     foot = picture[-GAP:]
     assert (foot == 255).all() and (picture[:, -4:] == 255).all()

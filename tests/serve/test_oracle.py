@@ -19,6 +19,7 @@ from helpers.served import run_here
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+from torch.nn import functional
 
 from loaders import EvalTransform, LoaderConfig, Split, build_loader
 from loaders.batch import Normalize
@@ -62,7 +63,10 @@ def test_the_maps_are_those_of_the_library_grad_cam() -> None:
     model = waken(timm.create_model("resnet50d", num_classes=1000), torch.randn(2, 3, 160, 160))
     cam, image_CHW = GradCam(model, 160), torch.randn(3, 160, 160)
     classes = (0, 7, 500)
-    maps_THW = cam(image_CHW, classes).numpy()
+    # The library enlarges bilinearly; `cam(image_CHW, classes)` does it by a cubic (tests/serve/test_maps.py).
+    raw_Thw = cam.raw(image_CHW, classes)
+    maps_THW = functional.interpolate(raw_Thw[:, None], (160, 160), mode="bilinear")[:, 0]
+    maps_THW = (maps_THW / maps_THW.amax((1, 2), keepdim=True)).numpy()
     with oracle(model, cam.stage.module) as theirs:
         for map_HW, kind in zip(maps_THW, classes, strict=True):
             expected_HW = theirs(image_CHW, kind)
