@@ -12,7 +12,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DATA_SUFFIXES = (".css", ".j2", ".js")  # of files that modules read from their own folder
+DATA_SUFFIXES = (".css", ".j2", ".js", ".jpg", ".txt")  # of files that modules read from their own folder
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Dependencies:
 def find_dependencies(module: str) -> Dependencies:
     """Return the dependencies of a module or package of serve, e.g. `serve.app`, including its own files.
 
-    A package below serve brings its templates, styles and scripts along, e.g. serve/app/style.css.
+    A package below serve brings its templates, styles, scripts and photographs along, e.g. serve/app/style.css.
     """
     # Follow the imports of our modules; collect the names of all others.
     files: set[str] = set()
@@ -55,9 +55,9 @@ def _to_file(module: str) -> str:
 
 
 def _list_data_files(file: str) -> list[str]:
-    """Return the templates, styles and scripts next to a module."""
+    """Return the templates, styles, scripts and photographs in the folder of a module and in folders below it."""
     folder = (CHECKOUT / file).parent
-    found = (path for path in folder.iterdir() if path.suffix in DATA_SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix in DATA_SUFFIXES)
     return [path.relative_to(CHECKOUT).as_posix() for path in found]
 
 

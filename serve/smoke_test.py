@@ -46,8 +46,16 @@ def try_space(folder: Path, served: Served) -> Shares:
     with start_space(folder, Path(sys.executable)) as address:
         found = ask_space(address)
     if not is_same_answer(found, expected):
-        raise InputError(f"the Space answers {found[:1]} for {example.name}, but the artifact here {expected[:1]}")
+        raise InputError(
+            f"{example.name}: expected {_name_first(expected)} as the artifact predicts here, the Space predicted "
+            f"{_name_first(found)}: install the versions of requirements.txt here and publish again"
+        )
     return found
+
+
+def _name_first(shares: Shares) -> str:
+    """Return the first class in words, e.g. `cat, 93.1%`."""
+    return f"{shares[0][0]}, {shares[0][1]:.1f}%" if shares else "nothing"
 
 
 def is_same_answer(found: Shares, expected: Shares) -> bool:

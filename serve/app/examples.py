@@ -1,124 +1,98 @@
-"""Example pictures for the app, drawn by code here, so that they have no copyright of others."""
+"""Example pictures for the app: photographs of classes that the model knows, drawn pictures, or the user's own.
 
-from collections.abc import Callable, Sequence
+The photographs are in photographs/, with their authors and licences in LICENSES.txt. serve/app/drawings.py draws the
+others.
+"""
+
+import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image
 
 from prep.errors import InputError
+from serve.app.drawings import draw_examples
+from serve.app.uploads import open_photo
 
-SIDE, FINE = 448, 2  # pixels; drawn twice as large, for smooth edges
-Draw = ImageDraw.ImageDraw
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+PHOTOGRAPHS, LICENSES = Path(__file__).resolve().parent / "photographs", "LICENSES.txt"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+# Photograph -> the classes that it shows: WordNet numbers of ImageNet, and names.
+SUBJECTS = {
+    "cat.jpg": ("n02123045", "n02123159", "n02124075", "tabby", "tabby cat", "tiger cat", "egyptian cat", "cat"),
+    "cup_of_coffee.jpg": ("n07920052", "espresso", "coffee", "cup of coffee"),
+    "dog.jpg": ("n02106662", "german shepherd", "german shepherd dog", "dog"),
+    "hens.jpg": ("n01514859", "hen", "chicken"),
+}
 
 
-def draw_examples(folder: Path, class_names: Sequence[str] | None = None) -> list[Path]:
-    """Write the example pictures, named after what they show, and return their paths.
+def choose_examples(folder: Path, class_names: Sequence[str] | None = None) -> list[Path]:
+    """Write the example pictures for a model into a folder, and return their paths, sorted by name.
+
+    They are the photographs whose subject is one of the classes, with LICENSES.txt. If no photograph fits, they are
+    drawn: digits for a model of digits, four objects for any other.
 
     Args:
-        class_names: classes of the model; if all of them are digits, digits are drawn.
+        class_names: classes of the model, as names (`hen`, `tabby, tabby cat`) or WordNet numbers; None: unknown.
     """
-    if class_names and DIGIT_NAMES.issuperset(class_names):
-        return draw_digits(folder)
-    paths = []
-    for name, (sky, ground, draw) in DRAWINGS.items():
-        picture = _draw_background(sky, ground)
-        draw(ImageDraw.Draw(picture))
-        paths.append(folder / f"{name}.jpg")
-        picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(paths[-1], quality=92)
-    return paths
+    known = {word for name in class_names or () for word in _list_words(name)}
+    fitting = [name for name, classes in SUBJECTS.items() if known.intersection(classes)]
+    if not fitting:
+        return sorted(draw_examples(folder, class_names))
+    return [Path(shutil.copyfile(PHOTOGRAPHS / name, folder / name)) for name in (*fitting, LICENSES)][:-1]
+
+
+def _list_words(name: str) -> list[str]:
+    """Return the synonyms in a class name: `Tabby, tabby_cat` -> `tabby`, `tabby cat`."""
+    return [word.strip().lower().replace("_", " ") for word in name.split(",")]
 
 
 def list_examples(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, sorted by name.
+    """Return the pictures in a folder, sorted by name; hidden files are left out.
 
     Raises:
         InputError: there are none.
     """
     found = (
-        sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and _is_visible_file(path))
         if folder.is_dir()
         else []
     )
     if not found:
-        raise InputError(f"{folder} holds no pictures to try: leave --examples out, and some are drawn")
+        raise InputError(f"{folder} holds no pictures to try: leave --examples out, and some are chosen")
     return found
 
 
-def _draw_background(sky: tuple[int, int, int], ground: tuple[int, int, int]) -> Image.Image:
-    """Return a gradient from one colour at the top to another at the bottom."""
-    column = Image.linear_gradient("L").resize((FINE * SIDE, FINE * SIDE))
-    return Image.composite(Image.new("RGB", column.size, ground), Image.new("RGB", column.size, sky), column)
+def _is_visible_file(path: Path) -> bool:
+    """Return True for a file whose name does not start with a dot; macOS writes `._photo.jpg` next to `photo.jpg`."""
+    return path.is_file() and not path.name.startswith(".")
 
 
-def _draw_balloon(draw: Draw) -> None:
-    colors = ("#c8453b", "#f2c14e", "#c8453b", "#f2c14e", "#c8453b")
-    for number, color in enumerate(colors):
-        inset = number * 52
-        draw.ellipse((200 + inset, 90, 696 - inset, 610), color)
-    draw.polygon(((262, 480), (634, 480), (500, 690), (396, 690)), "#c8453b")
-    for x in (404, 448, 492):
-        draw.line((x, 690, 448 + (x - 448) // 2, 770), "#4a3b2a", 5)
-    draw.rounded_rectangle((402, 765, 494, 840), 14, "#7a5230")
+def copy_examples(source: Path, folder: Path) -> list[Path]:
+    """Copy the user's pictures for publication, with their LICENSE files, and return the paths of the copies.
+
+    Raises:
+        InputError: a file is not a picture that the app can open, or records where it was taken.
+    """
+    pictures = list_examples(source)
+    for path in pictures:
+        try:
+            open_photo(path)
+        except InputError as error:
+            raise InputError(f"--examples: {path}: {error}") from error
+        if _has_location(path):
+            raise InputError(
+                f"--examples: {path} records where it was taken (GPS), which would be published: "
+                "remove its EXIF data first"
+            )
+    licences = [path for path in source.iterdir() if path.stem.lower().startswith("licen") and _is_visible_file(path)]
+    for path in {*pictures, *licences}:
+        shutil.copyfile(path, folder / path.name)
+    return [folder / path.name for path in pictures]
 
 
-def _draw_traffic_light(draw: Draw) -> None:
-    draw.rectangle((428, 700, 468, 896), "#3a3f44")
-    draw.rounded_rectangle((316, 70, 580, 720), 60, "#23282d")
-    for top, color in ((110, "#e5382f"), (310, "#5a4a1c"), (510, "#1f4a2c")):
-        draw.ellipse((358, top, 538, top + 180), color)
-    draw.ellipse((400, 140, 450, 180), "#ff9a90")
-
-
-def _draw_orange(draw: Draw) -> None:
-    draw.ellipse((170, 700, 726, 820), "#b9a58a")
-    for step in range(90):
-        inset = step * 2.4
-        shade = (226 + step // 4, 112 + step, 14 + step // 2)
-        draw.ellipse((180 + inset * 0.7, 230 + inset * 0.5, 716 - inset * 1.3, 766 - inset * 1.5), shade)
-    draw.polygon(((440, 250), (540, 130), (650, 150), (560, 240)), "#3f7d3a")
-    draw.line((440, 262, 448, 205), "#5b4327", 14)
-
-
-def _draw_umbrella(draw: Draw) -> None:
-    draw.pieslice((120, 150, 776, 806), 180, 360, "#b8433a")
-    for left in (120, 284, 448, 612):
-        draw.ellipse((left, 436, left + 164, 520), "#cfdbe4")
-    for x in (284, 448, 612):
-        draw.line((448, 150, x, 480), "#8f2f28", 5)
-    draw.line((448, 110, 448, 760), "#4a3b2a", 14)
-    draw.arc((448, 700, 560, 820), 0, 180, "#4a3b2a", 14)
-
-
-DRAWINGS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], Callable[[Draw], None]]] = {
-    "balloon": ((120, 176, 226), (222, 236, 246), _draw_balloon),
-    "traffic light": ((176, 196, 212), (226, 224, 216), _draw_traffic_light),
-    "orange": ((240, 232, 216), (214, 198, 172), _draw_orange),
-    "umbrella": ((207, 219, 228), (207, 219, 228), _draw_umbrella),
-}
-
-
-# Digits for a model of digits, drawn as the data set of handwritten digits was scanned: 8 x 8 pixels.
-
-DIGIT_NAMES = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
-PAGE, SCANNED, SHOWN, PEN = 64, 8, 256, 11  # pixels: of the drawing, of its scan, as shown; width of the stroke
-Line = tuple[tuple[int, int], ...]
-STROKES: dict[str, tuple[Line, ...]] = {
-    "two": (((18, 16), (30, 7), (43, 14), (42, 26), (18, 54), (46, 54)),),
-    "three": (((18, 10), (42, 10), (28, 28), (42, 40), (36, 53), (18, 54)),),
-    "four": (((28, 6), (14, 38), (48, 38)), ((38, 24), (36, 58))),
-    "seven": (((16, 9), (45, 9), (28, 57)), ((20, 32), (46, 32))),
-}
-
-
-def draw_digits(folder: Path) -> list[Path]:
-    """Write four digits as PNGs, named after what they show, and return their paths."""
-    paths = []
-    for name, strokes in STROKES.items():
-        picture = Image.new("L", (PAGE, PAGE))
-        for points in strokes:
-            ImageDraw.Draw(picture).line(points, 255, PEN, "curve")
-        scan = picture.resize((SCANNED, SCANNED), Image.Resampling.BOX)
-        paths.append(folder / f"{name}.png")
-        scan.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(paths[-1])
-    return paths
+def _has_location(path: Path) -> bool:
+    """Return True if a picture's EXIF data have a GPS position."""
+    with warnings.catch_warnings(), Image.open(path) as opened:
+        warnings.simplefilter("ignore")  # Pillow warns of large sizes and damaged EXIF
+        return bool(opened.getexif().get_ifd(ExifTags.IFD.GPSInfo))

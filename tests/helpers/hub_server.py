@@ -5,14 +5,17 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-COMMIT = "c" * 40
+COMMIT = "c" * 40  # the revision of a repository to which nothing was committed
+TEMPLATE = (
+    b"---\ntitle: Space\nsdk: gradio\n---\n\nCheck out the configuration reference at https://huggingface.co/docs\n"
+)
 REPO = r"/api/(models|spaces|datasets)/([^/]+/[^/]+)"
 RESOLVE = r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)"
 Files = dict[str, bytes]
@@ -29,6 +32,20 @@ class Hub:
     created: list[dict[str, Any]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     large: Files = field(default_factory=dict)  # by SHA-256
+    heads: dict[str, str] = field(default_factory=dict)  # repository -> revision
+    private: set[str] = field(default_factory=set)
+    hardware: dict[str, str] = field(default_factory=dict)  # "OWNER/NAME" -> flavor
+    no_hardware: int | None = None  # status with which it refuses hardware
+    before_commit: Callable[[], None] | None = None  # what somebody else does just before a commit arrives
+
+    def commit(self, repo: str, files: Files) -> None:
+        """Replace files of a repository by a commit."""
+        self.repos[repo] = self.repos.get(repo, {}) | files
+        self.move_head(repo)
+
+    def move_head(self, repo: str) -> None:
+        """Give a repository a new revision."""
+        self.heads[repo] = hashlib.sha1(self.heads.get(repo, COMMIT).encode()).hexdigest()
 
 
 @contextmanager
@@ -51,6 +68,15 @@ def run_hub() -> Iterator[Hub]:
             thread.join()
 
 
+def describe_file(path: str, content: bytes) -> dict[str, Any]:
+    """Return a file's entry in a listing: a large file has its SHA-256, any other its id in git."""
+    entry = {"type": "file", "path": path, "size": len(content)}
+    if path.endswith(".safetensors"):
+        large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry | {"oid": "0" * 40, "lfs": large}
+    return entry | {"oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+
+
 class Answering(BaseHTTPRequestHandler):
     """Handler of one request."""
 
@@ -68,7 +94,11 @@ class Answering(BaseHTTPRequestHandler):
         elif repo and "/paths-info/" in path:
             self._describe_paths(self.hub.repos.get("/".join(repo.groups()), {}), parse_qs(body.decode())["paths"])
         elif repo and "/commit/" in path:
+            if self.hub.before_commit:
+                self.hub.before_commit()
             self._commit("/".join(repo.groups()), [json.loads(line) for line in body.splitlines()])
+        elif repo and path.endswith("/hardware"):
+            self._choose_hardware(repo[2], json.loads(body)["flavor"])
         elif path.endswith("/info/lfs/objects/batch"):
             self._offer_uploads(json.loads(body))
         else:
@@ -87,13 +117,14 @@ class Answering(BaseHTTPRequestHandler):
         if repo and "/tree/" in path:
             self._describe_paths(self.hub.repos["/".join(repo.groups())])
         elif found := re.fullmatch(RESOLVE, path):
-            self._hand_out(self.hub.repos.get(f"{found[1] or 'models/'}{found[2]}", {}).get(found[3]))
-        elif repo and repo[1] == "datasets" and "/".join(repo.groups()) not in self.hub.repos:
+            self._hand_out(f"{found[1] or 'models/'}{found[2]}", found[3])
+        elif repo and "/".join(repo.groups()) not in self.hub.repos:
             self._send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         else:
-            files = self.hub.repos.get("/".join(repo.groups()), {}) if repo else {}
-            about = {"id": "/".join(repo.groups()[1:]) if repo else "", "sha": COMMIT, "private": False}
-            self._send(about | {"siblings": [{"rfilename": name} for name in files]})
+            name = "/".join(repo.groups()) if repo else ""
+            head, private = self.hub.heads.get(name, COMMIT), name in self.hub.private
+            about = {"id": name.partition("/")[2], "sha": head, "private": private}
+            self._send(about | {"siblings": [{"rfilename": each} for each in self.hub.repos.get(name, {})]})
 
     do_HEAD = do_GET
 
@@ -108,7 +139,14 @@ class Answering(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         self.hub.created.append(asked)
         kind, name = f"{asked.get('type', 'model')}s", f"{asked['organization']}/{asked['name']}"
-        self.hub.repos.setdefault(f"{kind}/{name}", {})
+        if f"{kind}/{name}" in self.hub.repos:
+            self._send({"error": "You already created this repository"}, 409)
+            return
+        self.hub.repos[f"{kind}/{name}"] = {".gitattributes": b"*.safetensors filter=lfs\n"}
+        if kind == "spaces":
+            self.hub.repos[f"{kind}/{name}"]["README.md"] = TEMPLATE
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.hub.private.add(f"{kind}/{name}")
         self._send({"url": f"{self.hub.address}/{'spaces/' if kind == 'spaces' else ''}{name}"})
 
     def _choose_modes(self, asked: dict[str, Any]) -> None:
@@ -126,6 +164,10 @@ class Answering(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
         files = self.hub.repos[repo]
+        parent = next(line["value"] for line in lines if line["key"] == "header").get("parentCommit")
+        if parent not in (None, self.hub.heads.get(repo, COMMIT)):
+            self._send({"error": "A commit has happened since. Please refresh and try again."}, 412)
+            return
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
@@ -134,26 +176,31 @@ class Answering(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.large[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        self._send(
-            {
-                "commitOid": COMMIT,
-                "commitUrl": f"{self.hub.address}/{repo.removeprefix('models/')}/commit/{COMMIT}",
-                "success": True,
-            }
-        )
+        self.hub.move_head(repo)
+        head = self.hub.heads[repo]
+        url = f"{self.hub.address}/{repo.removeprefix('models/')}/commit/{head}"
+        self._send({"commitOid": head, "commitUrl": url, "success": True})
+
+    def _choose_hardware(self, repo: str, flavor: str) -> None:
+        if self.hub.no_hardware:
+            self._send({"error": "Payment required: add a card"}, self.hub.no_hardware)
+            return
+        self.hub.hardware[repo] = flavor
+        self._send({"stage": "BUILDING", "hardware": {"current": None, "requested": flavor}})
 
     def _describe_paths(self, files: Files, paths: list[str] | None = None) -> None:
         """Return the entries of a repo's files: all, or those among `paths`, with the folders among them."""
-        entries = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
+        entries = [describe_file(name, data) for name, data in files.items()]
         folders = {path for path in paths or () if any(name.startswith(f"{path}/") for name in files)}
         shown = [each for each in entries if paths is None or each["path"] in paths]
         self._send([*shown, *({"type": "directory", "path": path, "oid": "0"} for path in folders)])
 
-    def _hand_out(self, content: bytes | None) -> None:
+    def _hand_out(self, repo: str, path: str) -> None:
+        content = self.hub.repos.get(repo, {}).get(path)
         if content is None:
             self._send({}, 404, {"X-Error-Code": "EntryNotFound"})
             return
-        about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.hub.heads.get(repo, COMMIT)}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None:
             self._send(content, 200, about)

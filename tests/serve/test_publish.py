@@ -1,6 +1,7 @@
 """A Space holds what it needs and nothing else, starts with its requirements alone, and replaces no user's file."""
 
 import ast
+import hashlib
 import json
 import runpy
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from prep.errors import InputError
-from serve.app.examples import draw_examples
+from serve import smoke_test
+from serve.app.drawings import DRAWINGS, draw_examples
+from serve.app.examples import LICENSES
 from serve.app.uploads import open_photo
 from serve.artifact import load_artifact
+from serve.contents import CONTENTS, check_replaceable
 from serve.predict import predict_probabilities
 from serve.preprocess import show_crop, to_tensor
+from serve.publish import check_portable
 from serve.smoke_test import ask_space, is_same_answer, request, start_space
-from serve.space import CONTENTS, check_replaceable, write_contents
+from serve.space import Wishes, write_space
 
 UV = Path(sys.executable).with_name("uv")
 FOLDERS = ("serve", "prep", "artifact", "examples")
 OURS = ("loaders", "train", "benchmarks", "nvidia.dali")  # what a Space must not need
-NEEDED = {"captum", "gradio", "jinja2", "matplotlib", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision"}
+NEEDED = {"captum", "gradio", "jinja2", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision"}
 
 
 def publish(artifact: Path, out: Path) -> object:
@@ -134,6 +140,34 @@ def test_its_examples_are_drawn_the_same_way_each_time(space: Path, tmp_path: Pa
             assert len(set(picture.convert("RGB").resize((32, 32)).get_flattened_data())) > 50
 
 
+@pytest.mark.parametrize(
+    ("class_names", "names", "words"),
+    [
+        (("cat", "dog"), {"cat.jpg", "dog.jpg", LICENSES}, "The example photographs are CC0 or in the public domain"),
+        (("left", "right"), {f"{name}.jpg" for name in DRAWINGS}, "The example pictures were drawn by code."),
+    ],
+)
+def test_the_readme_tells_where_the_examples_are_from(
+    class_names: tuple[str, ...], names: set[str], words: str, exported: Exported, tmp_path: Path
+) -> None:
+    served = replace(load_artifact(exported.artifact), class_names=class_names)
+    write_space(tmp_path, exported.artifact, served, Wishes())
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == names
+    assert words in (tmp_path / "README.md").read_text()
+
+
+def test_a_space_with_own_examples_and_title_is_its_own_successor(exported: Exported, tmp_path: Path) -> None:
+    served, space, mine = load_artifact(exported.artifact), tmp_path / "space", tmp_path / "mine"
+    mine.mkdir()
+    Image.new("RGB", (32, 32), "red").save(mine / "my_dog.png")
+    write_space(space, exported.artifact, served, Wishes('Dogs: "all" of them', mine))
+    assert [path.name for path in (space / "examples").iterdir()] == ["my_dog.png"]
+    _, front, words = (space / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["title"] == 'Dogs: "all" of them' and "# Dogs" in words
+    assert "The example pictures are the publisher's." in words
+    assert check_replaceable(space)
+
+
 @contextmanager
 def installed(space: Path, folder: Path) -> Iterator[Path]:
     """Python of an environment with a Space's requirements alone, in the versions that the project was tried with."""
@@ -218,19 +252,42 @@ def test_a_users_file_is_never_deleted(name: str, space: Path, exported: Exporte
     assert before == {path: (folder / path).read_bytes() for path in list_files(folder)}
 
 
-def test_what_is_replaced_is_what_was_written_down(tmp_path: Path) -> None:
-    assert not check_replaceable(tmp_path / "new")
-    assert not check_replaceable(tmp_path)
-    (tmp_path / "a").write_text("a")
-    with pytest.raises(InputError, match="holds a, which is yours"):
-        check_replaceable(tmp_path)
-    write_contents(tmp_path)
-    assert check_replaceable(tmp_path)
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    with pytest.raises(InputError, match="holds link"):
-        check_replaceable(tmp_path)
-    with pytest.raises(InputError, match="is not a folder"):
-        check_replaceable(tmp_path / "link")
+def test_a_file_that_is_added_while_the_space_is_tried_is_kept(
+    space: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(space, tmp_path / "space"))
+
+    def add(*_arguments: object) -> list[tuple[str, float]]:
+        (folder / "mine.txt").write_text("mine")
+        return [("one", 50.0)]
+
+    monkeypatch.setattr(smoke_test, "try_space", add)
+    assert "holds mine.txt, which is yours or was changed" in str(publish(exported.artifact, folder))
+    assert (folder / "mine.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("content", "found"), [(None, "is missing"), (b"other", "has another SHA-256")])
+def test_a_push_without_a_recorded_file_is_refused(
+    content: bytes | None, found: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    folder, out = Path(shutil.copytree(exported.artifact, tmp_path / "artifact")), tmp_path / "space"
+    facts = json.loads((folder / "artifact.json").read_text())
+    facts["onnx"] = {"file": "model.onnx", "sha256": hashlib.sha256(b"exported").hexdigest()}
+    (folder / "artifact.json").write_text(json.dumps(facts))
+    (folder / "model.onnx").write_bytes(b"exported")
+    check_portable(folder)
+    (folder / "model.onnx").unlink()
+    if content:
+        (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(SystemExit, match=rf"nothing was pushed: .* records model\.onnx, which {found}: put the "):
+        run_here("serve/publish.py", folder, "--out", out, "--push-model", "me/model")
+    assert not out.exists()
+
+
+def test_a_model_of_the_hub_is_not_pushed_again(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--push-model pushes an artifact on this machine, and hf-hub:me/m is on"):
+        run_here("serve/publish.py", "hf-hub:me/m", "--out", tmp_path / "space", "--push-model", "me/m")
 
 
 @pytest.mark.parametrize("change", ["chance", "no card"])
