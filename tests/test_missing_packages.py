@@ -43,6 +43,10 @@ CASES = [
     ("nvidia.dali", "train/main.py demo --data.root {digits} --run.dir {tmp}/out --device cpu", DALI),
     ("captum", GALLERY + "{folder}", "pip install captum"),
     ("webdataset", GALLERY + "{digits}/validation", "pip install webdataset"),
+    *(
+        (package, "train/export.py {tmp} --out {tmp}/out --onnx", "pip install -e '.[onnx]'")
+        for package in ("onnx", "onnxruntime", "onnxscript")
+    ),
     ("gradio", "serve/app.py --artifact {tmp}", "pip install -e '.[app]'"),
     ("starlette", "serve/app.py --artifact {tmp}", "pip install -e '.[app]'"),
 ]
@@ -90,7 +94,7 @@ def list_imported() -> set[str]:
 
 def test_the_advice_names_what_the_project_installs() -> None:
     """The advice is an extra, or the distribution that has a module of this name."""
-    in_extras = {Requirement(text).name for name in ("app", "cu12", "ray", "s3") for text in EXTRAS[name]}
+    in_extras = {Requirement(text).name for name in ("app", "cu12", "onnx", "ray", "s3") for text in EXTRAS[name]}
     owners = packages_distributions()
     for package in sorted(list_imported()):
         advice = find_requirement(f"{package}.part")

@@ -1,16 +1,19 @@
 """The facts that an export records about its weights: timm's configuration and `artifact.json`, for `train/export.py`.
 
-In order: the provenance of the weights (`trace`), their measured accuracy (`read_metrics`, `read_scores`), and the two
-descriptions (`describe_for_timm`, `describe_for_servers`).
+In order: the provenance of the weights (`trace`), their measured accuracy (`read_metrics`, `read_scores`), and the
+descriptions (`describe_for_timm`, `describe_for_servers`, `describe_for_runtimes`).
 """
 
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from timm.data import ImageNetInfo
 from torch import nn
 
 from loaders import EvalTransform
@@ -25,9 +28,12 @@ from prep.staging import find_splits
 from train.checkpoint import EMA, MODEL
 from train.config import DataConfig, Recipe
 from train.model import size_options
+from train.portable import INPUT, OUTPUT, Kind, PortableFile
 from train.validate import Hits
 
 FORMAT = 1
+KINDS: tuple[Kind, ...] = ("onnx", "torch_export")
+WORDNET_NUMBER = re.compile(r"n\d{8}")
 STRUCTURE = ("architecture", "first_conv", "classifier", "fixed_input_size")  # facts of a network, whatever its weights
 
 Which = Literal["ema", "model"]
@@ -195,7 +201,69 @@ def list_model_args(recipe: Recipe) -> dict[str, Any]:
     return size_options(recipe.model, recipe.image_sizes()) | blurs
 
 
-def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: str) -> dict[str, Any]:
+def describe_labels(class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the class names as timm writes them into config.json.
+
+    Returns:
+        `label_names`, by label. If there are WordNet numbers among them, also `label_descriptions`, name -> words,
+        which the hub shows instead. A key is left out if it would be empty.
+    """
+    names = list(class_names or ())
+    return {key: value for key, value in (("label_names", names), ("label_descriptions", put_in_words(names))) if value}
+
+
+def put_in_words(class_names: Sequence[str]) -> dict[str, str]:
+    """Return class name -> words; {} if none of the names is a WordNet number of one of ImageNet's 21,844 classes.
+
+    Other names are their own words.
+    """
+    if not any(WORDNET_NUMBER.fullmatch(name) for name in class_names):
+        return {}
+    info = ImageNetInfo()
+    words = {name: _look_up(name, info) for name in class_names}
+    return words if any(name != each for name, each in words.items()) else {}
+
+
+def _look_up(name: str, info: ImageNetInfo) -> str:
+    try:
+        return info.label_name_to_description(name)
+    except KeyError:
+        return name
+
+
+def describe_preprocessing(recipe: Recipe) -> dict[str, Any]:
+    """Return what has to be done to a decoded image before the network sees it."""
+    return {
+        "resize": recipe.evaluation.resize,  # of the short side; the long one is truncated to whole pixels
+        "crop": recipe.evaluation.size,  # from the center
+        "interpolation": "bilinear",
+        "antialias": True,
+        "exif_orientation": "ignored",
+        "channel_order": "RGB",
+        "mean": recipe.model.mean,  # of RGB in [0, 1]
+        "std": recipe.model.std,
+    }
+
+
+def describe_for_runtimes(facts: Provenance, weights_sha256: str) -> dict[str, Any]:
+    """Return the metadata of a file that runs without timm: all that is needed to use it if it is found alone."""
+    size = facts.recipe.evaluation.size
+    return {
+        INPUT: f"float32 [N, 3, {size}, {size}], RGB, (x / 255 - mean) / std",
+        OUTPUT: "float32 [N, K], before softmax",
+        **describe_preprocessing(facts.recipe),
+        "class_names": facts.class_names,
+        "label_descriptions": put_in_words(facts.class_names or ()) or None,
+        "architecture": facts.recipe.model.name,
+        "recipe": facts.recipe.name,
+        "weights": facts.which,
+        "weights_sha256": weights_sha256,
+    }
+
+
+def describe_for_servers(
+    model: nn.Module, facts: Provenance, weights_sha256: str, portable: Mapping[Kind, PortableFile]
+) -> dict[str, Any]:
     """Return artifact.json: accuracy, preprocessing, class names, and logits with which a server can check itself."""
     recipe = facts.recipe
     return {
@@ -207,18 +275,11 @@ def describe_for_servers(model: nn.Module, facts: Provenance, weights_sha256: st
         "recipe": recipe.name,
         "images_seen": facts.clock,
         "commit": facts.commit,
-        "preprocessing": {
-            "resize": recipe.evaluation.resize,  # of the short side; the long one is truncated to whole pixels
-            "crop": recipe.evaluation.size,  # from the center
-            "interpolation": "bilinear",
-            "antialias": True,
-            "exif_orientation": "ignored",
-            "mean": recipe.model.mean,  # of RGB in [0, 1]
-            "std": recipe.model.std,
-        },
+        "preprocessing": describe_preprocessing(recipe),
         "class_names": facts.class_names,
         "accuracy": asdict(facts.accuracy) if facts.accuracy else None,
         "golden": {"image": PATTERN, "logits": golden_logits(model, recipe).tolist()},
+        **{kind: asdict(portable[kind]) if kind in portable else None for kind in KINDS},
     }
 
 

@@ -1,18 +1,22 @@
 """Write the model card, README.md of an export: what the weights are, and their measured accuracy."""
 
 import json
+from collections.abc import Mapping
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from train.artifact import Accuracy, Provenance
+from prep.errors import list_some
+from train.artifact import Accuracy, Provenance, put_in_words
 from train.config import NOT_COMPARED, Recipe
 from train.model import size_options
+from train.portable import Kind, PortableFile
 
 LICENSE = "apache-2.0"
+TITLES: dict[Kind, str] = {"onnx": "ONNX", "torch_export": "torch.export"}
 WORDS = {"ema": "the averaged (EMA) weights", "model": "the weights as trained, not averaged"}
 
 
-def write_card(facts: Provenance) -> str:
+def write_card(facts: Provenance, portable: Mapping[Kind, PortableFile]) -> str:
     """Return the card as Markdown, with the front matter that the hub reads."""
     sections = [
         f"---\n{_describe_for_hub(facts).to_yaml()}\n---",
@@ -20,6 +24,7 @@ def write_card(facts: Provenance) -> str:
         f"An image classifier trained with Penstock: {WORDS[facts.which]} after {facts.clock:,} images.",
         f"## Accuracy\n\n{_describe_accuracy(facts)}",
         f"## Use\n\n{_describe_use(facts.recipe)}",
+        *(f"## {TITLES[kind]}\n\n{_describe_portable(file, facts.recipe)}" for kind, file in portable.items()),
         f"## Data\n\n{_describe_data(facts)}",
         f"## Recipe\n\n```json\n{_show_recipe(facts.recipe)}\n```",
     ]
@@ -142,11 +147,58 @@ logits = model(transform(image.convert("RGB"))[None])
 With Penstock: `load_artifact(Path("DIR")).model` of `serve.artifact`."""
 
 
+def _describe_portable(file: PortableFile, recipe: Recipe) -> str:
+    """Return how to use a file that runs without timm, and how its logits were compared."""
+    size = recipe.evaluation.size
+    made = f"opset {file.opset}" if file.opset else f"of PyTorch {file.torch}"
+    return f"""`{file.file}` ({made}) computes `logits`, float32 [N, K] before softmax, from `images`, float32
+[N, 3, {size}, {size}], for any N. It contains the settings of the transform and the class names.
+
+{(ONNX_USE if file.opset else PROGRAM_USE).replace("NAME", file.file)}
+
+{file.describe_comparison()}"""
+
+
+ONNX_USE = """```python
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("DIR/NAME", providers=["CPUExecutionProvider"])
+settings = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+image = Image.open("PICTURE").convert("RGB")
+size = [settings["resize"] * side // min(image.size) for side in image.size]
+left, top = (round((side - settings["crop"]) / 2) for side in size)
+crop = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + settings["crop"], top + settings["crop"]))
+pixels_HWC = (np.asarray(crop) / 255 - settings["mean"]) / settings["std"]
+(logits,) = session.run(["logits"], {"images": pixels_HWC.transpose(2, 0, 1)[None].astype(np.float32)})
+label = logits[0].argmax()
+print(label, settings["class_names"] and settings["class_names"][label])
+```"""
+
+PROGRAM_USE = """```python
+import json
+
+import torch
+
+extra = {"metadata.json": ""}
+model = torch.export.load("DIR/NAME", extra_files=extra).module()
+settings = json.loads(extra["metadata.json"])
+logits = model(torch.zeros(1, 3, settings["crop"], settings["crop"]))
+```"""
+
+
 def _describe_data(facts: Provenance) -> str:
     if facts.source is None:
         return "The source of the data was not available when this was exported."
-    num_classes = f", {len(facts.class_names):,} classes" if facts.class_names else ""
-    return f"{facts.source.name}, revision {facts.source.revision}, split {facts.recipe.data.train}{num_classes}."
+    classes = ""
+    if facts.class_names:
+        words = put_in_words(facts.class_names)
+        shown = [words.get(name, name).split(",")[0] for name in facts.class_names]  # the first of several synonyms
+        classes = f", {len(shown):,} classes: {list_some(shown)}"
+    return f"{facts.source.name}, revision {facts.source.revision}, split {facts.recipe.data.train}{classes}."
 
 
 def _show_recipe(recipe: Recipe) -> str:

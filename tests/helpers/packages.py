@@ -8,7 +8,20 @@ from importlib.util import find_spec
 OPTIONAL = frozenset(
     [
         *("braceexpand", "captum", "datasets", "fastapi", "gradio", "httpx", "nvidia.dali", "playwright"),
-        *("obstore", "pytorch_grad_cam", "ray", "simplejpeg", "starlette", "swift", "tyro", "uvicorn", "webdataset"),
+        *(
+            "obstore",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "pytorch_grad_cam",
+            "ray",
+            "simplejpeg",
+            "starlette",
+            "swift",
+            "tyro",
+            "uvicorn",
+            "webdataset",
+        ),
     ]
 )
 

@@ -29,6 +29,7 @@ from loaders import EvalTransform, LoaderConfig, build_loader
 from loaders.batch import Normalize
 from prep.dataset import Manifest, Split
 from prep.preprocess import draw_pattern
+from train import card
 from train.artifact import FILES, crop_share, describe_for_timm
 from train.checkpoint import EMA, read_meta
 from train.config import Recipe
@@ -211,6 +212,32 @@ def test_the_card_says_what_was_measured_and_where_the_data_is_from(
     assert json.loads(body.partition("```json\n")[2].partition("```")[0])["optim"]["lr"] == recipe.optim.lr
 
 
+def test_wordnet_numbers_are_also_given_in_words(
+    small: tuple[Recipe, Path], digits: Path, export: Export, tmp_path: Path
+) -> None:
+    """timm and the hub show `label_descriptions`, of which `label_names` are the keys."""
+    numbers = [f"n{number}" for number in ("01443537", "02012849", "03126707", "04399382", "99999999")]
+    manifest = json.loads((digits / "train" / "manifest.json").read_text())
+    manifest["class_names"] = [*numbers, *manifest["class_names"][5:]]
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "manifest.json").write_text(json.dumps(manifest))
+    export(small[1], "--out", tmp_path / "out", "--data", tmp_path / "data")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    words = config["label_descriptions"]
+    assert config["label_names"] == manifest["class_names"] == list(words)
+    assert words[numbers[0]] == "goldfish, Carassius auratus"
+    assert words[numbers[1]] == words[numbers[2]] == "crane" and words[numbers[3]].startswith("teddy")
+    assert (words[numbers[4]], words["nine"]) == (numbers[4], "nine"), "not in WordNet"
+    assert "10 classes: goldfish, crane, crane, teddy and 6 more." in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "artifact.json").read_text())["class_names"] == manifest["class_names"]
+    assert _load(tmp_path / "out").pretrained_cfg["label_descriptions"] == words
+
+    # Names that are words already need no description.
+    export(small[1], "--out", tmp_path / "words")
+    config = json.loads((tmp_path / "words" / "config.json").read_text())
+    assert config["label_names"][9] == "nine" and "label_descriptions" not in config
+
+
 @pytest.mark.parametrize("size", [16, 64, 160, 176, 192, 224, 256, 288, 299, 384])
 def test_timm_resizes_to_the_recipes_short_side(size: int) -> None:
     for resize in range(size, 2 * size):
@@ -229,6 +256,15 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(
     assert "the earlier export was replaced" in export(path, "--out", out)
     assert (out / "config.json").read_bytes() == before
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "others may not read the weights"
+    text = (out / "README.md").read_text()
+    (out / "README.md").write_text(text + "mine")
+    with pytest.raises(SystemExit, match=r"^error: .*README\.md was changed since it was exported: choose "):
+        export(path, "--out", out)
+    assert (out / "README.md").read_text() == text + "mine"
+    facts = json.loads((out / "artifact.json").read_text())
+    assert facts.pop("card_sha256") == hashlib.sha256(text.encode()).hexdigest()
+    (out / "artifact.json").write_text(json.dumps(facts))  # an earlier version's
+    assert "the earlier export was replaced" in export(path, "--out", out)
     (out / ".git").mkdir()
     with pytest.raises(SystemExit, match=r"^error: .*out holds \.git, which is not part of an earlier export"):
         export(path, "--out", out)
@@ -241,6 +277,22 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(
     assert (tmp_path / "notes" / "README.md").read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["notes", "out"]
     assert (out / "config.json").read_bytes() == before
+
+
+def test_a_file_that_is_added_during_the_export_is_kept(
+    small: tuple[Recipe, Path], export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", card.write_card
+    export(small[1], "--out", out)
+
+    def write_and_add(*arguments: Any) -> str:
+        (out / "mine.txt").write_text("mine")
+        return write(*arguments)
+
+    monkeypatch.setattr(card, "write_card", write_and_add)
+    with pytest.raises(SystemExit, match=r"out holds mine\.txt, which is not part of an earlier export"):
+        export(small[1], "--out", out)
+    assert (out / "mine.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [out]
 
 
 def test_what_is_not_finite_is_refused_by_name(small: tuple[Recipe, Path], export: Export, tmp_path: Path) -> None:
