@@ -285,7 +285,10 @@ def write_photo(size: tuple[int, int], path: Path) -> None:
 
 
 def time_answer(served: "Served", cam: "GradCam", path: Path) -> dict[str, float]:
-    """Return the seconds of one answer: to the decoded picture, from there to the last map, and in total with HTML."""
+    """Return the seconds of one answer: to the decoded picture, from there to the last map, and in total with HTML.
+
+    Also returns the bytes of the HTML, which the visitor's browser receives.
+    """
     from serve.app.answer import answer_photo  # noqa: PLC0415
     from serve.app.page import write_answer  # noqa: PLC0415
     from serve.app.uploads import open_photo  # noqa: PLC0415
@@ -295,9 +298,13 @@ def time_answer(served: "Served", cam: "GradCam", path: Path) -> dict[str, float
     opened = time.perf_counter()
     found = answer_photo(served, cam, photo)
     answered = time.perf_counter()
-    write_answer(found, answered - started)
-    whole = time.perf_counter() - started
-    return {"decode_seconds": opened - started, "answer_seconds": answered - opened, "whole_seconds": whole}
+    html = write_answer(found, answered - started)
+    seconds = {
+        "decode_seconds": opened - started,
+        "answer_seconds": answered - opened,
+        "whole_seconds": time.perf_counter() - started,
+    }
+    return {**seconds, "answer_bytes": len(html.encode())}
 
 
 def main() -> None:

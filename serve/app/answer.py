@@ -1,6 +1,7 @@
 """The model's answer to one picture: its five most likely classes, and a Grad-CAM map of each.
 
-Between `serve/app/uploads.py` and `serve/app/page.py`. T is the number of classes shown, H and W are the crop's side.
+Between `serve/app/uploads.py` and `serve/app/page.py`. T is the number of classes shown, h and w the size of the stage
+of the network whose maps are shown, for example 7 x 7.
 """
 
 import time
@@ -12,7 +13,7 @@ from PIL import Image
 from serve.app.uploads import Photo
 from serve.artifact import Served
 from serve.cam import GradCam
-from serve.class_names import to_words
+from serve.class_names import look_up_words
 from serve.predict import predict_probabilities
 from serve.preprocess import Preprocessing, show_crop, to_tensor
 
@@ -26,7 +27,9 @@ class Guess:
 
     name: str
     share: float  # softmax, 0 to 1
-    map_HW: np.ndarray  # Grad-CAM, 0 to 1
+    map_hw: (
+        np.ndarray
+    )  # Grad-CAM at the stage's resolution, divided by its own maximum; all zeros if no place supports it
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,24 @@ def answer_photo(served: Served, cam: GradCam, photo: Photo) -> Answer:
     shares_T, labels_T = probabilities_K.topk(min(NUM_SHOWN, served.num_classes))
     labels = labels_T.tolist()
     # Compute one map at a time: a batch of five would save a quarter of the time and need five times the memory.
-    maps_HW = [cam(image_CHW, [label])[0].numpy() for label in labels]
+    maps_hw = [scale_map(cam.raw(image_CHW, [label])[0].numpy()) for label in labels]
     guesses = tuple(
-        Guess(name_class(served, label), share, map_HW)
-        for label, share, map_HW in zip(labels, shares_T.tolist(), maps_HW, strict=True)
+        Guess(name_class(served, label), share, map_hw)
+        for label, share, map_hw in zip(labels, shares_T.tolist(), maps_hw, strict=True)
     )
     view = show_view(photo.picture, served.preprocessing)
     return Answer(view, guesses, photo.notes, time.perf_counter() - started)
 
 
+def scale_map(map_hw: np.ndarray) -> np.ndarray:
+    """Return a map divided by its maximum; a map that is 0 everywhere is unchanged."""
+    highest = map_hw.max()
+    return map_hw / highest if highest > 0 else map_hw
+
+
 def name_class(served: Served, label: int) -> str:
-    """Return the name of a class, or its number if the artifact has no names."""
-    return f"class {label}" if served.class_names is None else to_words(served.class_names)[label]
+    """Return the name of an output in words, or `output 12` if the model has no names."""
+    return f"output {label}" if served.class_names is None else look_up_words(served.class_names[label])
 
 
 def show_view(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -1,6 +1,7 @@
-"""`python tests/helpers/app_gated.py --artifact DIR --examples FOLDER`: the app; it waits for FOLDER/gate.
+"""`python tests/helpers/app_gated.py --artifact DIR [--api] --examples FOLDER`: the app with a gate before the network.
 
-FOLDER/entered gets a letter for each picture that comes to the network, and a dot for each that leaves it.
+Pictures wait while FOLDER/closed exists. FOLDER/entered gets a letter for each picture whose turn comes, and a dot when
+its turn ends.
 """
 
 import sys
@@ -8,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve.app import run, server
-from serve.app.answer import answer_photo
+from serve.app import run, server, worker
 
-NUM_WAITING = 3
+NUM_WAITING = 12
 FOLDER = Path(sys.argv[-1])
 
 
@@ -20,16 +20,19 @@ def note(letter: str) -> None:
         file.write(letter)
 
 
-def wait_and_answer(*arguments: Any) -> Any:
-    note("x")
-    while not (FOLDER / "gate").exists():
-        time.sleep(0.02)
-    found = answer_photo(*arguments)
-    note(".")
-    return found
+class NotedLock(worker.FairLock):
+    def __enter__(self) -> None:
+        super().__enter__()
+        note("x")
+        while (FOLDER / "closed").exists():
+            time.sleep(0.02)
+
+    def __exit__(self, *error: Any) -> None:
+        note(".")
+        super().__exit__(*error)
 
 
 if __name__ == "__main__":
     server.MAX_WAITING = NUM_WAITING
-    server.answer_photo = wait_and_answer
-    run(Path(sys.argv[2]), FOLDER)
+    worker.ONE_AT_A_TIME = NotedLock()
+    run(Path(sys.argv[2]), FOLDER, device="cpu", api="--api" in sys.argv)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from helpers.commands import CHECKOUT, free_port
 
 API = "/gradio_api"
 PATIENCE = 60.0  # seconds
+TOKEN = "a-token-of-the-tests"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Server:
     """A running app."""
 
     url: str
-    process_id: int
+    process: subprocess.Popen[bytes]
 
     def resident_mb(self) -> float:
         """Memory that it holds now."""
@@ -41,26 +43,44 @@ class Server:
         return self._memory("VmHWM")
 
     def _memory(self, name: str) -> float:
-        status = Path(f"/proc/{self.process_id}/status").read_text()
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(rf"{name}:\s+(\d+)", status)[0]) / 1024
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Send it a signal that ends it, and wait until it has ended."""
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE)
 
 
 @contextmanager
-def serving(artifact: Path, log: Path, *flags: object, script: Path = CHECKOUT / "serve/app.py") -> Iterator[Server]:
-    """`python serve/app.py --artifact DIR` until the block ends."""
-    port = free_port()
-    environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    command = [sys.executable, str(script), "--artifact", str(artifact), *map(str, flags)]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+def serving(
+    artifact: Path, log: Path, *flags: object, script: Path = CHECKOUT / "serve/app.py", port: int | None = None
+) -> Iterator[Server]:
+    """`python serve/app.py --artifact DIR` until the block ends, or the block kills it."""
+    server = start(artifact, log, *flags, script=script, port=port)
     try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(url, process, log)
-        yield Server(url, process.pid)
-        assert process.poll() is None, f"the server has ended: {log.read_text()}"
+        yield server
+        assert server.process.poll() in (None, -signal.SIGKILL), f"the server has ended: {log.read_text()}"
     finally:
-        process.terminate()
-        process.wait(PATIENCE)
+        server.stop()
+
+
+def start(
+    artifact: Path, log: Path, *flags: object, script: Path = CHECKOUT / "serve/app.py", port: int | None = None
+) -> Server:
+    """Start the app and wait until it answers; with --api it accepts TOKEN."""
+    port = port or free_port()
+    own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "PENSTOCK_API_TOKEN": TOKEN}
+    command = [sys.executable, str(script), "--artifact", str(artifact), *map(str, flags)]
+    with log.open("a") as output:
+        process = subprocess.Popen(command, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, process, log)
+    except BaseException:
+        process.kill()
+        raise
+    return Server(url, process)
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -96,18 +116,28 @@ class Visitor:
         body = {"data": list(data), "event_data": event, "fn_index": 0, "session_hash": self.session, "trigger_id": 2}
         return self.post(f"{API}/queue/join", json=body)
 
+    @contextmanager
+    def stream(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """The messages about this session's events; leaving the block closes the connection."""
+        address = f"{self.url}{API}/queue/data?session_hash={self.session}"
+        with httpx.stream("GET", address, timeout=PATIENCE) as response:
+            yield (json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:"))
+
     def listen(self, count: int = 1) -> list[dict[str, Any]]:
         """The next few messages of finished events."""
         finished: list[dict[str, Any]] = []
-        address = f"{self.url}{API}/queue/data?session_hash={self.session}"
-        with httpx.stream("GET", address, timeout=PATIENCE) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line[5:]) if line.startswith("data:") else {}
-                if message.get("msg") == "process_completed":
+        with self.stream() as messages:
+            for message in messages:
+                if message["msg"] == "process_completed":
                     finished.append(message)
                 if len(finished) == count:
                     return finished
         raise AssertionError(f"the stream ended after {len(finished)} of {count}")
+
+    def predict(self, content: bytes, **headers: str) -> httpx.Response:
+        """The JSON route's response to the bytes of a PNG."""
+        own = {"authorization": f"Bearer {TOKEN}", "content-type": "image/png"}
+        return self.post("/predict", content=content, headers={**own, **headers})
 
     def ask(self, content: bytes, name: str = "picture.png") -> str:
         """The HTML that answers a file."""

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 from helpers.commands import CHECKOUT, run_command
 from helpers.served import Exported
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from prep.errors import InputError
 from serve.app.answer import Answer, Guess, answer_photo, make_cam, show_view
 from serve.app.examples import draw_examples, list_examples
-from serve.app.page import color_map, format_share, write_answer, write_chooser, write_head, write_refusal
+from serve.app.page import (
+    format_share,
+    map_strength,
+    write_about,
+    write_answer,
+    write_chooser,
+    write_head,
+    write_refusal,
+)
 from serve.app.uploads import Photo
 from serve.artifact import Served, load_artifact
 from serve.cam import GradCam
@@ -49,15 +59,16 @@ def test_each_class_has_the_map_that_grad_cam_gives_it(exported: Exported) -> No
     image_CHW = to_tensor(show_crop(picture, served.preprocessing), served.preprocessing)
     untouched = load_artifact(exported.artifact)
     labels = [(untouched.class_names or ()).index(each.name) for each in found]
-    maps_THW = GradCam(untouched.model, untouched.preprocessing.crop)(image_CHW, labels)
-    assert np.allclose(np.stack([each.map_HW for each in found]), maps_THW.numpy(), atol=1e-5)
-    assert sum(each.map_HW.any() for each in found) >= 2
+    maps_Thw = GradCam(untouched.model, untouched.preprocessing.crop).raw(image_CHW, labels).numpy()
+    highest_T11 = maps_Thw.max((1, 2), keepdims=True)
+    assert np.allclose(np.stack([each.map_hw for each in found]), maps_Thw / np.maximum(highest_T11, 1e-30), atol=1e-5)
+    assert sum(each.map_hw.any() for each in found) >= 2
 
 
 def test_a_model_of_three_classes_has_three_and_one_without_names_has_numbers() -> None:
     served = Served(build_network("test_resnet", 3).eval(), "x", 3, Preprocessing(40, 32))
     guesses = answer_photo(served, make_cam(served), Photo(Image.new("RGB", (50, 50), "red"))).guesses
-    assert sorted(each.name for each in guesses) == ["class 0", "class 1", "class 2"]
+    assert sorted(each.name for each in guesses) == ["output 0", "output 1", "output 2"]
     assert sum(each.share for each in guesses) == pytest.approx(1)
 
 
@@ -81,7 +92,7 @@ def make_answer(name: str) -> Answer:
 def test_names_are_words_and_not_markup(exported: Exported) -> None:
     served = load_artifact(exported.artifact)
     hostile = Served(served.model, HOSTILE, 10, served.preprocessing, (HOSTILE,) * 10)
-    for html in (write_answer(make_answer(HOSTILE), 0.1), write_refusal(HOSTILE), write_head(hostile)):
+    for html in (write_answer(make_answer(HOSTILE), 0.1), write_refusal(HOSTILE), write_about(hostile)):
         assert "<img src=x" not in html
         assert HOSTILE in unescape(html)
 
@@ -91,18 +102,37 @@ def test_shares_and_bars() -> None:
     assert [unescape(each) for each in re.findall(r'class="share">(.*?)</', html)] == ["70.0%", "20.0%", "< 0.1%"]
     assert re.findall(r"width: ([\d.]+)%", html) == ["70.00", "20.00", "0.04"]
     assert (format_share(1), format_share(0.001), format_share(0)) == ("100.0%", "0.1%", "< 0.1%")
-    assert html.count("no place supports cat") == 3
+    assert html.count("No part of the photo supports cat, so nothing is coloured.") == 4  # each class, and the first
 
 
-def test_the_colours_are_clear_where_the_map_is_zero_and_red_where_it_is_one() -> None:
-    cold, warm = np.asarray(color_map(np.array([[0.0, 1.0]], np.float32)))[0]
-    assert cold[3] == 0
-    assert warm[3] == 255 and warm[0] > 3 * max(warm[1], warm[2])
+def test_an_answer_brings_the_numbers_of_its_maps_and_says_which_are_faint() -> None:
+    map_hw = np.array([[0, 0.5], [0.25, 1]], np.float32)
+    html = write_answer(
+        Answer(Image.new("RGB", (200, 200)), (Guess("cat", 0.9, map_hw), Guess("dog", 0.01, map_hw)), (), 1), 1
+    )
+    assert re.findall('data-size="(.*?)"', html) == ["2x2", "2x2"]
+    assert [list(b64decode(each)) for each in re.findall('data-map="(.*?)"', html)] == [[0, 128, 64, 255]] * 2
+    meanings = [unescape(each) for each in re.findall('data-meaning="(.*?)"', html)]
+    assert meanings[0] == "Orange: where the network looked for cat."
+    assert meanings[1].endswith("looked for dog. The map is faint because this class got only 1.0%.")
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_likelier_class_never_has_a_fainter_map(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert 0.3 <= map_strength(low) <= map_strength(high) <= 1
+
+
+def test_an_answer_takes_tens_of_kilobytes() -> None:
+    noise = Image.effect_noise((640, 640), 40).convert("RGB").resize((160, 160)).resize((640, 640))
+    guesses = tuple(Guess(f"class {number}", 0.2, np.ones((7, 7), np.float32)) for number in range(5))
+    assert len(write_answer(Answer(noise, guesses, (), 1), 1)) < 100_000
 
 
 def test_an_artifact_without_accuracy_says_so() -> None:
     served = Served(build_network("test_resnet", 3).eval(), "x", 3, Preprocessing(40, 32))
-    assert "its accuracy was not recorded" in write_head(served)
+    assert "Recognizes 3 things." in write_head(served) and "Right" not in write_head(served)
+    assert "Not measured." in write_about(served)
 
 
 def test_each_drawn_example_is_another_picture(tmp_path: Path) -> None:
@@ -112,7 +142,7 @@ def test_each_drawn_example_is_another_picture(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     assert [path.read_bytes() for path in draw_examples(again)] == [path.read_bytes() for path in paths]
-    found = re.findall(r'data-example="(\d)"><img alt="" src="data:image/jpeg;base64,(.*?)"', write_chooser(paths))
+    found = re.findall(r'data-example="(\d)"[^>]*><img alt="" src="data:image/jpeg;base64,(.*?)"', write_chooser(paths))
     assert [number for number, _ in found] == ["0", "1", "2", "3"]
     assert len({Image.open(io.BytesIO(b64decode(content))).tobytes() for _, content in found}) == 4
 
@@ -120,7 +150,7 @@ def test_each_drawn_example_is_another_picture(tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path) -> None:
     done = run_command(CHECKOUT / "serve/app.py", "--artifact", tmp_path)
     assert done.returncode == 1
-    assert "does not exist: make an artifact with" in done.stderr
+    assert "holds no model: expected a folder of train/export.py, or a file of weights" in done.stderr
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match="holds no pictures to try: leave --examples out"):
         list_examples(tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """The app over HTTP, with hostile requests and with many visitors at once."""
 
 import base64
+import io
 import socket
 import threading
 from collections.abc import Iterator
@@ -175,7 +176,13 @@ CLOSED = (
     "/file=/etc/passwd",
     f"{API}/info",
     f"{API}/openapi.json",
-    f"{API}/app_id",
+    f"{API}/queue/status",
+    f"{API}/login_check",
+    f"{API}/user",
+    f"{API}/upload_progress?upload_id=x",
+    f"{API}/dev/reload",
+    "/manifest.json",
+    "/predict",
     "/docs",
     "/openapi.json",
     "/monitoring",
@@ -191,6 +198,45 @@ CLOSED = (
 @pytest.mark.parametrize("route", CLOSED)
 def test_routes_that_the_page_does_not_need_are_closed(route: str, visitor: Visitor) -> None:
     assert visitor.get(route).status_code == 404
+
+
+def test_what_a_page_asks_in_trouble_is_answered(visitor: Visitor) -> None:
+    assert visitor.get(f"{API}/app_id").json()["app_id"]
+    assert visitor.get("/config").json()["dependencies"]
+    for route in ("cancel", "reset"):
+        assert visitor.post(f"{API}/{route}", content=b"\xff" * 100).json() == {"success": True}
+
+
+def test_nginx_is_told_not_to_hold_back_the_stream_of_an_answer(visitor: Visitor) -> None:
+    visitor.join({"example": 0}).raise_for_status()
+    with httpx.stream("GET", f"{visitor.url}{API}/queue/data?session_hash={visitor.session}") as response:
+        assert response.headers["x-accel-buffering"] == "no"
+    assert "x-accel-buffering" not in visitor.get("/").headers
+
+
+def test_a_link_to_the_page_shows_the_model_and_nothing_of_gradio(server: Server) -> None:
+    page = httpx.get(server.url, headers={"host": "x.example", "x-forwarded-proto": "https"}).text
+    head = page[: page.index("<script")]
+    assert "<title>What is in this photo? – test_resnet, 10 things</title>" in head
+    assert '<meta property="og:title" content="What is in this photo? – test_resnet, 10 things" />' in head
+    assert '<meta property="og:url" content="https://x.example/" />' in head
+    assert '<meta property="og:image" content="https://x.example/preview.jpg" />' in head
+    assert "gradio" not in head.lower()
+    assert "try out the app" not in page
+    assert page.count("og:title") == 1
+    assert "manifest" not in page[page.index("</script>") : page.index("</head>")].replace("data-gradio", "")
+    config = httpx.get(f"{server.url}/config").json()
+    assert config["title"] == "What is in this photo? – test_resnet, 10 things"
+
+
+def test_the_icon_and_the_picture_of_links_are_our_own(server: Server) -> None:
+    for path, kind, size in (("/favicon.ico", "PNG", (64, 64)), ("/preview.jpg", "JPEG", (1200, 630))):
+        response = httpx.get(server.url + path).raise_for_status()
+        with Image.open(io.BytesIO(response.content)) as picture:
+            assert (picture.format, picture.size) == (kind, size)
+            assert response.headers["content-type"] == f"image/{kind.lower()}"
+        assert httpx.head(server.url + path).status_code == 200
+    assert httpx.head(server.url).status_code == 200
 
 
 def test_an_upload_cannot_be_read_back(visitor: Visitor) -> None:
@@ -240,7 +286,7 @@ def test_bombs_and_waste_do_not_cost_memory(server: Server, visitor: Visitor) ->
     visitor.ask(encode(Image.new("RGB", (64, 64), "red")))
     before = server.peak_mb()
     for _ in range(3):
-        assert "more than the 89 megapixels" in read_words(visitor.ask(bomb))
+        assert "the limit is 89" in read_words(visitor.ask(bomb))
     assert "empty (0 bytes)" in read_words(visitor.ask(b""))
     assert "not a picture" in read_words(visitor.ask(b"hello", "hello.txt"))
     assert server.peak_mb() - before < GROWTH_MB
