@@ -62,6 +62,7 @@ soak: env
 	PENSTOCK_SOAK_MIRROR_KILLS=10 $(BIN)/pytest tests/train/test_mirror.py
 	PENSTOCK_SOAK_SPOT_KILLS=10 $(BIN)/pytest tests/cloud/test_spot_run.py
 	PENSTOCK_SOAK_CAMS=2000 PENSTOCK_SOAK_QUADRANTS=5 $(BIN)/pytest tests/serve/test_oracle.py tests/serve/test_cam.py
+	PENSTOCK_SOAK_ANSWERS=2000 PENSTOCK_SOAK_TRIES=30 PENSTOCK_SOAK_STOPPED=60 $(BIN)/pytest -s tests/serve/test_app_soak.py tests/serve/test_app_queue.py tests/serve/test_browser_trouble.py
 	PENSTOCK_SOAK_OPTIMIZERS=1 $(BIN)/pytest tests/train/test_optim.py tests/train/test_resume.py
 	PENSTOCK_SOAK_FAMILIES=1 $(BIN)/pytest tests/train/test_models.py tests/test_model_families.py
 	PENSTOCK_SOAK_THROUGHPUT=1 PENSTOCK_SOAK_TUNE=1 $(BIN)/pytest tests/benchmarks/test_throughput.py tests/benchmarks/test_throughput_stages.py tests/benchmarks/test_tune_measured.py

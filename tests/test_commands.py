@@ -9,7 +9,7 @@ from helpers.packages import OPTIONAL, is_installed
 COMMANDS = (
     *("prep/shard.py", "prep/verify.py", "prep/adopt.py", "prep/digits.py", "prep/stage.py"),
     *("train/main.py", "train/evaluate.py", "train/export.py", "train/curves.py", "train/mirror.py"),
-    *("serve/gradcam_viz.py", "serve/report.py", "serve/publish.py", "serve/app.py"),
+    *("serve/gradcam_viz.py", "serve/report.py", "serve/publish.py", "serve/app.py", "serve/classify.py"),
     *("benchmarks/throughput.py", "benchmarks/compare.py", "benchmarks/prepare.py", "benchmarks/certify.py"),
     *("benchmarks/latency.py", "benchmarks/cost.py", "benchmarks/gpu_suite.py", "benchmarks/gpu_model.py"),
     *("benchmarks/gpu_pack.py", "benchmarks/report.py", "benchmarks/prove.py"),

@@ -33,7 +33,7 @@ SLOW_FILES = frozenset(
             "test_elastic_runs",
         ),
         *("test_evaluate", "test_evaluate_units", "test_export", "test_fused", "test_graphs", "test_guard"),
-        *("test_models", "test_optim"),
+        *("test_export_portable", "test_models", "test_optim"),
         *("test_mirror", "test_mirror_store", "test_mirror_trouble"),
         *(
             "test_preemption",
@@ -43,8 +43,19 @@ SLOW_FILES = frozenset(
             "test_training_refusals",
             "test_tuned_training",
         ),
-        *("test_app_http", "test_app_queue", "test_browser", "test_cam", "test_gallery", "test_oracle"),
-        *("test_publish", "test_publish_hub", "test_served_blur", "test_staging"),
+        *(
+            "test_app_api",
+            "test_app_http",
+            "test_app_queue",
+            "test_app_soak",
+            "test_browser",
+            "test_cam",
+            "test_gallery",
+            "test_oracle",
+            "test_outputs",
+        ),
+        *("test_publish", "test_publish_hub", "test_report", "test_report_browser", "test_served_blur", "test_staging"),
+        *("test_architectures", "test_checkpoint_kinds", "test_hub_models", "test_reference_command"),
         *("test_certify", "test_gpu_model", "test_gpu_model_kernels", "test_gpu_suite", "test_gpu_suite_cases"),
         "test_gpu_speed",
         *("test_compare", "test_prepare", "test_throughput", "test_throughput_placement"),
@@ -70,6 +81,7 @@ SAME_WORKER = {
     "test_spot_run": "mirror",
     "test_app_http": "app",
     "test_app_queue": "app",
+    "test_app_soak": "app",
     "test_browser": "app",
 }
 # The files that take longest, in the order in which they start.
