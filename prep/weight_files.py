@@ -46,7 +46,7 @@ def _make_dict(*factory: object) -> dict[Any, Any]:
 
 
 # Types that checkpoints contain besides tensors, by the names in pickles. None of the originals is imported or called:
-# NumPy's constructors are not safe with the arguments of a stranger.
+# NumPy's constructors are not safe with untrusted arguments.
 INERT_TYPES = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray"),

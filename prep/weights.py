@@ -109,7 +109,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """The weights that were chosen, and what is to be said about the choice, one sentence each."""
+    """The weights that were chosen, and notes for the user about the choice, one sentence each."""
 
     weights: Weights
     label: str
@@ -148,7 +148,7 @@ def split_words(text: str) -> set[str]:
 
 
 def rank_keys(keys: Sequence[str], prefix: str = "") -> int:
-    """Return the rank that the keys of a dictionary and a prefix in it say."""
+    """Return the rank that the words in the keys of a dictionary and in a prefix indicate."""
     parts = [*keys, *prefix.split(".")]
     words = [split_words(part) for part in reversed(parts)]
     if any(each & OPTIMIZER_WORDS or each >= MOMENT for each in words):

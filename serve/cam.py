@@ -41,8 +41,8 @@ class GradCam(Maps):
     def raw(self, image_CHW: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
         """Return the maps of the paper, at the stage's own resolution and scale: float32 [T, h, w], 0 or more."""
         if self.stage.layout != "channels first":  # captum assumes that the second dimension is the channels
-            features_TChw, slopes_TChw = self.differentiate(image_CHW, classes)
-            return (slopes_TChw.mean((2, 3), keepdim=True) * features_TChw).sum(1).relu().cpu()
+            features_TChw, gradients_TChw = self.differentiate(image_CHW, classes)
+            return (gradients_TChw.mean((2, 3), keepdim=True) * features_TChw).sum(1).relu().cpu()
         images_TCHW, targets_T = self._repeat(image_CHW, classes)
         maps_T1hw: Any = self.attribution.attribute(images_TCHW, targets_T, relu_attributions=True)
         return maps_T1hw[:, 0].detach().cpu()
@@ -57,8 +57,8 @@ class GradCam(Maps):
                 chosen_T1 = self.model(images_TCHW).gather(1, targets_T[:, None])
         finally:
             handle.remove()
-        (slopes,) = torch.autograd.grad(chosen_T1.sum(), seen)
-        return self.stage.to_maps(seen[0].detach()), self.stage.to_maps(slopes)
+        (gradients,) = torch.autograd.grad(chosen_T1.sum(), seen)
+        return self.stage.to_maps(seen[0].detach()), self.stage.to_maps(gradients)
 
     def _repeat(self, image_CHW: torch.Tensor, classes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the picture once per class, and the classes, on the network's device."""
@@ -76,11 +76,11 @@ class GradCamPlusPlus(GradCam):
 
     def raw(self, image_CHW: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
         """Return the maps of the paper, at the stage's own resolution and scale: float32 [T, h, w], 0 or more."""
-        features_TChw, slopes_TChw = self.differentiate(image_CHW, classes)
+        features_TChw, gradients_TChw = self.differentiate(image_CHW, classes)
         # Equation 19: alpha = s^2 / (2 s^2 + sum(features) s^3), with numerator and denominator divided by s^2. Only
-        # slopes above 0 count. A sum below 0, of a network without ReLU, counts as 0: the paper assumes features of 0
-        # or more, for which alpha is between 0 and 1/2.
-        rises_TChw = slopes_TChw.relu()
+        # gradients above 0 count. A sum below 0, of a network without ReLU, counts as 0: the paper assumes features of
+        # at least 0, for which alpha is between 0 and 1/2.
+        rises_TChw = gradients_TChw.relu()
         alphas_TChw = 1 / (2 + features_TChw.sum((2, 3), keepdim=True).relu() * rises_TChw)
         weights_TC11 = (alphas_TChw * rises_TChw).sum((2, 3), keepdim=True)
         return (weights_TC11 * features_TChw).sum(1).relu().cpu()
@@ -94,5 +94,5 @@ class LayerCam(GradCam):
 
     def raw(self, image_CHW: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
         """Return the maps of the paper, at the stage's own resolution and scale: float32 [T, h, w], 0 or more."""
-        features_TChw, slopes_TChw = self.differentiate(image_CHW, classes)
-        return (slopes_TChw.relu() * features_TChw).sum(1).relu().cpu()
+        features_TChw, gradients_TChw = self.differentiate(image_CHW, classes)
+        return (gradients_TChw.relu() * features_TChw).sum(1).relu().cpu()

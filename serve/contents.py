@@ -1,4 +1,4 @@
-"""Tell what Penstock wrote from what is the user's: contents.json, in a report, a Space and a repository on the hub.
+"""Decide which files Penstock wrote and which are the user's: contents.json, in a report, a Space and on the hub.
 
 contents.json has the SHA-256 of every other file that was written with it. A file is Penstock's while its content is
 still what contents.json records. Only such files are replaced or deleted without asking.
@@ -23,7 +23,7 @@ Digests = Mapping[str, str]  # path with slashes, relative to the folder or repo
 
 
 def digest_folder(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a folder, except contents.json; of a link, words that are no SHA-256."""
+    """Return the SHA-256 of each file in a folder, except contents.json; a link has the text `a link` instead."""
     return {name: _digest(folder / name) for name in sorted(_list_files(folder)) if name != CONTENTS}
 
 

@@ -1,7 +1,7 @@
 """Push files to the Hugging Face hub. For `serve/publish.py`. The user's token never appears in a message.
 
 A push reads the repository, plans (serve/contents.py), and is one commit on the revision that was read, so that nothing
-of the user's is overwritten, even if somebody else pushes at the same time.
+of the user's is overwritten, also when another push happens at the same time.
 """
 
 import hashlib

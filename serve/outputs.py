@@ -34,7 +34,7 @@ def check_file(path: Path, flag: str) -> None:
     """Check that a file can be written, and does not have the name of a folder.
 
     Raises:
-        InputError: it cannot.
+        InputError: the path is a folder, is not a regular file, or its parent is not a folder.
         OSError: the path cannot be used, for example because it is too long.
     """
     if path.is_dir() or not path.name:

@@ -88,7 +88,7 @@ def _find_undeclared_stage(model: nn.Module, size: int) -> Stage:
     for name in reversed(outputs):  # in the order in which the modules finished
         output = outputs[name]
         for channels_at in (1, -1):
-            if len(output.shape) not in (3, 4) or output.slopes is None or not output.slopes.any():
+            if len(output.shape) not in (3, 4) or output.gradients is None or not output.gradients.any():
                 continue
             entry = {"module": name, "num_chs": output.shape[channels_at]}
             stage = _make_stage(model, entry, modules[name], outputs)
@@ -121,8 +121,8 @@ def _make_stage(
         sides = [math.isqrt(shape[1] - number) for number in num_others if shape[1] > number]
         fits = [side for side, number in zip(sides, num_others, strict=False) if side * side == shape[1] - number]
         stage = Stage(name, module, fits[0], fits[0], "tokens") if fits else None
-    slopes = outputs[name].slopes
-    return stage if stage and slopes is not None and stage.to_maps(slopes).any() else None
+    gradients = outputs[name].gradients
+    return stage if stage and gradients is not None and stage.to_maps(gradients).any() else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Output:
     """The output of a module for one picture."""
 
     shape: tuple[int, ...]
-    slopes: torch.Tensor | None  # gradient of the sum of squared logits; None if they do not depend on it
+    gradients: torch.Tensor | None  # gradient of the sum of squared logits; None if they do not depend on it
 
 
 def _probe_modules(model: nn.Module, modules: Mapping[str, nn.Module], size: int) -> dict[str, Output]:
@@ -163,5 +163,5 @@ def _probe_modules(model: nn.Module, modules: Mapping[str, nn.Module], size: int
     names = list(seen)
     if not names:
         return {}
-    slopes = torch.autograd.grad(logits_1K.square().sum(), [seen[name] for name in names], allow_unused=True)
-    return {name: Output(tuple(seen[name].shape), each) for name, each in zip(names, slopes, strict=True)}
+    gradients = torch.autograd.grad(logits_1K.square().sum(), [seen[name] for name in names], allow_unused=True)
+    return {name: Output(tuple(seen[name].shape), each) for name, each in zip(names, gradients, strict=True)}

@@ -100,7 +100,7 @@ def trace_network(model: nn.Module, images_BCHW: torch.Tensor, kinds: Sequence[K
     Raises:
         InputError: they depend on the values or the number of images; the message names the flags of `kinds`.
     """
-    # Two images, because torch takes a 1 for a constant.
+    # Two images, because torch.export treats a dimension of size 1 as a constant.
     example_BCHW = torch.zeros(2, *images_BCHW.shape[1:])
     try:
         with torch.no_grad():

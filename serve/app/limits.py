@@ -32,7 +32,7 @@ READ = (
     rf"{API}/app_id",
     # After a restart: the number of the page's function, and how to reach it.
     r"/config",
-    # Gradio's server asks itself once when it starts, and ends if there is no answer.
+    # Gradio's server requests this once when it starts, and exits if the request fails.
     rf"{API}/startup-events",
     # A stream that Gradio's client holds open while the page is open, if the app has something to clean up.
     rf"{API}/heartbeat/\w+",
