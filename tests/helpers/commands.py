@@ -17,18 +17,24 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HIDE = """
 import atexit, json, os, runpy, sys
 
-class Hidden:
-    packages = frozenset(sys.argv[1].split(","))
+HIDDEN = frozenset(sys.argv[1].split(","))
+
+class Hiding:
+    # A finder that finds all but the hidden packages, so that they look as if they were not installed.
+    def __init__(self, finder):
+        self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        if name in self.packages:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None if name in HIDDEN else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
 def report(path):
     with open(path, "w") as file:
         json.dump(sorted(sys.modules), file)
 
-sys.meta_path.insert(0, Hidden())
+sys.meta_path[:] = map(Hiding, sys.meta_path)
 if sys.argv[2]:
     atexit.register(report, os.path.abspath(sys.argv[2]))
 is_module = sys.argv[3] == "-m"
