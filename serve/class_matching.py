@@ -190,7 +190,7 @@ def choose_by_names(source: Source, candidates: Sequence[Candidate], match: Matc
     """Return the candidates that remain: one if the flag or the names decide, otherwise those to be measured.
 
     Raises:
-        InputError: there is no candidate, or not the one that the flag asks for.
+        InputError: no candidate is left, or the flag asks for another one.
     """
     if match is not None:
         wanted = [each for each in candidates if each.kind == match]

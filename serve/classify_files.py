@@ -4,9 +4,8 @@ Between `serve/picture_files.py` and `serve/classify.py`. At most a fixed number
 whatever the number of files. B pictures per batch, K outputs.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from prep.errors import InputError
 from serve.artifact import Served
 from serve.class_names import look_up_words
 from serve.pictures import read_picture
-from serve.predict import BATCH_SIZE, predict_probabilities
+from serve.predict import BATCH_SIZE, map_ahead, predict_probabilities
 from serve.preprocess import Preprocessing, show_crop, to_tensor
 
 NUM_TOP = 5  # classes per picture
@@ -26,7 +25,7 @@ NUM_TOP = 5  # classes per picture
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that was read: the square that the network sees, or why there is none."""
+    """A file that was read: the square that the network sees, or the reason why it could not be read."""
 
     path: Path
     size_bytes: int = 0
@@ -37,7 +36,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Answer:
-    """The prediction for a file: (output, probability) of the most probable classes, or why there is none."""
+    """The prediction for a file: (output, probability) of the most probable classes, or the error."""
 
     path: Path
     size_bytes: int
@@ -59,25 +58,11 @@ def classify_files(served: Served, paths: Iterable[Path], num_workers: int) -> I
     Args:
         num_workers: threads that read and decode; Pillow decodes without the interpreter's lock.
     """
-    with ThreadPoolExecutor(num_workers) as pool:
-        opened = _open_ahead(pool, served.preprocessing, paths, BATCH_SIZE + 2 * num_workers)
-        try:
-            while batch := list(islice(opened, BATCH_SIZE)):
-                yield from _predict_batch(served, batch)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after an error, files that wait are not opened
-
-
-def _open_ahead(
-    pool: ThreadPoolExecutor, preprocessing: Preprocessing, paths: Iterable[Path], num_ahead: int
-) -> Iterator[Opened]:
-    waiting: deque[Future[Opened]] = deque()
-    for path in paths:
-        waiting.append(pool.submit(open_file, path, preprocessing))
-        if len(waiting) > num_ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    num_ahead = BATCH_SIZE + 2 * num_workers
+    opened = map_ahead(lambda path: open_file(path, served.preprocessing), paths, num_workers, num_ahead)
+    with closing(opened):  # after an error, files that wait are not opened
+        while batch := list(islice(opened, BATCH_SIZE)):
+            yield from _predict_batch(served, batch)
 
 
 def open_file(path: Path, preprocessing: Preprocessing) -> Opened:

@@ -110,7 +110,7 @@ def open_class_folders(folder: Path) -> Source:
     Class i is the i-th folder in the order of strings, as in torchvision: `10` comes before `2`.
 
     Raises:
-        InputError: there are no images, they are not in class folders, or the folders are splits.
+        InputError: the folder holds no images, they are not in class folders, or the folders are splits.
     """
     classes, loose = list_class_folders(folder)
     if len(classes) > 1 and {name.casefold() for name in classes} <= SPLIT_FOLDERS:
@@ -228,7 +228,7 @@ def _find_above(folder: Path, name: str) -> Path | None:
 
 
 def _read_words(folder: Path) -> dict[str, str]:
-    """Return WordNet id -> name from a list in the folder or one of the two above it; empty if there is no list."""
+    """Return WordNet id -> name from a list in the folder or one of the two above it; empty without a list."""
     mapping = _find_above(folder, MAPPING)
     places = (folder, folder.parent, folder.parent.parent)
     for path in [*(place / WORDS for place in places), *([] if mapping is None else [mapping])]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from serve.pictures import Encoded, Source, decode_image
 from serve.preprocess import Preprocessing, show_crop, to_tensor
 
 BATCH_SIZE = 32
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 BATCHES_AHEAD = 2  # decoded or being decoded while the model computes one; 20 MB each at 224 pixels
 
 
@@ -94,12 +97,22 @@ def count_cpus() -> int:
 
 def decode_ahead(encoded: Iterable[Encoded], preprocessing: Preprocessing, workers: int) -> Generator[Decoded]:
     """Yield pictures in their order, while threads decode those that follow."""
-    waiting: deque[Future[Decoded]] = deque()
+    return map_ahead(lambda each: _decode(each, preprocessing), encoded, workers, BATCHES_AHEAD * BATCH_SIZE + workers)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, num_ahead: int
+) -> Generator[Result]:
+    """Yield `function` of each item, in order, while threads compute at most `num_ahead` of those that follow.
+
+    Close the generator to end its threads; items that wait then are not computed.
+    """
+    waiting: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        for each in encoded:
-            waiting.append(threads.submit(_decode, each, preprocessing))
-            if len(waiting) > BATCHES_AHEAD * BATCH_SIZE + workers:
+        for each in items:
+            waiting.append(threads.submit(function, each))
+            if len(waiting) > num_ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

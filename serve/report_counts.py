@@ -22,7 +22,7 @@ class ClassCount:
     num_hits: int
     num_top5: int
     num_images: int
-    wrong_guess: int | None = None  # the most frequent one; None: there is none
+    wrong_guess: int | None = None  # the most frequent one; None: all are right or cannot be decoded
     num_wrong_guess: int = 0
 
     @property

@@ -65,7 +65,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class in the table; numbers as they are shown, "–" where there are no images."""
+    """A class in the table; numbers as they are shown, "–" for a class without images."""
 
     label: int
     name: str

@@ -90,7 +90,7 @@ def make_pairs(served: Served, source: Source, predictions: Sequence[Prediction]
 def make_gallery(
     served: Served, source: Source, cam: GradCam, predictions: Sequence[Prediction], choice: Choice
 ) -> list[Mistake]:
-    """Return the most confident mistakes with their maps; an empty list if there are no mistakes."""
+    """Return the most confident mistakes with their maps; an empty list without mistakes."""
     if all(each.is_right or each.guess < 0 for each in predictions):
         return []
     mistakes = []

@@ -109,7 +109,7 @@ def _wait_for_page(address: str, process: subprocess.Popen[bytes], log: IO[str])
 
 
 def ask_space(address: str) -> Shares:
-    """Return the answer of a running Space to its first example; empty if there is none."""
+    """Return the answer of a running Space to its first example; empty if the Space has no example."""
     # Choose the example, as a click in the page does.
     session = "trial"
     (listener,) = (each for each in json.loads(request(f"{address}config"))["dependencies"] if each["targets"])

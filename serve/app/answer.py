@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from serve.app.uploads import Photo
@@ -27,9 +28,7 @@ class Guess:
 
     name: str
     share: float  # softmax, 0 to 1
-    map_hw: (
-        np.ndarray
-    )  # Grad-CAM at the stage's resolution, divided by its own maximum; all zeros if no place supports it
+    map_hw: np.ndarray  # Grad-CAM at the stage's resolution, see `compute_map`
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,25 @@ def answer_photo(served: Served, cam: GradCam, photo: Photo) -> Answer:
     """Return the five most likely classes (all classes if the model has fewer), each with its map."""
     started = time.perf_counter()
     image_CHW = to_tensor(show_crop(photo.picture, served.preprocessing), served.preprocessing)
-    probabilities_K = predict_probabilities(served, image_CHW[None])[0]
-    shares_T, labels_T = probabilities_K.topk(min(NUM_SHOWN, served.num_classes))
-    labels = labels_T.tolist()
     # Compute one map at a time: a batch of five would save a quarter of the time and need five times the memory.
-    maps_hw = [scale_map(cam.raw(image_CHW, [label])[0].numpy()) for label in labels]
     guesses = tuple(
-        Guess(name_class(served, label), share, map_hw)
-        for label, share, map_hw in zip(labels, shares_T.tolist(), maps_hw, strict=True)
+        Guess(name_class(served, label), share, compute_map(cam, image_CHW, label))
+        for label, share in rank_classes(served, image_CHW)
     )
     view = show_view(photo.picture, served.preprocessing)
     return Answer(view, guesses, photo.notes, time.perf_counter() - started)
 
 
-def scale_map(map_hw: np.ndarray) -> np.ndarray:
-    """Return a map divided by its maximum; a map that is 0 everywhere is unchanged."""
+def rank_classes(served: Served, image_CHW: torch.Tensor) -> list[tuple[int, float]]:
+    """Return (output, probability) of the five most likely classes, the most likely first."""
+    probabilities_K = predict_probabilities(served, image_CHW[None])[0]
+    shares_T, labels_T = probabilities_K.topk(min(NUM_SHOWN, served.num_classes))
+    return list(zip(labels_T.tolist(), shares_T.tolist(), strict=True))
+
+
+def compute_map(cam: GradCam, image_CHW: torch.Tensor, label: int) -> np.ndarray:
+    """Return the map of a class, float32 [h, w], divided by its own maximum; all zeros if no place supports it."""
+    map_hw = cam.raw(image_CHW, [label])[0].numpy()
     highest = map_hw.max()
     return map_hw / highest if highest > 0 else map_hw
 

@@ -219,12 +219,12 @@ def map_strength(share: float) -> float:
 
 
 def write_refusal(message: str) -> str:
-    """Return the section that says why there is no answer."""
+    """Return the section that says why the picture has no answer."""
     return str(_macros().refusal(message))
 
 
 def write_welcome() -> str:
-    """Return the section that is shown if there is no first answer."""
+    """Return the section that is shown until the first answer, if the page has no examples."""
     return str(_macros().welcome())
 
 

@@ -17,10 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from serve.app.answer import NUM_SHOWN, Answer, answer_photo, make_cam, name_class, warm_up
-from serve.app.uploads import Photo, open_photo
+from serve.app.answer import Answer, answer_photo, compute_map, make_cam, name_class, rank_classes, warm_up
+from serve.app.uploads import open_photo
 from serve.artifact import Served
-from serve.predict import predict_probabilities
 from serve.preprocess import show_crop, to_tensor
 
 
@@ -87,11 +86,6 @@ class Answerer:
             self._cam = make_cam(served)
             warm_up(served, self._cam)
 
-    def answer(self, photo: Photo) -> Answer:
-        """Return the page's answer to an opened picture; wait until earlier pictures are answered."""
-        with ONE_AT_A_TIME:
-            return answer_photo(self.served, self._cam, photo)
-
     def answer_file(self, path: Path) -> Answer:
         """Open a file and return the page's answer to it; wait until earlier pictures are answered.
 
@@ -117,13 +111,13 @@ class Answerer:
             started = time.perf_counter()
             photo = open_photo(file)
             image_CHW = to_tensor(show_crop(photo.picture, self.served.preprocessing), self.served.preprocessing)
-            probabilities_K = predict_probabilities(self.served, image_CHW[None])[0]
-            shares_T, labels_T = probabilities_K.topk(min(NUM_SHOWN, self.served.num_classes))
-            scores = []
-            for share, label in zip(shares_T.tolist(), labels_T.tolist(), strict=True):
-                map_hw = self._cam.raw(image_CHW, [label])[0].numpy() if with_maps else None
-                if map_hw is not None and map_hw.any():
-                    map_hw = map_hw / map_hw.max()
-                scores.append(ClassScore(label, name_class(self.served, label), share, map_hw))
-            notes = (*self.served.notes, *photo.notes)
-            return Classification(tuple(scores), notes, time.perf_counter() - started)
+            scores = tuple(
+                ClassScore(
+                    label,
+                    name_class(self.served, label),
+                    probability,
+                    compute_map(self._cam, image_CHW, label) if with_maps else None,
+                )
+                for label, probability in rank_classes(self.served, image_CHW)
+            )
+            return Classification(scores, (*self.served.notes, *photo.notes), time.perf_counter() - started)
